@@ -1,0 +1,80 @@
+"""Errors for bad arguments: each names the argument, its value, the reason and the repair."""
+
+import numbers
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def number(name: str, value: Any, low: float = -np.inf, high: float = np.inf) -> None:
+    """Refuses what is no real number, and Python numbers outside `[low, high]`; arrays pass.
+
+    Arrays pass unread because `optax.inject_hyperparams` and `jit` hand in traced ones.
+    """
+    if isinstance(value, jax.Array | np.ndarray):
+        if value.shape != ():
+            raise ValueError(f"{name} has shape {value.shape}: pass one number.")
+        return
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}={value!r} is {_article(value)}: pass a number.")
+    if not low <= value <= high:
+        raise ValueError(f"{name}={value!r} is outside [{low:g}, {high:g}]: {_repair(low, high)}.")
+
+
+def number_or_schedule(name: str, value: Any, low: float = -np.inf, high: float = np.inf) -> None:
+    """As `number`; functions of the step count pass."""
+    if not callable(value):
+        number(name, value, low, high)
+
+
+def integer(name: str, value: Any, low: int, high: float = np.inf) -> None:
+    """Refuses what is no Python integer in `[low, high]`: such arguments shape the program."""
+    _static(name, value)
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name}={value!r} is {_article(value)}: pass an integer.")
+    if not low <= value <= high:
+        raise ValueError(f"{name}={value!r} is outside [{low}, {high}]: {_repair(low, high)}.")
+
+
+def static_number(name: str, value: Any, low: float, high: float = np.inf) -> None:
+    """Refuses what is no Python number in `[low, high]`: such arguments shape the program."""
+    _static(name, value)
+    number(name, value, low, high)
+
+
+def one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Refuses what is not among the named choices."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name}={value!r} is unknown: choose one of {', '.join(choices)}.")
+
+
+def seed(value: Any) -> None:
+    """Refuses what is no integer and no array of one integer."""
+    if isinstance(value, jax.Array | np.ndarray):
+        if value.shape != () or not np.issubdtype(value.dtype, np.integer):
+            raise TypeError(
+                f"seed has shape {value.shape} and dtype {value.dtype}: pass one integer, not a key."
+            )
+    elif isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"seed={value!r} is {_article(value)}: pass an integer.")
+
+
+def _static(name: str, value: Any) -> None:
+    if isinstance(value, jax.Array | np.ndarray):
+        raise TypeError(
+            f"{name} is an array ({value}), but it shapes the compiled program: pass a Python "
+            f"number. Under optax.inject_hyperparams name it static: optax.inject_hyperparams("
+            f"method, static_args=optax_sam.static_arguments(method)), where method is, for "
+            f"example, optax_sam.vsam."
+        )
+
+
+def _article(value: Any) -> str:
+    return "missing" if value is None else f"a {type(value).__name__}, not a number"
+
+
+def _repair(low: float, high: float) -> str:
+    if high == np.inf:
+        return f"pass {low:g} or more"
+    return f"pass a number between {low:g} and {high:g}"

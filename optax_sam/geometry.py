@@ -1,0 +1,84 @@
+"""How the size of a perturbation is measured: a norm and its steepest direction, in one record.
+
+A perturbation is `rho * dual / norm`. Both come from one method, so that no flag can change one and
+forget the other.
+"""
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from optax_sam import checks, trees
+
+
+class Geometry(Protocol):
+    """A norm on perturbations."""
+
+    def steepest(self, direction: Any, params: Any) -> tuple[Any, jax.Array]:
+        """`(dual, norm)`: `dual / norm` is the steepest perturbation of size one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Euclidean:
+    """See `euclidean`."""
+
+    def steepest(self, direction: Any, params: Any) -> tuple[Any, jax.Array]:
+        del params
+        return direction, trees.norm(direction)
+
+
+@dataclasses.dataclass(frozen=True)
+class Elementwise:
+    """See `elementwise`."""
+
+    eta: trees.Scalar
+
+    def steepest(self, direction: Any, params: Any) -> tuple[Any, jax.Array]:
+        def on_leaf(path, d, w):
+            if not trees.is_inexact(d) or _is_bias(path):
+                return d, d
+            magnitude = jnp.abs(w).astype(jnp.finfo(d.dtype).dtype)
+            size = (magnitude + jnp.asarray(self.eta).astype(magnitude.dtype)).astype(d.dtype)
+            return size * size * d, size * d
+
+        pairs = jax.tree.map_with_path(on_leaf, direction, params)
+        dual, scaled = jax.tree.transpose(jax.tree.structure(direction), None, pairs)
+        return dual, trees.norm(scaled)
+
+
+@dataclasses.dataclass(frozen=True)
+class Magnitude:
+    """See `magnitude`."""
+
+    def steepest(self, direction: Any, params: Any) -> tuple[Any, jax.Array]:
+        scaled = trees.map_inexact(lambda d, w: jnp.abs(w).astype(d.dtype) * d, direction, params)
+        return scaled, trees.norm(scaled)
+
+
+def euclidean() -> Euclidean:
+    """`e = rho d / ||d||`: the global L2 norm."""
+    return Euclidean()
+
+
+def elementwise(eta: trees.Scalar = 0.0) -> Elementwise:
+    """`e = rho T^2 d / ||T d||` with `T = |w| + eta`, and `T = 1` for biases (ASAM).
+
+    The radius is measured as `||T^-1 e||`, which does not change when weights are rescaled. Biases
+    are the leaves whose last key contains "bias".
+
+    Args:
+      eta: 0 or more, in the units of the weights.
+    """
+    checks.number("eta", eta, low=0)
+    return Elementwise(eta)
+
+
+def magnitude() -> Magnitude:
+    """`e = rho |w| d / || |w| d ||`: larger weights move further; the size is the L2 norm (PUGD)."""
+    return Magnitude()
+
+
+def _is_bias(path: tuple[Any, ...]) -> bool:
+    return bool(path) and "bias" in jax.tree_util.keystr(path[-1:], simple=True).lower()

@@ -1,0 +1,37 @@
+"""Which arguments of a method may be arrays, so that Optax can schedule them from outside."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from optax_sam.trees import Scalar, ScalarOrSchedule
+
+_MAY_BE_ARRAYS = (Scalar, ScalarOrSchedule, ScalarOrSchedule | None)
+
+
+def static_arguments(method: Callable[..., Any]) -> tuple[str, ...]:
+    """The arguments of a method that shape the compiled program, and must be Python values.
+
+    Args:
+      method: a method of this library, not yet called, such as `optax_sam.vsam`.
+
+    Returns:
+      Their names, as `optax.inject_hyperparams` wants them: it turns every number into an array,
+      defaults included, unless the argument is named static.
+
+    Raises:
+      TypeError: `method` is no function.
+
+    Example:
+      >>> import optax, optax_sam
+      >>> optax_sam.static_arguments(optax_sam.tsam)
+      ('num_samples', 'noise')
+      >>> static = optax_sam.static_arguments(optax_sam.vsam)
+      >>> tx = optax.inject_hyperparams(optax_sam.vsam, static_args=static)(rho=0.05)
+    """
+    if not inspect.isroutine(method):
+        raise TypeError(
+            f"method={method!r} is no function: pass the method itself, for example optax_sam.vsam."
+        )
+    parameters = inspect.signature(method).parameters.values()
+    return tuple(p.name for p in parameters if p.annotation not in _MAY_BE_ARRAYS)

@@ -1,0 +1,166 @@
+"""Walking a jaxpr: the same computation with every convolution in the form that XLA's CPU backend runs fast.
+
+XLA compiles convolutions to fast kernels on a CPU only if they are in canonical form when they stand
+inside a conditional or a loop: batch first, channels last, kernels spatial-input-output. Elsewhere
+it rewrites them itself. The gradients of a convolution are convolutions in other forms, and are
+then compiled to naive loops, tens of times slower (jax-ml/jax#12868).
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+from jax import lax
+
+_JAXPRS = (jex.Jaxpr, jex.ClosedJaxpr)
+
+
+def canonical_convolutions(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn` with every convolution as transpose, canonical convolution, transpose back.
+
+    The result is the same function (equal to float rounding; bit for bit except where grouped
+    convolutions are summed in another order). It reaches convolutions inside `jit`, `custom_jvp` and
+    `custom_vjp` calls, `checkpoint`, `scan`, `while_loop`, `cond` and `shard_map`, and leaves every
+    other equation alone. Take derivatives first: `canonical_convolutions(jax.grad(loss))`, since the
+    derivative of a canonical convolution is not canonical.
+
+    On other backends than the CPU nothing is changed: `fn` itself is called.
+
+    Args:
+      fn: a function of pytrees of arrays, which JAX can trace.
+
+    Returns:
+      A function with the signature of `fn`.
+
+    Cost:
+      none in straight-line code (XLA makes the same rewrite there); one more trace of `fn`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from optax_sam import canonical_convolutions
+      >>> blur = lambda x: jnp.convolve(x, jnp.ones(3), mode="same")
+      >>> print(canonical_convolutions(blur)(jnp.array([0.0, 3.0, 0.0])))
+      [3. 3. 3.]
+    """
+
+    @functools.wraps(fn)
+    def canonical(*args, **kwargs):
+        if jax.default_backend() != "cpu":
+            return fn(*args, **kwargs)
+        jaxpr, shape = jax.make_jaxpr(fn, return_shape=True)(*args, **kwargs)
+        if not _has_convolution(jaxpr.jaxpr):
+            flat = jex.jaxpr_as_fun(jaxpr)(*jax.tree.leaves((args, kwargs)))
+        else:
+            flat = _evaluate(jaxpr.jaxpr, jaxpr.consts, jax.tree.leaves((args, kwargs)))
+        return jax.tree.unflatten(jax.tree.structure(shape), flat)
+
+    return canonical
+
+
+def _evaluate(jaxpr: jex.Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+    """Runs the equations of `jaxpr` one by one, convolutions in canonical form."""
+    values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
+    last_equation = {v: n for n, equation in enumerate(jaxpr.eqns) for v in _variables(equation)}
+    kept = {atom for atom in jaxpr.outvars if not isinstance(atom, jex.Literal)}
+
+    def read(atom):
+        return atom.val if isinstance(atom, jex.Literal) else values[atom]
+
+    for number, equation in enumerate(jaxpr.eqns):
+        if equation.primitive is lax.conv_general_dilated_p:
+            lhs, rhs = map(read, equation.invars)
+            outputs = [_canonical_convolution(lhs, rhs, **equation.params)]
+        else:
+            variables = _variables(equation)
+            alone = _alone(_with_canonical_jaxprs(equation), variables, jaxpr)
+            outputs = jex.jaxpr_as_fun(alone)(*map(read, variables))
+        values.update(zip(equation.outvars, outputs, strict=True))
+        for variable in _variables(equation):  # where nothing is compiled, memory is freed here
+            if last_equation[variable] == number and variable not in kept:
+                del values[variable]
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _variables(equation: jex.JaxprEqn) -> list[Any]:
+    """The variables that an equation reads, each once."""
+    return list(dict.fromkeys(v for v in equation.invars if not isinstance(v, jex.Literal)))
+
+
+def _alone(equation: jex.JaxprEqn, variables: list[Any], jaxpr: jex.Jaxpr) -> jex.ClosedJaxpr:
+    """A jaxpr of one equation: JAX then evaluates it with its own context and source line."""
+    return jex.ClosedJaxpr(
+        jaxpr.replace(
+            constvars=[],
+            invars=variables,
+            outvars=equation.outvars,
+            eqns=[equation],
+            effects=equation.effects,
+            debug_info=jaxpr.debug_info.with_unknown_names(),
+        ),
+        (),
+    )
+
+
+def _with_canonical_jaxprs(equation: jex.JaxprEqn) -> jex.JaxprEqn:
+    """The equation with every jaxpr among its parameters rewritten."""
+
+    def rewrite(value):
+        if isinstance(value, _JAXPRS):
+            return _rewritten(value)
+        if isinstance(value, tuple) and any(isinstance(v, _JAXPRS) for v in value):
+            return tuple(map(rewrite, value))
+        return value
+
+    return equation.replace(params={name: rewrite(v) for name, v in equation.params.items()})
+
+
+def _rewritten(jaxpr: jex.Jaxpr | jex.ClosedJaxpr) -> jex.Jaxpr | jex.ClosedJaxpr:
+    """A jaxpr of the same inputs and outputs, with canonical convolutions."""
+    closed = jaxpr if isinstance(jaxpr, jex.ClosedJaxpr) else jex.ClosedJaxpr(jaxpr, ())
+    if not _has_convolution(closed.jaxpr):
+        return jaxpr
+    inputs = [variable.aval for variable in closed.jaxpr.invars]
+    rewritten = jax.make_jaxpr(functools.partial(_evaluate, closed.jaxpr, closed.consts))
+    result = rewritten([jax.ShapeDtypeStruct(a.shape, a.dtype) for a in inputs])
+    return result if isinstance(jaxpr, jex.ClosedJaxpr) else result.jaxpr
+
+
+def _has_convolution(jaxpr: jex.Jaxpr) -> bool:
+    return any(
+        equation.primitive is lax.conv_general_dilated_p
+        or any(_has_convolution(_open(inner)) for inner in _inner_jaxprs(equation))
+        for equation in jaxpr.eqns
+    )
+
+
+def _inner_jaxprs(equation: jex.JaxprEqn) -> list[Any]:
+    values = [v if isinstance(v, tuple) else (v,) for v in equation.params.values()]
+    return [v for several in values for v in several if isinstance(v, _JAXPRS)]
+
+
+def _open(jaxpr: jex.Jaxpr | jex.ClosedJaxpr) -> jex.Jaxpr:
+    return jaxpr.jaxpr if isinstance(jaxpr, jex.ClosedJaxpr) else jaxpr
+
+
+def _canonical_convolution(lhs, rhs, *, dimension_numbers, **params):
+    """One convolution in the form (batch, space..., channels) x (space..., in, out)."""
+    lhs_spec, rhs_spec, out_spec = dimension_numbers
+    rank = len(lhs_spec)
+    space = tuple(range(1, rank - 1))
+    batch_first = (0, rank - 1, *space)
+    kernel_last = (rank - 1, rank - 2, *range(rank - 2))
+    to_lhs = (lhs_spec[0], *lhs_spec[2:], lhs_spec[1])
+    to_rhs = (*rhs_spec[2:], rhs_spec[1], rhs_spec[0])
+    out = lax.conv_general_dilated_p.bind(
+        lax.transpose(lhs, to_lhs),
+        lax.transpose(rhs, to_rhs),
+        dimension_numbers=lax.ConvDimensionNumbers(batch_first, kernel_last, batch_first),
+        **params,
+    )
+    from_out = [0] * rank
+    for position, axis in enumerate((out_spec[0], *out_spec[2:], out_spec[1])):
+        from_out[axis] = position
+    return lax.transpose(out, from_out)

@@ -1,0 +1,1 @@
+"""One file per paper: a docstring and one return expression."""

@@ -1,0 +1,76 @@
+"""AUSAM, asymptotic unbiased sample sampling for SAM."""
+
+from optax_sam.ascents import to_radius
+from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
+from optax_sam.starts import drawn_by_score
+from optax_sam.trees import Scalar, ScalarOrSchedule
+
+
+def ausam(
+    num_examples: int,
+    rho: ScalarOrSchedule = 0.1,
+    fraction: float = 0.5,
+    score_range: tuple[float, float] = (0.1, 0.5),
+    ramp_steps: int = 0,
+    score: str = "loss_difference",
+    strata: int = 1,
+    seed: Scalar = 0,
+) -> SharpnessAware:
+    """AUSAM: SAM on the part of the batch that matters for the perturbation.
+
+    An example matters if its gradient is large, and then its loss changes much under the perturbation:
+    that change is free, and its mean over past steps is the example's score. Both gradients see the
+    drawn examples only.
+
+    Score `a_i`: the mean of `|l_i(w + e) - l_i(w)|` over the steps that drew example `i`; 1 before.
+    In a batch, `q_i = smin + (a_i - min a) / (max a - min a) (smax(t) - smin)`, and
+    `int(fraction B)` examples are drawn without replacement with probabilities proportional to `q`.
+    On them, `e = rho g / ||g||`, descent `g' = grad L(w + e)`.
+
+    Args:
+      num_examples: the number of examples in the data set.
+      rho: radius, in the L2 norm over all parameters; a number or a schedule of the step.
+      fraction: the part of the batch that is drawn, above 0 and up to 1.
+      score_range: `(smin, smax)`, `0 < smin <= smax`: how unequal the draw is.
+      ramp_steps: so many steps let `smax(t)` rise from `smin` (a uniform draw); 0 does not wait.
+      score: "loss_difference", or "gradient_norm": the exact norm of each drawn example's gradient.
+      strata: `int(fraction B / strata)` examples are drawn from each of so many contiguous parts of
+        the batch. With the number of devices, no example of a sharded batch moves.
+      seed: of the draws; an integer, or an integer array.
+
+    Returns:
+      A `SharpnessAware` transformation, to stand first in an `optax.chain`. Its `value_and_grad` needs
+      `indices`; numbers outside `[0, num_examples)` are padding. `whole_batch=True` uses and scores
+      every example: the first epoch of the authors' code.
+
+    Raises:
+      ValueError: a number outside its range; `indices` is missing; a fraction that leaves no example;
+        `strata` does not divide the batch; losses that are a scalar; `grad_fn` in place of an oracle.
+      TypeError: an array where the argument shapes the program (`static_arguments(ausam)`).
+
+    Cost:
+      2 fraction gradients per step (3 fraction with `score="gradient_norm"`, and one parameter-sized
+      buffer for each drawn example); two numbers per example of the data set.
+
+    Guarantees:
+      `fraction=1` is SAM; `smin = smax` draws uniformly. Padding is never drawn before real examples,
+      has weight 0, and is never written; an example that is repeated in a batch is scored once.
+
+    Example:
+      >>> import optax, optax_sam
+      >>> ausam = optax_sam.ausam(num_examples=50_000, rho=0.1, fraction=0.5)
+      >>> tx = optax.chain(ausam, optax.sgd(0.1, momentum=0.9))
+
+    References:
+      Deng et al., `Asymptotic Unbiased Sample Sampling to Speed Up Sharpness-Aware Minimization
+      <https://arxiv.org/abs/2406.08001>`_, 2024.
+
+    Deviations:
+      the paper argues with gradient norms, the authors' code takes loss differences: the default is
+      the code. As in the code the drawn examples have equal weights, so that the gradient of a step
+      is biased. The code counts epochs: it overwrites scores in epoch 0; here the first score of an
+      example, whenever it comes, takes the place of the initial 1. Equal scores draw uniformly; the
+      code gives NaN.
+    """
+    start = drawn_by_score(num_examples, fraction, score_range, ramp_steps, score, strata)
+    return sharpness_aware(to_radius(rho), start=start, seed=seed)

@@ -1,0 +1,49 @@
+"""PUGD, perturbed unit gradient descent ("Update in Unit Gradient")."""
+
+from optax_sam.ascents import to_radius
+from optax_sam.combinations import unit, unit_sum
+from optax_sam.geometry import magnitude
+from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
+from optax_sam.trees import ScalarOrSchedule
+
+
+def pugd(radius: ScalarOrSchedule = 1.0, sum_gradients: bool = True) -> SharpnessAware:
+    """PUGD: ascent and descent are both steps of unit length.
+
+    The perturbation is larger where weights are larger; the descent is the direction of the sum of
+    both gradients, so that the step length is the learning rate alone.
+
+    `e = radius |w| g / || |w| g ||`, `g' = grad L(w + e)`, descent `(g + g') / ||g + g'||`; norms over
+    all parameters.
+
+    Args:
+      radius: L2 norm of the perturbation; 1 in the paper. A number or a schedule of the step.
+      sum_gradients: False descends along `g' / ||g'||`, without the sum.
+
+    Returns:
+      A `SharpnessAware` transformation, to stand first in an `optax.chain`.
+
+    Raises:
+      ValueError: `radius` is negative.
+
+    Cost:
+      2 gradients per step; no parameter-sized buffer between steps.
+
+    Guarantees:
+      the descent has norm 1 (0 where the gradients vanish), whatever the scale of the loss; weights
+      that are zero are not perturbed. `radius=0` gives the unit gradient, not the base optimizer.
+
+    Example:
+      >>> import optax, optax_sam
+      >>> tx = optax.chain(optax_sam.pugd(), optax.sgd(0.1, momentum=0.9))
+
+    References:
+      Tseng et al., `Perturbated Gradients Updating within Unit Space for Deep Learning
+      <https://arxiv.org/abs/2110.00199>`_, 2021; its first version was called Update in Unit Gradient.
+
+    Deviations:
+      the method of the second version and of the authors' code. The code updates batch statistics in
+      both passes; here, as everywhere, they come from the first.
+    """
+    combination = unit_sum if sum_gradients else unit
+    return sharpness_aware(to_radius(radius, magnitude()), combination=combination)

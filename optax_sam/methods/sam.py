@@ -1,0 +1,45 @@
+"""SAM, sharpness-aware minimization."""
+
+from optax_sam.ascents import to_radius
+from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
+from optax_sam.trees import ScalarOrSchedule
+
+
+def sam(rho: ScalarOrSchedule = 0.05) -> SharpnessAware:
+    """SAM: the gradient at the worst point of a small ball.
+
+    A minimum is flat if no point near it has a high loss. SAM climbs to the highest point of a ball
+    around the parameters, to first order, and descends along the gradient there.
+
+    `e = rho g / ||g||`, descent `g' = grad L(w + e)`, with `g = grad L(w)` and the norm over all
+    parameters.
+
+    Args:
+      rho: radius of the ball, in the L2 norm over all parameters; a number or a schedule of the step.
+
+    Returns:
+      A `SharpnessAware` transformation, to stand first in an `optax.chain`.
+
+    Raises:
+      ValueError: `rho` is negative.
+
+    Cost:
+      2 gradients per step; no parameter-sized buffer between steps.
+
+    Guarantees:
+      the perturbation has norm `rho`, and is zero for a zero gradient. `rho=0` is the base optimizer.
+
+    Example:
+      >>> import optax, optax_sam
+      >>> tx = optax.chain(optax_sam.sam(rho=0.05), optax.sgd(0.1, momentum=0.9))
+
+    References:
+      Foret et al., `Sharpness-Aware Minimization for Efficiently Improving Generalization
+      <https://arxiv.org/abs/2010.01412>`_, 2020.
+
+    Deviations:
+      under `jit` with a sharded batch the perturbation is that of the global batch, where the
+      authors' code perturbs per device by default: that is `per_microbatch`. Weight decay after the
+      transformation is not perturbed; an L2 term inside the loss is, as in the authors' code.
+    """
+    return sharpness_aware(to_radius(rho))

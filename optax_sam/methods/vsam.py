@@ -1,0 +1,90 @@
+"""vSAM, sampling and reusing the second part of SAM's gradient."""
+
+from collections.abc import Callable
+from typing import Any
+
+from optax_sam.ascents import to_radius
+from optax_sam.gates import with_variance_rate
+from optax_sam.reuse import decayed_difference
+from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
+from optax_sam.trees import Scalar, ScalarOrSchedule
+
+
+def vsam(
+    rho: ScalarOrSchedule = 0.05,
+    window: int = 50,
+    slices: int = 5,
+    max_rate: float = 0.8,
+    rate_gain: tuple[float, float] = (0.13, 0.13),
+    reuse_decay: Scalar = 0.7,
+    reuse_steps: int = 6,
+    warmup_steps: int = 0,
+    tail: int | Callable[[Any], Any] = 10,
+    seed: Scalar = 0,
+) -> SharpnessAware:
+    """vSAM: take the second gradient as often as it changes, and reuse it in between.
+
+    SAM's gradient is the plain one plus the PSF, `g' - g`, which changes slowly at first and faster
+    late in training. Windows of steps spend a quota of perturbed steps that follows these changes;
+    the others add the last PSF, fading.
+
+    Perturbed steps: `PSF = g' - g`, descent `g'`. The `j`-th step after one: descent
+    `g + reuse_decay^j PSF` for `j <= reuse_steps`, then `g`. After each window of `K = window` steps
+    `s <- clip(s (1 + a1 dR + a2 dV), 1, int(max_rate K))`, with `(a1, a2) = rate_gain`, `dR` and `dV`
+    the mean relative changes, clipped to [-1, 1], of `||PSF|| / ||g||` and of the variance of
+    `||PSF||` over the last `K` perturbed steps (the variance within `slices` equal slices of the
+    sorted values, averaged). The next window perturbs exactly `int(s)` steps: drawn with probability
+    `s / K`, and what is left at its end.
+
+    Args:
+      rho: radius, in the L2 norm over all parameters; a number or a schedule of the step.
+      window: steps per window, a multiple of `slices`, at least twice it.
+      slices: slices of the sorted norms.
+      max_rate: the largest part of a window that is perturbed, from 1 / window to 1.
+      rate_gain: `(a1, a2)`, how fast `s` follows the ratio and the variance.
+      reuse_decay: from 0 to 1.
+      reuse_steps: how many steps after a perturbed one reuse its PSF.
+      warmup_steps: so many steps at the start are all perturbed (three epochs in the authors' code).
+      tail: the two norms look at the last `tail` leaves of the parameters, in the order of the pytree
+        (`jax.tree.leaves`: the keys of a dict are sorted, so that in a Flax model these need not
+        be the last layers); at all of them where there are fewer. Or a function from params to a tree
+        of bools.
+      seed: of the draws; an integer, or an integer array.
+
+    Returns:
+      A `SharpnessAware` transformation, to stand first in an `optax.chain`.
+
+    Raises:
+      ValueError: a number outside its range; `window` is no multiple of `slices`.
+      TypeError: an array where the argument shapes the program (`static_arguments(vsam)`).
+
+    Cost:
+      1 + s/window gradients per step, `s` from 1 to `int(max_rate window)`; one parameter-sized
+      buffer (the PSF).
+
+    Guarantees:
+      a perturbed step is SAM's. `rho=0` is the base optimizer. `due(state)` tells the next decision.
+
+    Example:
+      >>> import optax, optax_sam
+      >>> vsam = optax_sam.vsam(rho=0.05, warmup_steps=3 * 391)
+      >>> tx = optax.chain(vsam, optax.sgd(0.05, momentum=0.9))
+
+    References:
+      Deng et al., `Effective Gradient Sample Size via Variation Estimation for Accelerating Sharpness
+      aware Minimization <https://arxiv.org/abs/2403.08821>`_, 2024. ARSAM, its successor, names the
+      same three ideas; whether its equations are the same is not known.
+
+    Deviations:
+      the paper writes the PSF with a Hessian; the authors' code, followed here, takes the difference
+      of two gradients. Defaults are those of their training script, not of their constructor. As in
+      the code, the first window begins at its second step, and after a warm-up it perturbs no step at
+      all. The code does not run without a warm-up: here the first window then perturbs one step, and
+      the relative change of values not yet recorded counts as 0.
+    """
+    return sharpness_aware(
+        to_radius(rho),
+        gate=with_variance_rate(window, slices, max_rate, rate_gain, warmup_steps, tail),
+        reuse=decayed_difference(reuse_decay, reuse_steps),
+        seed=seed,
+    )

@@ -1,0 +1,311 @@
+"""Losses and gradients at a point, on all or on a part of the batch.
+
+An `Oracle` is how a transformation asks for the further gradients of a training step. It knows
+whether, where and for which method the first gradient of the step was taken already.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from optax_sam import sharding, trees
+from optax_sam.jaxprs import canonical_convolutions
+
+
+class Evaluation(NamedTuple):
+    """What one evaluation at a point gave.
+
+    Attributes:
+      grads: a tree like the parameters.
+      loss: the weighted mean of the losses, `float[]`; None where only a gradient function is known.
+      losses: one loss per example, `float[batch]`; None where the loss function returns their mean.
+      aux: what the loss function returned beside the losses.
+    """
+
+    grads: Any
+    loss: jax.Array | None = None
+    losses: jax.Array | None = None
+    aux: Any = None
+
+
+class Rows(NamedTuple):
+    """The examples of a batch: every leaf has the batch axis first."""
+
+    batch: Any
+    indices: jax.Array | None
+    weights: jax.Array | None
+
+
+class First(NamedTuple):
+    """The first evaluation of a step.
+
+    Attributes:
+      point: where it was taken; None for the parameters themselves.
+      evaluation: what it gave.
+    """
+
+    point: Any
+    evaluation: Evaluation
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Oracle:
+    """Losses and gradients of one training step's examples, at any parameters.
+
+    `sam.value_and_grad(loss_fn)(...)` makes one; by hand it is needed where the method is hidden, for
+    example in `optax.inject_hyperparams(optax_sam.sam)`. Not a pytree: it lives within one trace.
+
+    Args:
+      losses: `losses(params, batch)` returns one loss per example, shape `[batch]` (or their mean, a
+        scalar, for methods that need no losses of single examples), or `(losses, aux)` with `has_aux`.
+      batch: a pytree; every leaf has the batch axis first. Keys and batch statistics are closed over
+        by `losses`.
+      params: the full parameters; needed only inside `optax.masked` and `optax.partition`.
+      has_aux: whether `losses` returns a pair.
+      indices: the examples' numbers in the data set, `int[batch]`, for methods with a score per example.
+      weights: `float[batch]`; 0 marks padding, which no result depends on, NaN in it included. The
+        loss is `sum(w l) / sum(w)`.
+      whole_batch: every example is used and scored in this step.
+
+    Raises:
+      ValueError: a leaf of `batch`, `indices` or `weights` has another first axis than the rest.
+      TypeError: `indices` that are not integers, `weights` that are not floats.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, optax_sam
+      >>> losses = lambda w, batch: (batch["x"] * w - batch["y"]) ** 2
+      >>> batch = {"x": jnp.array([1.0, 2.0]), "y": jnp.array([0.0, 1.0])}
+      >>> loss, grads = optax_sam.Oracle(losses, batch).value_and_grad(jnp.array(1.0))
+      >>> print(loss, grads)
+      1.0 3.0
+    """
+
+    losses: Callable[[Any, Any], Any]
+    batch: Any
+    _: dataclasses.KW_ONLY
+    params: Any = None
+    has_aux: bool = False
+    indices: chex.Array | None = None
+    weights: chex.Array | None = None
+    whole_batch: bool = False
+    # The rest is set by the library: what a method has made of the oracle.
+    needs_losses: bool = False
+    fraction: float = 1.0
+    method: Any = None
+    slices: Any = None
+    first: First | None = None
+    origin: "Oracle | None" = None
+
+    def __post_init__(self):
+        if not callable(self.losses):
+            raise TypeError(
+                f"losses={self.losses!r} is not a function: pass losses(params, batch) -> [batch]."
+            )
+        _check_rows(Rows(self.batch, self.indices, self.weights))
+
+    @property
+    def size(self) -> int | None:
+        """The number of examples; None for a batch without arrays."""
+        leaves = jax.tree.leaves(self.batch)
+        return leaves[0].shape[0] if leaves else None
+
+    @property
+    def rows(self) -> Rows:
+        """The examples themselves."""
+        return Rows(self.batch, self.indices, self.weights)
+
+    @property
+    def losses_alone(self) -> Callable[[Any, Any], Any]:
+        """The loss function without auxiliary values."""
+        return (
+            (lambda params, batch: self.losses(params, batch)[0]) if self.has_aux else self.losses
+        )
+
+    def value_and_grad(self, params: Any) -> tuple[Any, Any]:
+        """The loss (or `(loss, aux)`) and its gradient at `params`, on this oracle's examples."""
+        found = self.evaluate(params)
+        return (found.loss, found.aux) if self.has_aux else found.loss, found.grads
+
+    def evaluate(self, params: Any) -> Evaluation:
+        """Loss, losses per example, aux and gradient at `params`; on a CPU at full speed anywhere."""
+        leaves, treedef = jax.tree.flatten(params)
+        differentiable = [trees.is_inexact(leaf) for leaf in leaves]
+        floats = [x for x, inexact in zip(leaves, differentiable, strict=True) if inexact]
+        batch = self.batch if self.weights is None else _without_padding(self.batch, self.weights)
+
+        def mean_loss(floats):
+            supply = iter(floats)
+            point = [next(supply) if d else x for x, d in zip(leaves, differentiable, strict=True)]
+            returned = self.losses(jax.tree.unflatten(treedef, point), batch)
+            losses, aux = _pair(returned) if self.has_aux else (returned, None)
+            self._check_losses(losses)
+            return _weighted_mean(losses, self.weights), (losses, aux)
+
+        gradient = canonical_convolutions(jax.value_and_grad(mean_loss, has_aux=True))
+        (loss, (losses, aux)), float_grads = gradient(floats)
+        supply = iter(float_grads)
+        grads = [
+            next(supply) if d else jnp.zeros_like(x)
+            for x, d in zip(leaves, differentiable, strict=True)
+        ]
+        losses = losses if losses.ndim else None
+        return Evaluation(jax.tree.unflatten(treedef, grads), loss, losses, aux)
+
+    def with_rows(self, rows: Rows) -> "Oracle":
+        """The same losses on other examples."""
+        return dataclasses.replace(self, **rows._asdict())
+
+    def take(self, positions: jax.Array) -> "Oracle":
+        """The oracle of the drawn examples only.
+
+        Args:
+          positions: `int[strata, drawn]`, positions inside each of `strata` contiguous parts.
+        """
+        rows = jax.tree.map(lambda x: sharding.take_rows(x, positions), self.rows)
+        fraction = self.fraction * positions.size / self.size
+        return dataclasses.replace(self.with_rows(rows), fraction=fraction)
+
+    def split(self, num_slices: int) -> Rows:
+        """The examples with a leading axis of `num_slices` contiguous slices."""
+        if self.size is None or self.size % num_slices:
+            raise ValueError(
+                f"num_microbatches={num_slices} does not divide the batch of {self.size} examples: "
+                f"choose a divisor, or pad the batch with examples of weight 0."
+            )
+
+        def on_leaf(x):
+            return x.reshape(num_slices, x.shape[0] // num_slices, *x.shape[1:])
+
+        return jax.tree.map(on_leaf, self.rows)
+
+    def _check_losses(self, losses: Any) -> None:
+        shape = jnp.shape(losses)
+        if shape == () and not self.needs_losses and self.weights is None:
+            return
+        if shape == ():
+            reason = "weights are given" if not self.needs_losses else "this method needs them"
+            raise ValueError(
+                f"losses returned a scalar where one loss per example is needed, because {reason}: "
+                f"return the losses of shape [{self.size}] without taking their mean."
+            )
+        if len(shape) != 1 or (self.size is not None and shape[0] != self.size):
+            raise ValueError(
+                f"losses returned shape {list(shape)} for a batch of {self.size} examples: return "
+                f"one loss per example, shape [{self.size}]; reduce further axes inside the "
+                f"function, for example losses.mean(axis=-1), or with a mask of the valid positions "
+                f"(losses * mask).sum(axis=-1) / mask.sum(axis=-1)."
+            )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GradientOracle:
+    """The narrower door: a gradient function of the parameters, without losses or examples."""
+
+    grad_fn: Callable[[Any], Any]
+    grads: Any
+    params = None
+    fraction = 1.0
+
+    @property
+    def first(self) -> First:
+        """The gradient that the caller brought."""
+        return First(None, Evaluation(self.grads))
+
+    def evaluate(self, params: Any) -> Evaluation:
+        """The gradient at `params`."""
+        grads = canonical_convolutions(self.grad_fn)(params)
+        check_like_params("grad_fn(params)", grads, params)
+        return Evaluation(grads)
+
+
+def check_like_params(name: str, grads: Any, params: Any) -> None:
+    """Refuses a gradient that is no tree like the parameters."""
+    if (got := jax.tree.structure(grads)) != (wanted := jax.tree.structure(params)):
+        raise ValueError(
+            f"{name} has the tree structure {got}, the parameters have {wanted}: pass a gradient "
+            f"tree like params, without auxiliary values."
+        )
+    for (path, g), p in zip(jax.tree.leaves_with_path(grads), jax.tree.leaves(params), strict=True):
+        if jnp.shape(g) != jnp.shape(p):
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} has shape {jnp.shape(g)}, the parameter has "
+                f"{jnp.shape(p)}: pass the gradient with respect to params."
+            )
+
+
+def _weighted_mean(losses: jax.Array, weights: jax.Array | None) -> jax.Array:
+    losses = jnp.asarray(losses)
+    losses = losses.astype(trees.accumulator_dtype(losses.dtype))
+    if weights is None:
+        return jnp.mean(losses)
+    weights = weights.astype(losses.dtype)
+    total = jnp.sum(weights)
+    kept = jnp.where(weights != 0, weights * losses, jnp.zeros_like(losses))
+    return jnp.sum(kept) / jnp.where(total != 0, total, jnp.ones_like(total))
+
+
+def _without_padding(batch: Any, weights: jax.Array) -> Any:
+    """The batch with every padding row replaced by the first real one.
+
+    A mask on the losses alone is not enough: a NaN inside a padding row makes the derivative
+    `0 * NaN`. The first real row is found by a masked sum, which keeps a sharded batch in place.
+    """
+    real = weights != 0
+    chosen = real & (jnp.cumsum(real) == 1)
+
+    def on_leaf(x):
+        if jnp.issubdtype(x.dtype, jax.dtypes.extended):
+            return x
+        column = (-1,) + (1,) * (x.ndim - 1)
+        zeros = jnp.zeros_like(x)
+        row = jnp.sum(jnp.where(chosen.reshape(column), x, zeros), axis=0, keepdims=True)
+        return jnp.where(real.reshape(column), x, row.astype(x.dtype))
+
+    return jax.tree.map(on_leaf, batch)
+
+
+def _pair(returned: Any) -> tuple[Any, Any]:
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        raise ValueError(
+            f"has_aux=True, but losses returned {type(returned).__name__}: return (losses, aux)."
+        )
+    return returned
+
+
+def _check_rows(rows: Rows) -> None:
+    size = None
+    for path, leaf in jax.tree.leaves_with_path(rows.batch):
+        name = "batch" + jax.tree_util.keystr(path)
+        if not hasattr(leaf, "shape") or not leaf.shape:
+            raise ValueError(
+                f"{name}={leaf!r} has no batch axis: every leaf of batch has the batch axis first; "
+                f"close over scalars, keys and batch statistics in the loss function."
+            )
+        size = leaf.shape[0] if size is None else size
+        if leaf.shape[0] != size:
+            raise ValueError(
+                f"{name} has shape {leaf.shape}, but the batch has {size} examples: every leaf of "
+                f"batch has the batch axis first."
+            )
+    if size == 0:
+        raise ValueError("batch has 0 examples: pass at least one.")
+    for name, array, kind in (
+        ("indices", rows.indices, jnp.integer),
+        ("weights", rows.weights, jnp.floating),
+    ):
+        if array is None:
+            continue
+        if not hasattr(array, "dtype") or not jnp.issubdtype(array.dtype, kind):
+            raise TypeError(
+                f"{name} has dtype {getattr(array, 'dtype', type(array).__name__)}: pass an array "
+                f"of {'integers' if kind is jnp.integer else 'floats'}, one per example."
+            )
+        if array.shape != (size,):
+            raise ValueError(
+                f"{name} has shape {array.shape}, but the batch has {size} examples: pass one "
+                f"entry per example, shape ({size},)."
+            )

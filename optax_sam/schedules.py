@@ -1,0 +1,85 @@
+"""Schedules of RST's probability: the families of its paper, as Optax schedules of the step count.
+
+In every formula `t` is the step, `T` is `total_steps`, and `p` is `probability`. In brackets stands
+the name of the family in the authors' code, and the mean over training, which is what the perturbed
+gradients cost: a step takes `1 + mean` gradients.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam import checks
+from optax_sam.trees import ScalarOrSchedule
+
+
+def constant(probability: float) -> optax.Schedule:
+    """`p(t) = p` ("constant"; mean `p`)."""
+    checks.static_number("probability", probability, 0, 1)
+    return optax.constant_schedule(probability)
+
+
+def plain_then_perturbed(probability: float, total_steps: int) -> optax.Schedule:
+    """`p(t) = 0` for `t <= p T`, then 1 ("piecewise1"; mean `1 - p`)."""
+    return _switch(0.0, 1.0, probability, total_steps, at=probability)
+
+
+def perturbed_then_plain(probability: float, total_steps: int) -> optax.Schedule:
+    """`p(t) = 1` for `t <= p T`, then 0 ("piecewise2"; mean `p`)."""
+    return _switch(1.0, 0.0, probability, total_steps, at=probability)
+
+
+def complement_halfway(probability: float, total_steps: int) -> optax.Schedule:
+    """`p(t) = p` for `t <= T / 2`, then `1 - p` ("piecewise3"; mean 1/2)."""
+    return _switch(probability, 1 - probability, probability, total_steps, at=0.5)
+
+
+def increasing(probability: float, total_steps: int) -> optax.Schedule:
+    """`p(t) = 2 p t / T` if `p <= 1/2`, else `2 p - 1 + 2 (1 - p) t / T` ("linear1"; mean `p`)."""
+    _check(probability, total_steps)
+    if probability <= 0.5:
+        return optax.linear_schedule(0.0, 2 * probability, total_steps)
+    return optax.linear_schedule(2 * probability - 1, 1.0, total_steps)
+
+
+def to_complement(probability: float, total_steps: int) -> optax.Schedule:
+    """`p(t) = p + (1 - 2 p) t / T`, from `p` to `1 - p` ("linear2"; mean 1/2)."""
+    _check(probability, total_steps)
+    return optax.linear_schedule(probability, 1 - probability, total_steps)
+
+
+def cosine(total_steps: int) -> optax.Schedule:
+    """`p(t) = 1/2 + 1/2 cos(pi t / T)`, from 1 to 0 ("trigonometric"; mean 1/2)."""
+    checks.integer("total_steps", total_steps, low=1)
+    return optax.cosine_decay_schedule(1.0, total_steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reciprocal:
+    """`1 / probability(t)`, and 1 where the probability is 0: then the value is never used.
+
+    Attributes:
+      probability: a number, or a schedule of the step count.
+    """
+
+    probability: ScalarOrSchedule
+
+    def __call__(self, step: jax.Array) -> jax.Array:
+        p = self.probability(step) if callable(self.probability) else self.probability
+        p = jnp.asarray(p, float)
+        return 1 / jnp.where(p > 0, p, jnp.ones_like(p))
+
+
+def _switch(
+    before: float, after: float, probability: float, total_steps: int, at: float
+) -> optax.Schedule:
+    _check(probability, total_steps)
+    halves = [optax.constant_schedule(before), optax.constant_schedule(after)]
+    return optax.join_schedules(halves, [int(at * total_steps) + 1])
+
+
+def _check(probability: float, total_steps: int) -> None:
+    checks.static_number("probability", probability, 0, 1)
+    checks.integer("total_steps", total_steps, low=1)

@@ -1,0 +1,195 @@
+"""The state of every method, and what can be read out of it."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+MEASURED = ("loss", "perturbed_loss", "grad_norm", "perturbed_grad_norm", "perturbation_norm")
+
+
+class Diagnostics(NamedTuple):
+    """What the last step measured; `info` reads it.
+
+    Attributes:
+      values: `float32[5]`, in the order of `MEASURED`; 0 where not known, since a NaN kept in a state
+        would stop `jax_debug_nans` and break comparisons.
+      known: `bool[5]`.
+      perturbed: `bool[]`, whether the step paid for a perturbed gradient.
+      gradients: `float32[2]`, gradient evaluations of all steps, in units of one full batch, as an
+        exact sum of a large and a small part.
+      cost: `float32[]`, the same of the last step alone.
+    """
+
+    values: jax.Array
+    known: jax.Array
+    perturbed: jax.Array
+    gradients: jax.Array
+    cost: jax.Array
+
+
+class SharpnessAwareState(NamedTuple):
+    """State of every method.
+
+    Attributes:
+      step: `int32[]`, steps taken.
+      key: `uint32[2]`, raw data of the PRNG key from which every step derives its own; never changes.
+      due: `bool[]`, whether the next step pays for a perturbed gradient. Changes every step.
+      start: of the start (scores of examples); changes in perturbed steps.
+      direction: of the direction (running means); changes every step.
+      gate: of the gate; changes every step.
+      ascent: of the ascent, an Optax state; changes in perturbed steps.
+      reuse: of the reuse (a remembered difference); changes every step.
+      diagnostics: what the last step measured; never read by a later step.
+    """
+
+    step: jax.Array
+    key: jax.Array
+    due: jax.Array
+    start: Any
+    direction: Any
+    gate: Any
+    ascent: Any
+    reuse: Any
+    diagnostics: Diagnostics
+
+
+def no_diagnostics() -> Diagnostics:
+    """What is known before the first step."""
+    size = len(MEASURED)
+    return Diagnostics(
+        values=jnp.zeros([size], jnp.float32),
+        known=jnp.zeros([size], bool),
+        perturbed=jnp.zeros([], bool),
+        gradients=jnp.zeros([2], jnp.float32),
+        cost=jnp.zeros([], jnp.float32),
+    )
+
+
+def measured(**values: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """`(values, known)` in the order of `MEASURED`; None and non-finite values are not known."""
+    found = [values.get(name) for name in MEASURED]
+    numbers = jnp.stack(
+        [jnp.zeros([], jnp.float32) if v is None else v.astype(jnp.float32) for v in found]
+    )
+    known = jnp.asarray([v is not None for v in found]) & jnp.isfinite(numbers)
+    return jnp.where(known, numbers, jnp.zeros_like(numbers)), known
+
+
+def add_gradients(total: jax.Array, cost: jax.Array) -> jax.Array:
+    """The two-part sum `total + cost`: exact to about 48 bits (Knuth's two-sum)."""
+    high, low = total
+    rough = high + cost
+    virtual = rough - high
+    error = (high - (rough - virtual)) + (cost - virtual)
+    low = low + error
+    new_high = rough + low
+    return jnp.stack([new_high, low - (new_high - rough)])
+
+
+def find(opt_state: Any) -> SharpnessAwareState:
+    """The one state of this library inside an optimizer's state.
+
+    Raises:
+      ValueError: there is none, or more than one; with the paths.
+    """
+    found = [
+        (jax.tree_util.keystr(path), leaf)
+        for path, leaf in jax.tree.leaves_with_path(opt_state, is_leaf=_is_ours)
+        if _is_ours(leaf)
+    ]
+    if not found:
+        raise ValueError(
+            "state holds no state of a sharpness-aware method: pass the optimizer state, for example "
+            "opt_state = optax.chain(optax_sam.sam(), ...).init(params)."
+        )
+    if len(found) > 1:
+        paths = ", ".join("state" + path for path, _ in found)
+        raise ValueError(
+            f"state holds {len(found)} states of sharpness-aware methods, at {paths}: pass the "
+            f"sub-state of the one that is meant."
+        )
+    return found[0][1]
+
+
+def check_no_multi_steps(opt_state: Any) -> None:
+    """Refuses a method inside `optax.MultiSteps`: its last micro-batch alone would be descended on."""
+    wrappers = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, optax.MultiStepsState))
+    for wrapper in wrappers:
+        if isinstance(wrapper, optax.MultiStepsState) and any(
+            map(_is_ours, jax.tree.leaves(wrapper, is_leaf=_is_ours))
+        ):
+            raise ValueError(
+                "state is that of optax.MultiSteps around a sharpness-aware method, which would "
+                "descend on the last micro-batch alone. Either put it behind, "
+                "optax.chain(sam, optax.MultiSteps(base, k)): every micro-batch has its own "
+                "perturbation (m-sharpness). Or pass a grad_fn (or an Oracle) that accumulates over "
+                "the micro-batches: the perturbation of the big batch."
+            )
+
+
+def due(opt_state: Any) -> jax.Array:
+    """Whether the next step will pay for a perturbed gradient, without the method at hand.
+
+    Args:
+      opt_state: any optimizer state that holds one of ours.
+
+    Returns:
+      `bool[]`, read from the state.
+
+    Raises:
+      ValueError: no state of ours in `opt_state`, or several.
+    """
+    return find(opt_state).due
+
+
+def info(state: Any) -> dict[str, Any]:
+    """What the last step measured: scalars for logging, the same keys in the same order always.
+
+    `loss` and `perturbed_loss` at the first and at the perturbed point, `sharpness` (their
+    difference), `grad_norm`, `perturbed_grad_norm`, `perturbation_norm` (global L2 norms), `perturbed`
+    (0 or 1: whether the step paid for a perturbed gradient), `gradients` (evaluations of all steps
+    so far, in units of one full batch; float64 outside of `jit`, so that it is exact in long runs).
+    What the step did not compute is NaN.
+
+    Args:
+      state: any optimizer state that holds one of ours.
+
+    Returns:
+      A dict of NumPy scalars, or of traced ones inside `jit`.
+
+    Raises:
+      ValueError: no state of ours in `state`, or several.
+
+    Example:
+      >>> import jax.numpy as jnp, optax_sam
+      >>> sam = optax_sam.sam(rho=0.1)
+      >>> params = jnp.array([3.0, 4.0])
+      >>> _, state = sam.update(params, sam.init(params), params, grad_fn=lambda p: p)
+      >>> print(round(float(optax_sam.info(state)["perturbed_grad_norm"]), 4))
+      5.1
+    """
+    found = find(state).diagnostics
+    traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(found))
+    xp = jnp if traced else np
+    found = jax.tree.map(xp.asarray, found)
+    values = xp.where(found.known, found.values, xp.full_like(found.values, xp.nan))
+    result = {name: values[..., i] for i, name in enumerate(MEASURED)}
+    sharpness = result["perturbed_loss"] - result["loss"]
+    parts = found.gradients.astype(jnp.result_type(float) if traced else np.float64)
+    return {
+        "loss": result["loss"],
+        "perturbed_loss": result["perturbed_loss"],
+        "sharpness": sharpness,
+        "grad_norm": result["grad_norm"],
+        "perturbed_grad_norm": result["perturbed_grad_norm"],
+        "perturbation_norm": result["perturbation_norm"],
+        "perturbed": found.perturbed.astype(values.dtype),
+        "gradients": parts.sum(axis=-1),
+    }
+
+
+def _is_ours(leaf: Any) -> bool:
+    return isinstance(leaf, SharpnessAwareState)

@@ -1,0 +1,130 @@
+"""Arithmetic on trees of parameters that Optax lacks: careful norms, float leaves only, masked trees.
+
+Integer leaves, `None`, and zero-size leaves pass through every function here untouched: only
+inexact (float or complex) leaves are read or written.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+Scalar = chex.Numeric
+"""A real number: Python's, or an array of shape `[]`, traced or not."""
+
+ScalarOrSchedule = Scalar | optax.Schedule
+"""A number, or an Optax schedule: a function of the step count."""
+
+
+def is_inexact(leaf: Any) -> bool:
+    """Whether a leaf is a float or complex array: the only ones that are differentiated."""
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def is_masked(leaf: Any) -> bool:
+    """Whether a leaf stands for a part of the tree hidden by `optax.masked` or `optax.partition`."""
+    return isinstance(leaf, optax.MaskedNode)
+
+
+def accumulator_dtype(dtype: Any) -> Any:
+    """The dtype in which values of `dtype` are summed: float32 or wider."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def map_inexact(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """`jax.tree.map` over the inexact leaves of `tree`; the others are returned as they are."""
+    return jax.tree.map(lambda x, *xs: function(x, *xs) if is_inexact(x) else x, tree, *rest)
+
+
+def map_wide(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """`map_inexact` with the arithmetic in float32 or wider, and the results in the leaf's dtype."""
+
+    def on_leaf(x, *xs):
+        wide = accumulator_dtype(x.dtype)
+        return function(x.astype(wide), *(y.astype(wide) for y in xs)).astype(x.dtype)
+
+    return map_inexact(on_leaf, tree, *rest)
+
+
+def times(scalar: Scalar, leaf: jax.Array) -> jax.Array:
+    """`scalar * leaf` in the leaf's dtype, under strict promotion too."""
+    return jnp.asarray(scalar).astype(leaf.dtype) * leaf
+
+
+def norm(tree: Any) -> jax.Array:
+    """Global L2 norm, `sqrt(sum |x|^2)` over all inexact leaves, in float32 or wider.
+
+    One pass over the tree as long as the sum of squares neither overflows nor underflows; else a
+    second pass divides by the largest entry first, so that float32 entries of 1e30 or 1e-30 have
+    the right norm too. Infinite or NaN entries give an infinite or NaN norm.
+    """
+    leaves = [x for x in jax.tree.leaves(tree) if is_inexact(x) and x.size]
+    if not leaves:
+        return jnp.zeros([], jnp.float32)
+    wide = jnp.result_type(jnp.float32, *(jnp.finfo(x.dtype).dtype for x in leaves))
+
+    def sum_of_squares(divisor=None):
+        total = jnp.zeros([], wide)
+        for x in leaves:
+            x = x.astype(accumulator_dtype(x.dtype))
+            x = x if divisor is None else x / divisor.astype(x.dtype)
+            total += jnp.sum(
+                jnp.square(x.real) + jnp.square(x.imag) if jnp.iscomplexobj(x) else jnp.square(x)
+            ).astype(wide)
+        return total
+
+    def scaled():
+        largest = jnp.stack([jnp.max(jnp.abs(x)).astype(wide) for x in leaves]).max()
+        usable = jnp.isfinite(largest) & (largest > 0)
+        scale = jnp.where(usable, largest, 1)
+        return jnp.where(usable, largest * jnp.sqrt(sum_of_squares(scale)), largest)
+
+    square = sum_of_squares()
+    tiny = jnp.finfo(wide).tiny / jnp.finfo(wide).eps
+    ordinary = jnp.isfinite(square) & (square > tiny)
+    return lax.cond(ordinary, lambda: jnp.sqrt(square), scaled)
+
+
+def divide(tree: Any, divisor: Scalar) -> Any:
+    """`tree / divisor`, and zeros where the divisor is zero."""
+    divisor = jnp.asarray(divisor)
+    positive = divisor > 0
+    safe = jnp.where(positive, divisor, jnp.ones_like(divisor))
+
+    def on_leaf(x):
+        return jnp.where(positive, x / safe.astype(x.dtype), jnp.zeros_like(x))
+
+    return map_wide(on_leaf, tree)
+
+
+def where(condition: jax.Array, tree: Any, other: Any) -> Any:
+    """`tree` if `condition` (a `bool[]`) else `other`, leaf by leaf."""
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), tree, other)
+
+
+def add_perturbation(params: Any, perturbation: Any) -> Any:
+    """`params + perturbation` in the dtype of `params`; parts masked in `perturbation` stay put."""
+
+    def on_leaf(e, p):
+        if is_masked(e):
+            return p
+        if not is_inexact(p):
+            return p
+        wide = accumulator_dtype(p.dtype)
+        return (p.astype(wide) + e.astype(wide)).astype(p.dtype)
+
+    return jax.tree.map(on_leaf, perturbation, params, is_leaf=is_masked)
+
+
+def like_masked(visible: Any, tree: Any) -> Any:
+    """`tree` with the parts hidden that are hidden in `visible`."""
+    return jax.tree.map(lambda v, x: v if is_masked(v) else x, visible, tree, is_leaf=is_masked)
+
+
+def has_masked(tree: Any) -> bool:
+    """Whether any part of `tree` is hidden by `optax.masked` or `optax.partition`."""
+    return any(is_masked(leaf) for leaf in jax.tree.leaves(tree, is_leaf=is_masked))
