@@ -1,10 +1,7 @@
 """Sharpness-aware minimization (SAM) as Optax gradient transformations."""
 
-# Methods, one per paper.
 from optax_sam import per_example as per_example
 from optax_sam import schedules as schedules
-
-# Pieces, by the question that they answer.
 from optax_sam.ascents import to_radius as to_radius
 from optax_sam.combinations import mix as mix
 from optax_sam.combinations import perturbed as perturbed
@@ -20,6 +17,7 @@ from optax_sam.geometry import euclidean as euclidean
 from optax_sam.geometry import magnitude as magnitude
 from optax_sam.hyperparameters import static_arguments as static_arguments
 from optax_sam.jaxprs import canonical_convolutions as canonical_convolutions
+from optax_sam.method import SharpnessAware as SharpnessAware
 from optax_sam.methods.asam import asam as asam
 from optax_sam.methods.ausam import ausam as ausam
 from optax_sam.methods.pugd import pugd as pugd
@@ -32,7 +30,6 @@ from optax_sam.oracle import Oracle as Oracle
 from optax_sam.reuse import decayed_difference as decayed_difference
 from optax_sam.reuse import nothing as nothing
 from optax_sam.selections import everything as everything
-from optax_sam.sharpness_aware import SharpnessAware as SharpnessAware
 from optax_sam.sharpness_aware import sharpness_aware as sharpness_aware
 from optax_sam.starts import at_params as at_params
 from optax_sam.starts import at_random as at_random

@@ -23,9 +23,7 @@ class ToRadius:
     def update(self, updates: Any, state: Any, params: Any = None, *, step=None, **extra_args):
         del extra_args
         if callable(self.rho) and step is None:
-            raise ValueError(
-                "rho is a schedule, but step=None: pass the step count, update(..., step=step)."
-            )
+            raise ValueError("rho is a schedule, but step=None: pass the step count, update(..., step=step).")
         rho = self.rho(step) if callable(self.rho) else self.rho
         dual, norm = self.geometry.steepest(updates, params)
         unit = trees.divide(dual, norm)

@@ -169,9 +169,7 @@ class WithVarianceRate:
             + variance_gain * jnp.clip(_mean_relative_change(state.variances), -1, 1)
         )
         rate = jnp.clip(state.rate * growth, 1, int(self.max_rate * self.window))
-        return state._replace(
-            rate=rate, probability=rate / self.window, used=jnp.zeros_like(state.used)
-        )
+        return state._replace(rate=rate, probability=rate / self.window, used=jnp.zeros_like(state.used))
 
     def _looked_at(self, grads, perturbed_grads, params) -> tuple[list[Any], list[Any]]:
         """The leaves whose norms are watched."""

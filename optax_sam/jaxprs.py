@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.extend.core as jex
-import jax.numpy as jnp
 from jax import lax
 
 _JAXPRS = (jex.Jaxpr, jex.ClosedJaxpr)

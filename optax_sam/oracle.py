@@ -121,9 +121,7 @@ class Oracle:
     @property
     def losses_alone(self) -> Callable[[Any, Any], Any]:
         """The loss function without auxiliary values."""
-        return (
-            (lambda params, batch: self.losses(params, batch)[0]) if self.has_aux else self.losses
-        )
+        return (lambda params, batch: self.losses(params, batch)[0]) if self.has_aux else self.losses
 
     def value_and_grad(self, params: Any) -> tuple[Any, Any]:
         """The loss (or `(loss, aux)`) and its gradient at `params`, on this oracle's examples."""
@@ -149,8 +147,7 @@ class Oracle:
         (loss, (losses, aux)), float_grads = gradient(floats)
         supply = iter(float_grads)
         grads = [
-            next(supply) if d else jnp.zeros_like(x)
-            for x, d in zip(leaves, differentiable, strict=True)
+            next(supply) if d else jnp.zeros_like(x) for x, d in zip(leaves, differentiable, strict=True)
         ]
         losses = losses if losses.ndim else None
         return Evaluation(jax.tree.unflatten(treedef, grads), loss, losses, aux)

@@ -39,9 +39,7 @@ def losses(
     Cost:
       one forward pass.
     """
-    return _map_examples(
-        lambda oracle: oracle.evaluate(params).loss, loss_fn, batch, microbatch_size
-    )
+    return _map_examples(lambda oracle: oracle.evaluate(params).loss, loss_fn, batch, microbatch_size)
 
 
 def gradients(
@@ -58,9 +56,7 @@ def gradients(
     Cost:
       one gradient, computed example by example; `batch` parameter-sized buffers for the result.
     """
-    return _map_examples(
-        lambda oracle: oracle.evaluate(params).grads, loss_fn, batch, microbatch_size
-    )
+    return _map_examples(lambda oracle: oracle.evaluate(params).grads, loss_fn, batch, microbatch_size)
 
 
 def gradient_norms(

@@ -72,9 +72,7 @@ class Reciprocal:
         return 1 / jnp.where(p > 0, p, jnp.ones_like(p))
 
 
-def _switch(
-    before: float, after: float, probability: float, total_steps: int, at: float
-) -> optax.Schedule:
+def _switch(before: float, after: float, probability: float, total_steps: int, at: float) -> optax.Schedule:
     _check(probability, total_steps)
     halves = [optax.constant_schedule(before), optax.constant_schedule(after)]
     return optax.join_schedules(halves, [int(at * total_steps) + 1])

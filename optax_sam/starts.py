@@ -117,9 +117,7 @@ class DrawnByScore:
 
     def init(self, params: Any) -> ScoreState:
         del params
-        return ScoreState(
-            jnp.zeros([self.num_examples], float), jnp.zeros([self.num_examples], float)
-        )
+        return ScoreState(jnp.zeros([self.num_examples], float), jnp.zeros([self.num_examples], float))
 
     def begin(self, state: ScoreState, opt_state: Any, context: Context) -> tuple[Any, Oracle]:
         del opt_state
@@ -156,9 +154,7 @@ class DrawnByScore:
         q = low + place * ramp * (high - low)
         return jnp.where(real, jnp.log(jnp.where(q > 0, q, 1)), -jnp.inf)
 
-    def update(
-        self, state: ScoreState, here: Evaluation, there: Evaluation, context: Context
-    ) -> ScoreState:
+    def update(self, state: ScoreState, here: Evaluation, there: Evaluation, context: Context) -> ScoreState:
         oracle = context.oracle
         if self.score == "loss_difference":
             scores = jnp.abs(there.losses - here.losses)
@@ -167,9 +163,7 @@ class DrawnByScore:
         written = (oracle.weights != 0) & self._in_range(oracle.indices) & jnp.isfinite(scores)
         indices = jnp.where(written, oracle.indices, self.num_examples)
         indices, scores = map(sharding.replicated, (indices, scores))
-        rows, first = jnp.unique(
-            indices, return_index=True, size=indices.size, fill_value=self.num_examples
-        )
+        rows, first = jnp.unique(indices, return_index=True, size=indices.size, fill_value=self.num_examples)
         scores = scores[first].astype(state.total.dtype)
         return ScoreState(
             state.total.at[rows].add(scores, mode="drop"),

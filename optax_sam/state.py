@@ -71,9 +71,7 @@ def no_diagnostics() -> Diagnostics:
 def measured(**values: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     """`(values, known)` in the order of `MEASURED`; None and non-finite values are not known."""
     found = [values.get(name) for name in MEASURED]
-    numbers = jnp.stack(
-        [jnp.zeros([], jnp.float32) if v is None else v.astype(jnp.float32) for v in found]
-    )
+    numbers = jnp.stack([jnp.zeros([], jnp.float32) if v is None else v.astype(jnp.float32) for v in found])
     known = jnp.asarray([v is not None for v in found]) & jnp.isfinite(numbers)
     return jnp.where(known, numbers, jnp.zeros_like(numbers)), known
 

@@ -11,8 +11,8 @@ from jax import lax
 
 from optax_sam import checks, trees
 from optax_sam import state as states
+from optax_sam.method import Method, Outcome, SharpnessAware, from_method
 from optax_sam.oracle import Evaluation, First, Oracle, Rows
-from optax_sam.sharpness_aware import Method, Outcome, SharpnessAware, from_method
 from optax_sam.state import SharpnessAwareState
 
 
@@ -46,9 +46,7 @@ class PerMicrobatch(Wrapper):
     num_microbatches: int
     loop: str
 
-    def begin(
-        self, state: SharpnessAwareState, opt_state: Any, params: Any, oracle: Oracle
-    ) -> Oracle:
+    def begin(self, state: SharpnessAwareState, opt_state: Any, params: Any, oracle: Oracle) -> Oracle:
         prepared = []
 
         def on_slice(rows):
@@ -157,9 +155,7 @@ class OverDraws(Wrapper):
     num_draws: int
     log_weight: Callable[[jax.Array, jax.Array], jax.Array]
 
-    def begin(
-        self, state: SharpnessAwareState, opt_state: Any, params: Any, oracle: Oracle
-    ) -> Oracle:
+    def begin(self, state: SharpnessAwareState, opt_state: Any, params: Any, oracle: Oracle) -> Oracle:
         started = self.inner.begin(_draw_state(state, 0), opt_state, params, oracle)
         return dataclasses.replace(started, method=self)
 
@@ -179,9 +175,7 @@ class OverDraws(Wrapper):
         def one_more(carry, number):
             descent, total, largest, mean = carry
             drawn = _draw_state(state, number)
-            outcome, weight = run(
-                number, self.inner.begin(drawn, state, oracle.params, oracle.origin)
-            )
+            outcome, weight = run(number, self.inner.begin(drawn, state, oracle.params, oracle.origin))
             new_largest = jnp.maximum(largest, weight)
             old_share, share = jnp.exp(largest - new_largest), jnp.exp(weight - new_largest)
             descent = jax.tree.map(
