@@ -7,31 +7,32 @@ import optax
 
 from optax_sam import checks, trees
 from optax_sam.geometry import Geometry, euclidean
+from optax_sam.hyperparameters import ScalarOrSchedule, at_step
 
 
 @dataclasses.dataclass(frozen=True)
 class ToRadius:
     """See `to_radius`."""
 
-    rho: trees.ScalarOrSchedule
+    rho: ScalarOrSchedule
     geometry: Geometry
 
     def init(self, params: Any) -> optax.EmptyState:
         del params
         return optax.EmptyState()
 
-    def update(self, updates: Any, state: Any, params: Any = None, *, step=None, **extra_args):
+    def update(self, updates: Any, state: Any, params: Any = None, *, step: Any = None, **extra_args):
         del extra_args
         if callable(self.rho) and step is None:
             raise ValueError("rho is a schedule, but step=None: pass the step count, update(..., step=step).")
-        rho = self.rho(step) if callable(self.rho) else self.rho
+        rho = at_step(self.rho, step)
         dual, norm = self.geometry.steepest(updates, params)
         unit = trees.divide(dual, norm)
         return trees.map_wide(lambda x: trees.times(rho, x), unit), state
 
 
 def to_radius(
-    rho: trees.ScalarOrSchedule, geometry: Geometry | None = None
+    rho: ScalarOrSchedule, geometry: Geometry | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """`e = rho d / ||d||`: a perturbation of size `rho`, and zero where the direction is zero.
 

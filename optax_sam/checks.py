@@ -18,7 +18,7 @@ def number(name: str, value: Any, low: float = -np.inf, high: float = np.inf) ->
         return
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}={value!r} is {_article(value)}: pass a number.")
-    if not low <= value <= high:
+    if not low <= float(value) <= high:
         raise ValueError(f"{name}={value!r} is outside [{low:g}, {high:g}]: {_repair(low, high)}.")
 
 
@@ -33,7 +33,7 @@ def integer(name: str, value: Any, low: int, high: float = np.inf) -> None:
     _static(name, value)
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name}={value!r} is {_article(value)}: pass an integer.")
-    if not low <= value <= high:
+    if not low <= float(value) <= high:
         raise ValueError(f"{name}={value!r} is outside [{low}, {high}]: {_repair(low, high)}.")
 
 

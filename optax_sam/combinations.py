@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from optax_sam import checks, trees
+from optax_sam.hyperparameters import ScalarOrSchedule, at_step
 from optax_sam.pieces import Context
 
 
@@ -29,10 +30,10 @@ def unit_sum(grads: Any, perturbed_grads: Any, context: Context) -> Any:
 class Mix:
     """See `mix`."""
 
-    alpha: trees.ScalarOrSchedule
+    alpha: ScalarOrSchedule
 
     def __call__(self, grads: Any, perturbed_grads: Any, context: Context) -> Any:
-        alpha = self.alpha(context.step) if callable(self.alpha) else self.alpha
+        alpha = at_step(self.alpha, context.step)
 
         def on_leaf(g, p):
             return trees.times(1 - alpha, g) + trees.times(alpha, p)
@@ -40,7 +41,7 @@ class Mix:
         return trees.map_wide(on_leaf, grads, perturbed_grads)
 
 
-def mix(alpha: trees.ScalarOrSchedule) -> Mix:
+def mix(alpha: ScalarOrSchedule) -> Mix:
     """`(1 - alpha) g + alpha g'`; above 1 it extrapolates.
 
     Args:

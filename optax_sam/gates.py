@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from optax_sam import checks, trees
+from optax_sam.hyperparameters import ScalarOrSchedule, at_step
 from optax_sam.pieces import Context
 
 
@@ -15,7 +16,7 @@ from optax_sam.pieces import Context
 class Always:
     """See `always`."""
 
-    constant = True
+    constant: ClassVar[bool | None] = True
 
     def init(self, params: Any) -> tuple[()]:
         del params
@@ -40,7 +41,7 @@ class Every(Always):
     """See `every`."""
 
     k: int
-    constant = None
+    constant: ClassVar[bool | None] = None
 
     def due(self, state: Any, context: Context) -> jax.Array:
         del state
@@ -57,17 +58,16 @@ def every(k: int) -> Every:
 class WithProbability(Always):
     """See `with_probability`."""
 
-    probability: trees.ScalarOrSchedule
-    constant = None
+    probability: ScalarOrSchedule
+    constant: ClassVar[bool | None] = None
 
     def due(self, state: Any, context: Context) -> jax.Array:
         del state
-        p = self.probability
-        p = p(context.step) if callable(p) else p
-        return jax.random.uniform(context.key, dtype=jnp.float32) < jnp.asarray(p, jnp.float32)
+        probability = jnp.asarray(at_step(self.probability, context.step), jnp.float32)
+        return jax.random.uniform(context.key, dtype=jnp.float32) < probability
 
 
-def with_probability(probability: trees.ScalarOrSchedule) -> WithProbability:
+def with_probability(probability: ScalarOrSchedule) -> WithProbability:
     """Perturb with probability `p(t)`, drawn anew in each step: `U(0, 1) < p(t)`.
 
     Args:
@@ -111,7 +111,7 @@ class WithVarianceRate:
     warmup_steps: int
     tail: int | Callable[[Any], Any]
 
-    constant = None
+    constant: ClassVar[bool | None] = None
 
     def init(self, params: Any) -> VarianceRateState:
         del params

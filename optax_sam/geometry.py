@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_sam import checks, trees
+from optax_sam.hyperparameters import Scalar
 
 
 class Geometry(Protocol):
@@ -33,7 +34,7 @@ class Euclidean:
 class Elementwise:
     """See `elementwise`."""
 
-    eta: trees.Scalar
+    eta: Scalar
 
     def steepest(self, direction: Any, params: Any) -> tuple[Any, jax.Array]:
         def on_leaf(path, d, w):
@@ -62,7 +63,7 @@ def euclidean() -> Euclidean:
     return Euclidean()
 
 
-def elementwise(eta: trees.Scalar = 0.0) -> Elementwise:
+def elementwise(eta: Scalar = 0.0) -> Elementwise:
     """`e = rho T^2 d / ||T d||` with `T = |w| + eta`, and `T = 1` for biases (ASAM).
 
     The radius is measured as `||T^-1 e||`, which does not change when weights are rescaled. Biases

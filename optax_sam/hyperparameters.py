@@ -1,12 +1,25 @@
-"""Which arguments of a method may be arrays, so that Optax can schedule them from outside."""
+"""Arguments of methods: numbers, schedules of the step, and what shapes the compiled program."""
 
 import inspect
 from collections.abc import Callable
 from typing import Any
 
-from optax_sam.trees import Scalar, ScalarOrSchedule
+import jax
+import numpy as np
+import optax
+
+Scalar = float | int | jax.Array | np.ndarray
+"""A real number: Python's, or an array of shape `[]`, traced or not."""
+
+ScalarOrSchedule = Scalar | optax.Schedule
+"""A number, or an Optax schedule: a function of the step count."""
 
 _MAY_BE_ARRAYS = (Scalar, ScalarOrSchedule, ScalarOrSchedule | None)
+
+
+def at_step(value: ScalarOrSchedule, step: Any) -> Any:
+    """The number, or what the schedule gives at `step`."""
+    return value(step) if callable(value) else value
 
 
 def static_arguments(method: Callable[..., Any]) -> tuple[str, ...]:

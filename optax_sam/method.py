@@ -26,16 +26,21 @@ class Outcome(NamedTuple):
 
     descent: Any
     state: SharpnessAwareState
-    loss: jax.Array | None
+    loss: Any
 
 
 class Method(abc.ABC):
     """What stands behind a `SharpnessAware`: an assembly of pieces, or a wrapper of one."""
 
-    needs_oracle: bool
-    """Whether a gradient function alone is too little."""
-    perturbs_at_start: bool
-    """Whether the first gradient is not the one at the parameters."""
+    @property
+    @abc.abstractmethod
+    def needs_oracle(self) -> bool:
+        """Whether a gradient function alone is too little."""
+
+    @property
+    @abc.abstractmethod
+    def perturbs_at_start(self) -> bool:
+        """Whether the first gradient is not the one at the parameters."""
 
     @abc.abstractmethod
     def init(self, params: Any) -> SharpnessAwareState:
@@ -165,7 +170,8 @@ class SharpnessAware(optax.GradientTransformationExtraArgs):
     @property
     def method(self) -> Method:
         """The assembly, or the wrapper, that `init` and `update` are bound to."""
-        return self.update.__self__
+        bound: Any = self.update
+        return bound.__self__
 
     def value_and_grad(
         self, loss_fn: Callable[[Any, Any], Any], has_aux: bool = False
@@ -237,4 +243,5 @@ class SharpnessAware(optax.GradientTransformationExtraArgs):
 
 def from_method(method: Method) -> SharpnessAware:
     """The transformation of a method."""
-    return SharpnessAware(method.init, method.update)
+    bound: Any = method
+    return SharpnessAware(bound.init, bound.update)

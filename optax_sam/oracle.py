@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -27,8 +26,8 @@ class Evaluation(NamedTuple):
     """
 
     grads: Any
-    loss: jax.Array | None = None
-    losses: jax.Array | None = None
+    loss: Any = None
+    losses: Any = None
     aux: Any = None
 
 
@@ -89,16 +88,16 @@ class Oracle:
     _: dataclasses.KW_ONLY
     params: Any = None
     has_aux: bool = False
-    indices: chex.Array | None = None
-    weights: chex.Array | None = None
+    indices: Any = None
+    weights: Any = None
     whole_batch: bool = False
     # The rest is set by the library: what a method has made of the oracle.
     needs_losses: bool = False
     fraction: float = 1.0
     method: Any = None
     slices: Any = None
-    first: First | None = None
-    origin: "Oracle | None" = None
+    first: Any = None
+    origin: Any = None
 
     def __post_init__(self):
         if not callable(self.losses):
@@ -163,7 +162,7 @@ class Oracle:
           positions: `int[strata, drawn]`, positions inside each of `strata` contiguous parts.
         """
         rows = jax.tree.map(lambda x: sharding.take_rows(x, positions), self.rows)
-        fraction = self.fraction * positions.size / self.size
+        fraction = self.fraction * positions.size / len(jax.tree.leaves(self.batch)[0])
         return dataclasses.replace(self.with_rows(rows), fraction=fraction)
 
     def split(self, num_slices: int) -> Rows:
@@ -173,11 +172,7 @@ class Oracle:
                 f"num_microbatches={num_slices} does not divide the batch of {self.size} examples: "
                 f"choose a divisor, or pad the batch with examples of weight 0."
             )
-
-        def on_leaf(x):
-            return x.reshape(num_slices, x.shape[0] // num_slices, *x.shape[1:])
-
-        return jax.tree.map(on_leaf, self.rows)
+        return jax.tree.map(lambda x: sharding.split_rows(x, num_slices), self.rows)
 
     def _check_losses(self, losses: Any) -> None:
         shape = jnp.shape(losses)
@@ -252,7 +247,7 @@ def _without_padding(batch: Any, weights: jax.Array) -> Any:
     `0 * NaN`. The first real row is found by a masked sum, which keeps a sharded batch in place.
     """
     real = weights != 0
-    chosen = real & (jnp.cumsum(real) == 1)
+    chosen = real & (jnp.arange(real.size) == jnp.argmax(real))
 
     def on_leaf(x):
         if jnp.issubdtype(x.dtype, jax.dtypes.extended):

@@ -4,11 +4,11 @@ Pieces are frozen dataclasses: they print well, compare by value, copy and pickl
 pytree whose structure, shapes and dtypes are final at `init`.
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 
-from optax_sam.oracle import Evaluation, GradientOracle, Oracle
+from optax_sam.oracle import Evaluation, Oracle
 
 
 class Context(NamedTuple):
@@ -18,24 +18,27 @@ class Context(NamedTuple):
       step: `int32[]`, how many steps were taken before this one.
       key: a typed PRNG key, another one for every step and every kind of piece.
       params: the parameters; inside `optax.masked` only the visible ones.
-      oracle: further losses and gradients of this step; None when the next step is decided.
+      oracle: further losses and gradients of this step, an `Oracle` or, where only a gradient function
+        is known, a `GradientOracle`; None when the next step is decided.
     """
 
     step: jax.Array
     key: jax.Array
     params: Any = None
-    oracle: Oracle | GradientOracle | None = None
+    oracle: Any = None
 
 
 class Start(Protocol):
     """Where, and on which examples, is the first gradient of a step?"""
 
-    needs_oracle: bool
+    needs_oracle: ClassVar[bool]
     """Whether a gradient function alone is too little."""
-    perturbs: bool
+    perturbs: ClassVar[bool]
     """Whether the first gradient is not the one at the parameters."""
-    evaluations: int
-    """Gradients that `update` takes itself."""
+
+    @property
+    def evaluations(self) -> int:
+        """Gradients that `update` takes itself."""
 
     def init(self, params: Any) -> Any:
         """The initial state."""
@@ -63,7 +66,7 @@ class Direction(Protocol):
 class Gate(Protocol):
     """Is a second gradient worth paying for?"""
 
-    constant: bool | None
+    constant: ClassVar[bool | None]
     """The decision of every step where it never changes: the program then has no conditional."""
 
     def init(self, params: Any) -> Any:
@@ -99,5 +102,5 @@ class Reuse(Protocol):
 class Selection(Protocol):
     """Which examples see the second gradient?"""
 
-    def __call__(self, oracle: Oracle | GradientOracle, here: Evaluation, context: Context) -> Any:
+    def __call__(self, oracle: Any, here: Evaluation, context: Context) -> Any:
         """The oracle of the second gradient."""

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_sam import checks, trees
+from optax_sam.hyperparameters import Scalar
 from optax_sam.pieces import Context
 
 
@@ -48,7 +49,7 @@ class DecayedDifferenceState(NamedTuple):
 class DecayedDifference:
     """See `decayed_difference`."""
 
-    decay: trees.Scalar
+    decay: Scalar
     steps: int
 
     def init(self, params: Any) -> DecayedDifferenceState:
@@ -74,7 +75,7 @@ class DecayedDifference:
         return trees.where(fresh, corrected, grads), DecayedDifferenceState(state.difference, age)
 
 
-def decayed_difference(decay: trees.Scalar, steps: int) -> DecayedDifference:
+def decayed_difference(decay: Scalar, steps: int) -> DecayedDifference:
     """`g + decay^j (g' - g)_last` in the `j`-th unpaid step, `j = 1..steps`; then `g` (vSAM).
 
     Args:

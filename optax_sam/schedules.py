@@ -6,13 +6,13 @@ gradients cost: a step takes `1 + mean` gradients.
 """
 
 import dataclasses
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
 from optax_sam import checks
-from optax_sam.trees import ScalarOrSchedule
+from optax_sam.hyperparameters import ScalarOrSchedule, at_step
 
 
 def constant(probability: float) -> optax.Schedule:
@@ -66,9 +66,8 @@ class Reciprocal:
 
     probability: ScalarOrSchedule
 
-    def __call__(self, step: jax.Array) -> jax.Array:
-        p = self.probability(step) if callable(self.probability) else self.probability
-        p = jnp.asarray(p, float)
+    def __call__(self, step: Any) -> Any:
+        p = jnp.asarray(at_step(self.probability, step), float)
         return 1 / jnp.where(p > 0, p, jnp.ones_like(p))
 
 

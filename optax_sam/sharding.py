@@ -1,5 +1,6 @@
 """Moving rows between devices as little as possible, on meshes with automatic and explicit axes."""
 
+import math
 from typing import Any
 
 import jax
@@ -26,18 +27,37 @@ def take_rows(x: jax.Array, positions: jax.Array) -> jax.Array:
       of the number of devices, no row moves.
     """
     num_parts, num_drawn = positions.shape
-    part_size = x.shape[0] // num_parts
-    axis = (*_spec(x), None)[0]
-    if axis is None or num_parts % _axis_size(axis) == 0:
-        parts = x.reshape(num_parts, part_size, *x.shape[1:])
-        if axis is not None:
-            positions = jax.sharding.reshard(positions, PartitionSpec(axis, None))
-        taken = jax.vmap(lambda rows, at: rows[at])(parts, positions)
+    axis = _spec(x)[0]
+    if num_parts % _num_devices(axis) == 0:
+        positions = _split_along(positions, axis)
+        taken = jax.vmap(lambda rows, at: rows[at])(split_rows(x, num_parts), positions)
         return taken.reshape(num_parts * num_drawn, *x.shape[1:])
+    part_size = x.shape[0] // num_parts
     flat = (positions + part_size * jnp.arange(num_parts)[:, None]).reshape(-1)
-    even = flat.size % _axis_size(axis) == 0
-    spec = PartitionSpec(axis if even else None, *_spec(x)[1:])
-    return x.at[flat].get(out_sharding=spec)
+    axis = axis if flat.size % _num_devices(axis) == 0 else None
+    return x.at[flat].get(out_sharding=PartitionSpec(axis, *_spec(x)[1:]))
+
+
+def split_rows(x: jax.Array, num_parts: int) -> jax.Array:
+    """`[batch, ...]` as `[num_parts, batch / num_parts, ...]`, the parts contiguous.
+
+    Where the number of parts is a multiple of the number of devices, no row moves; else every part
+    is split over all devices, as far as it can be.
+    """
+    shape = (num_parts, x.shape[0] // num_parts, *x.shape[1:])
+    axis, *rest = _spec(x)
+    if num_parts % _num_devices(axis) == 0:
+        return x.reshape(shape)
+    parts = jax.sharding.reshard(x, PartitionSpec(None, *rest)).reshape(shape)
+    axis = axis if shape[1] % _num_devices(axis) == 0 else None
+    return jax.sharding.reshard(parts, PartitionSpec(None, axis, *rest))
+
+
+def _split_along(x: jax.Array, axis: Any) -> jax.Array:
+    """`x` with its first axis split over a mesh axis."""
+    if axis is None:
+        return x
+    return jax.sharding.reshard(x, PartitionSpec(axis, *(None,) * (x.ndim - 1)))
 
 
 def _spec(x: Any) -> tuple[Any, ...]:
@@ -47,10 +67,9 @@ def _spec(x: Any) -> tuple[Any, ...]:
     return spec + (None,) * (x.ndim - len(spec))
 
 
-def _axis_size(axis: Any) -> int:
-    names = axis if isinstance(axis, tuple) else (axis,)
+def _num_devices(axis: Any) -> int:
+    """Over how many devices one entry of a spec splits; 1 for None."""
+    if axis is None:
+        return 1
     mesh = jax.sharding.get_abstract_mesh()
-    size = 1
-    for name in names:
-        size *= mesh.shape[name]
-    return size
+    return math.prod(mesh.shape[name] for name in (axis if isinstance(axis, tuple) else (axis,)))

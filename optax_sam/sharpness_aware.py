@@ -230,13 +230,13 @@ def _with_diagnostics(
     state: SharpnessAwareState, *, cost: float, perturbed: bool, **values: jax.Array | None
 ) -> SharpnessAwareState:
     numbers, known = states.measured(**values)
-    cost = jnp.asarray(cost, jnp.float32)
+    paid = jnp.asarray(cost, jnp.float32)
     return state._replace(
         diagnostics=states.Diagnostics(
             values=numbers,
             known=known,
             perturbed=jnp.asarray(perturbed),
-            gradients=states.add_gradients(state.diagnostics.gradients, cost),
-            cost=cost,
+            gradients=states.add_gradients(state.diagnostics.gradients, paid),
+            cost=paid,
         )
     )

@@ -1,12 +1,13 @@
 """Where, and on which examples, the first gradient of a step is taken."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from optax_sam import checks, per_example, sharding, trees
+from optax_sam.hyperparameters import Scalar
 from optax_sam.oracle import Evaluation, Oracle
 from optax_sam.pieces import Context
 from optax_sam.selections import draw
@@ -16,9 +17,12 @@ from optax_sam.selections import draw
 class AtParams:
     """See `at_params`."""
 
-    needs_oracle = False
-    perturbs = False
-    evaluations = 0
+    needs_oracle: ClassVar[bool] = False
+    perturbs: ClassVar[bool] = False
+
+    @property
+    def evaluations(self) -> int:
+        return 0
 
     def init(self, params: Any) -> Any:
         del params
@@ -42,12 +46,12 @@ def at_params() -> AtParams:
 class AtRandom(AtParams):
     """See `at_random`."""
 
-    radius: trees.Scalar
-    noise_scale: trees.Scalar
+    radius: Scalar
+    noise_scale: Scalar
     noise: str
 
-    needs_oracle = True
-    perturbs = True
+    needs_oracle: ClassVar[bool] = True
+    perturbs: ClassVar[bool] = True
 
     def begin(self, state: Any, opt_state: Any, context: Context) -> tuple[Any, Oracle]:
         del state, opt_state
@@ -64,9 +68,7 @@ class AtRandom(AtParams):
         return trees.add_perturbation(context.params, noise), context.oracle
 
 
-def at_random(
-    radius: trees.Scalar = 1.0, noise_scale: trees.Scalar = 1.0, noise: str = "gaussian"
-) -> AtRandom:
+def at_random(radius: Scalar = 1.0, noise_scale: Scalar = 1.0, noise: str = "gaussian") -> AtRandom:
     """At `params + n`, `n` random: Gaussian and clipped to a ball, or uniform in a ball.
 
     Gaussian: `n = z min(||z||, R) / ||z||`, `z ~ N(0, noise_scale^2)` in every entry. Uniform:
@@ -108,8 +110,8 @@ class DrawnByScore:
     score: str
     strata: int
 
-    needs_oracle = True
-    perturbs = False
+    needs_oracle: ClassVar[bool] = True
+    perturbs: ClassVar[bool] = False
 
     @property
     def evaluations(self) -> int:

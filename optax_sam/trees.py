@@ -7,17 +7,10 @@ inexact (float or complex) leaves are read or written.
 from collections.abc import Callable
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-
-Scalar = chex.Numeric
-"""A real number: Python's, or an array of shape `[]`, traced or not."""
-
-ScalarOrSchedule = Scalar | optax.Schedule
-"""A number, or an Optax schedule: a function of the step count."""
 
 
 def is_inexact(leaf: Any) -> bool:
@@ -50,7 +43,7 @@ def map_wide(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     return map_inexact(on_leaf, tree, *rest)
 
 
-def times(scalar: Scalar, leaf: jax.Array) -> jax.Array:
+def times(scalar: Any, leaf: jax.Array) -> jax.Array:
     """`scalar * leaf` in the leaf's dtype, under strict promotion too."""
     return jnp.asarray(scalar).astype(leaf.dtype) * leaf
 
@@ -89,7 +82,7 @@ def norm(tree: Any) -> jax.Array:
     return lax.cond(ordinary, lambda: jnp.sqrt(square), scaled)
 
 
-def divide(tree: Any, divisor: Scalar) -> Any:
+def divide(tree: Any, divisor: Any) -> Any:
     """`tree / divisor`, and zeros where the divisor is zero."""
     divisor = jnp.asarray(divisor)
     positive = divisor > 0

@@ -11,6 +11,7 @@ from jax import lax
 
 from optax_sam import checks, trees
 from optax_sam import state as states
+from optax_sam.hyperparameters import ScalarOrSchedule, at_step
 from optax_sam.method import Method, Outcome, SharpnessAware, from_method
 from optax_sam.oracle import Evaluation, First, Oracle, Rows
 from optax_sam.state import SharpnessAwareState
@@ -22,7 +23,9 @@ class Wrapper(Method):
 
     inner: Method
 
-    needs_oracle = True
+    @property
+    def needs_oracle(self) -> bool:
+        return True
 
     @property
     def perturbs_at_start(self) -> bool:
@@ -219,14 +222,13 @@ def over_draws(
 class Tilted:
     """See `tilted`."""
 
-    tilt: trees.ScalarOrSchedule
+    tilt: ScalarOrSchedule
 
     def __call__(self, loss: jax.Array, step: jax.Array) -> jax.Array:
-        tilt = self.tilt(step) if callable(self.tilt) else self.tilt
-        return trees.times(tilt, loss)
+        return trees.times(at_step(self.tilt, step), loss)
 
 
-def tilted(tilt: trees.ScalarOrSchedule) -> Tilted:
+def tilted(tilt: ScalarOrSchedule) -> Tilted:
     """Weights proportional to `exp(tilt loss)`: 0 is the plain mean, large values the worst draw."""
     checks.number_or_schedule("tilt", tilt)
     return Tilted(tilt)

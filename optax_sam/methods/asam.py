@@ -2,8 +2,8 @@
 
 from optax_sam.ascents import to_radius
 from optax_sam.geometry import elementwise
+from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
-from optax_sam.trees import Scalar, ScalarOrSchedule
 
 
 def asam(rho: ScalarOrSchedule = 0.5, eta: Scalar = 0.01) -> SharpnessAware:

@@ -3,8 +3,8 @@
 from optax_sam.ascents import to_radius
 from optax_sam.combinations import unit, unit_sum
 from optax_sam.geometry import magnitude
+from optax_sam.hyperparameters import ScalarOrSchedule
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
-from optax_sam.trees import ScalarOrSchedule
 
 
 def pugd(radius: ScalarOrSchedule = 1.0, sum_gradients: bool = True) -> SharpnessAware:

@@ -3,9 +3,9 @@
 from optax_sam.ascents import to_radius
 from optax_sam.combinations import mix
 from optax_sam.gates import with_probability
+from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
 from optax_sam.schedules import Reciprocal
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
-from optax_sam.trees import Scalar, ScalarOrSchedule
 
 
 def rst(

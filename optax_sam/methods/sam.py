@@ -1,8 +1,8 @@
 """SAM, sharpness-aware minimization."""
 
 from optax_sam.ascents import to_radius
+from optax_sam.hyperparameters import ScalarOrSchedule
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
-from optax_sam.trees import ScalarOrSchedule
 
 
 def sam(rho: ScalarOrSchedule = 0.05) -> SharpnessAware:
