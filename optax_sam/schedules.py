@@ -53,7 +53,8 @@ def to_complement(probability: float, total_steps: int) -> optax.Schedule:
 def cosine(total_steps: int) -> optax.Schedule:
     """`p(t) = 1/2 + 1/2 cos(pi t / T)`, from 1 to 0 ("trigonometric"; mean 1/2)."""
     checks.integer("total_steps", total_steps, low=1)
-    return optax.cosine_decay_schedule(1.0, total_steps)
+    decay = optax.cosine_decay_schedule(1.0, total_steps)
+    return lambda step: decay(jnp.asarray(step, float))
 
 
 @dataclasses.dataclass(frozen=True)

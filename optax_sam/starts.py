@@ -152,7 +152,7 @@ class DrawnByScore:
         spread = jnp.max(jnp.where(real, scores, -jnp.inf)) - lowest
         place = jnp.where(spread > 0, (scores - lowest) / jnp.where(spread > 0, spread, 1), 1.0)
         low, high = self.score_range
-        ramp = jnp.minimum(step / self.ramp_steps, 1) if self.ramp_steps else 1.0
+        ramp = jnp.minimum(step.astype(float) / self.ramp_steps, 1) if self.ramp_steps else 1.0
         q = low + place * ramp * (high - low)
         return jnp.where(real, jnp.log(jnp.where(q > 0, q, 1)), -jnp.inf)
 

@@ -25,7 +25,7 @@ def is_masked(leaf: Any) -> bool:
 
 def accumulator_dtype(dtype: Any) -> Any:
     """The dtype in which values of `dtype` are summed: float32 or wider."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
 
 
 def map_inexact(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
@@ -52,34 +52,34 @@ def norm(tree: Any) -> jax.Array:
     """Global L2 norm, `sqrt(sum |x|^2)` over all inexact leaves, in float32 or wider.
 
     One pass over the tree as long as the sum of squares neither overflows nor underflows; else a
-    second pass divides by the largest entry first, so that float32 entries of 1e30 or 1e-30 have
+    second pass over entries scaled by a power of two, so that float32 entries of 1e30 or 1e-30 have
     the right norm too. Infinite or NaN entries give an infinite or NaN norm.
     """
     leaves = [x for x in jax.tree.leaves(tree) if is_inexact(x) and x.size]
     if not leaves:
         return jnp.zeros([], jnp.float32)
-    wide = jnp.result_type(jnp.float32, *(jnp.finfo(x.dtype).dtype for x in leaves))
+    is_double = any(jnp.finfo(x.dtype).bits > 32 for x in leaves)
+    wide = jnp.float64 if is_double else jnp.float32
 
-    def sum_of_squares(divisor=None):
-        total = jnp.zeros([], wide)
-        for x in leaves:
-            x = x.astype(accumulator_dtype(x.dtype))
-            x = x if divisor is None else x / divisor.astype(x.dtype)
-            total += jnp.sum(
-                jnp.square(x.real) + jnp.square(x.imag) if jnp.iscomplexobj(x) else jnp.square(x)
-            ).astype(wide)
-        return total
+    def sum_of_squares(scale):
+        return sum(_sum_of_squares(x, scale).astype(wide) for x in leaves)
 
-    def scaled():
-        largest = jnp.stack([jnp.max(jnp.abs(x)).astype(wide) for x in leaves]).max()
-        usable = jnp.isfinite(largest) & (largest > 0)
-        scale = jnp.where(usable, largest, 1)
-        return jnp.where(usable, largest * jnp.sqrt(sum_of_squares(scale)), largest)
+    def rescaled():
+        power = jnp.asarray(2.0 ** (-jnp.finfo(wide).minexp * 5 // 8), wide)
+        scale = jnp.where(square > 1, 1 / power, power)
+        return jnp.sqrt(sum_of_squares(scale)) / scale
 
-    square = sum_of_squares()
-    tiny = jnp.finfo(wide).tiny / jnp.finfo(wide).eps
-    ordinary = jnp.isfinite(square) & (square > tiny)
-    return lax.cond(ordinary, lambda: jnp.sqrt(square), scaled)
+    square = sum_of_squares(None)
+    ordinary = jnp.isfinite(square) & (square > jnp.finfo(wide).tiny / jnp.finfo(wide).eps)
+    return lax.cond(ordinary, lambda: jnp.sqrt(square), rescaled)
+
+
+def _sum_of_squares(leaf: jax.Array, scale: jax.Array | None) -> jax.Array:
+    leaf = leaf.astype(accumulator_dtype(leaf.dtype))
+    leaf = leaf if scale is None else times(scale, leaf)
+    if jnp.iscomplexobj(leaf):
+        return jnp.sum(jnp.square(leaf.real) + jnp.square(leaf.imag))
+    return jnp.sum(jnp.square(leaf))
 
 
 def divide(tree: Any, divisor: Any) -> Any:

@@ -15,9 +15,7 @@ def upper_score(step: int, score_range: tuple[float, float], ramp_steps: int) ->
     return low + (high - low) * min(step / ramp_steps, 1.0) if ramp_steps else high
 
 
-def sampling_probabilities(
-    scores: np.ndarray, real: np.ndarray, low: float, high: float
-) -> np.ndarray:
+def sampling_probabilities(scores: np.ndarray, real: np.ndarray, low: float, high: float) -> np.ndarray:
     """q_i = smin + (A_i - min A) / (max A - min A) (smax - smin), over its sum; padding gets 0."""
     if not real.any():
         return np.zeros(len(scores))
@@ -71,9 +69,7 @@ def ausam(
         inside = (rows >= 0) & (rows < num_examples)
         w = np.where(inside, 1.0 if weights is None else weights[t], 0.0)
         high = upper_score(t, score_range, ramp_steps)
-        batch_scores = np.array(
-            [scores[i] if ok else 1.0 for i, ok in zip(rows, inside, strict=True)]
-        )
+        batch_scores = np.array([scores[i] if ok else 1.0 for i, ok in zip(rows, inside, strict=True)])
         probabilities = sampling_probabilities(batch_scores, w > 0, score_range[0], high)
         note(record, probabilities=probabilities, upper_score=high)
 

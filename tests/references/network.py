@@ -48,9 +48,7 @@ def make_problem(
     shares = np.arange(classes, 0, -1.0)
     label = rng.choice(classes, size=num_examples, p=shares / shares.sum()).astype(np.int32)
     centers = rng.normal(size=(classes, features)) + np.linspace(-0.5, 1.0, features)
-    image = centers[label] + rng.exponential(
-        np.linspace(0.3, 1.2, features), (num_examples, features)
-    )
+    image = centers[label] + rng.exponential(np.linspace(0.3, 1.2, features), (num_examples, features))
 
     epochs = -(-steps * batch // num_examples)
     order = np.concatenate([rng.permutation(num_examples) for _ in range(epochs)])
@@ -97,7 +95,5 @@ def gradient(params: Tree, batch: Batch, weights: np.ndarray | None = None) -> T
 
 def per_example_gradient_norms(params: Tree, batch: Batch) -> np.ndarray:
     """The norm of every example's own gradient, one example after the other, `[batch]`."""
-    rows = [
-        {name: leaf[i : i + 1] for name, leaf in batch.items()} for i in range(len(batch["label"]))
-    ]
+    rows = [{name: leaf[i : i + 1] for name, leaf in batch.items()} for i in range(len(batch["label"]))]
     return np.array([norm(gradient(params, row)) for row in rows])

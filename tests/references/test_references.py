@@ -264,9 +264,7 @@ def test_ausam_never_reads_or_writes_padding_and_counts_a_repeated_index_once():
 
 
 def test_ausam_probabilities_follow_the_ramp():
-    assert [upper_score(t, (0.1, 0.5), 4) for t in (0, 2, 4, 9)] == pytest.approx(
-        [0.1, 0.3, 0.5, 0.5]
-    )
+    assert [upper_score(t, (0.1, 0.5), 4) for t in (0, 2, 4, 9)] == pytest.approx([0.1, 0.3, 0.5, 0.5])
     assert upper_score(0, (0.1, 0.5), 0) == 0.5
     scores, real = np.array([0.0, 1.0, 3.0, 9.0]), np.array([True, True, True, False])
     q = np.array([0.1, 0.1 + 0.4 / 3, 0.5, 0.0])

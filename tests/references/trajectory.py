@@ -42,9 +42,7 @@ def weighted_mean(values: np.ndarray, weights: np.ndarray | None = None) -> floa
     if weights is None:
         weights = np.ones(len(values))
     kept = weights != 0
-    return (
-        float(np.sum(weights[kept] * values[kept]) / np.sum(weights[kept])) if kept.any() else 0.0
-    )
+    return float(np.sum(weights[kept] * values[kept]) / np.sum(weights[kept])) if kept.any() else 0.0
 
 
 def note(record: Record, **values: Any) -> None:

@@ -27,9 +27,7 @@ def sliced_variance(norms: list[float], slices: int) -> float:
 
 def mean_relative_change(values: list[float]) -> float:
     """The mean of (x[l+1] - x[l]) / x[l]; a change from zero counts as no change."""
-    changes = [
-        (after - before) / before if before != 0 else 0.0 for before, after in pairwise(values)
-    ]
+    changes = [(after - before) / before if before != 0 else 0.0 for before, after in pairwise(values)]
     return float(np.mean(changes))
 
 

@@ -1,0 +1,50 @@
+# Each target creates what it needs: a virtual environment in .venv, from the project's own settings.
+PYTHON ?= python3
+BIN := .venv/bin
+export XLA_PYTHON_CLIENT_PREALLOCATE ?= false
+
+.PHONY: help demo test test-slow check format bench clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
+
+demo: .venv/experiments  ## train and compare the methods on real data: table and picture in runs/demo
+	$(BIN)/python -m experiments.compare --out runs/demo
+
+test: .venv/test  ## everything but the slow tests, on two cores
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-slow: .venv/test  ## the slow tests too
+	$(BIN)/python -m pytest -n 2
+
+check: .venv/dev  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyrefly check
+
+format: .venv/dev  ## write the format, mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/experiments  ## FLOPs, memory and time of a step of every method, relative to SGD
+	$(BIN)/python -m benchmarks.steps
+
+clean:  ## remove the virtual environment and the caches
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is older than Python 3.11: name a newer one, make PYTHON=python3.12 ..." >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+
+.venv/experiments: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[experiments]'
+	@touch $@
+
+.venv/test: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[experiments,test]'
+	@touch $@
+
+.venv/dev: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[experiments,test,dev]'
+	@touch $@

@@ -1,0 +1,241 @@
+"""Compares methods over seeds: `python -m experiments.compare --help`."""
+
+import dataclasses
+import functools
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.progress import Progress
+
+from experiments import records, report
+from experiments.curvature import training_curvature
+from experiments.data import Data, load
+from experiments.inputs import make_inputs
+from experiments.progress import progress_bar
+from experiments.settings import Settings, command_line, require
+from experiments.train import Listener, resolved, run
+from experiments.training import Programs, compile_programs
+
+ALL = ("sgd", "sam", "rst", "grst", "vsam", "pugd", "tsam", "ausam")
+
+# Steps of one method before it is the next one's turn: a whole window of vSAM.
+STEPS_PER_ROUND = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareSettings:
+    """Train methods over seeds in one process; one table, one picture.
+
+    Each run has its own folder, such as sam-seed0, in the output folder. Finished runs are used
+    again by the next call; a run with other settings is set aside, not overwritten.
+    """
+
+    methods: tuple[str, ...] = ("all",)
+    """Methods, or all: sgd, sam, rst, grst, vsam, pugd, tsam and ausam."""
+    seeds: int = 3
+    """Runs per method, with seeds 0, 1, ..."""
+    out: Path = Path("runs/demo")
+    """Folder for summary.json, comparison.png and the folders of the runs."""
+    data: str = "digits"
+    """digits, or any TFDS image set: cifar10, fashion_mnist, ..."""
+    data_dir: Path | None = None
+    """Folder with prepared TFDS data; None is TFDS_DATA_DIR, else TFDS's own, with download."""
+    model: str = "conv"
+    """conv or resnet18."""
+    epochs: int = 60
+    """Passes over the training examples."""
+    batch_size: int = 50
+    """Examples per step."""
+    train_examples: int | None = None
+    """Use only so many training examples; None is all of them."""
+    timing_rounds: int = 24
+    """Rounds of 50 steps of every method in turn, in which the time per step is measured."""
+
+
+def main(args: list[str] | None = None) -> None:
+    """The command line."""
+    command_line(CompareSettings, compare, args, "the same command goes on")
+
+
+def compare(settings: CompareSettings) -> None:
+    """Trains, measures, and writes the table and the picture."""
+    start = time.perf_counter()
+    runs = all_runs(settings)
+    records.check_writable(settings.out)
+    data = load(runs["sgd"][0])
+    with progress_bar() as bar:
+        programs = compiled(runs, data, bar)
+        results = {name: trained(runs[name], data, programs[name], bar) for name in names(settings)}
+        first_runs = {name: group[0] for name, group in runs.items()}
+        ratios = step_times(first_runs, data, programs, settings.timing_rounds, bar)
+    methods = {name: summary(results[name], ratios[name]) for name in results}
+    extra = {
+        "settings": {name: records.as_json(each[0]) for name, each in runs.items()},
+        "seconds": time.perf_counter() - start,
+        "train_seconds": sum(each["seconds"] for group in results.values() for each in group),
+        "compile_seconds": sum(each.compile_seconds for each in programs.values()),
+    }
+    records.write_json(
+        settings.out / "summary.json", {"methods": methods} | extra | records.environment()
+    )
+    report.print_table(methods)
+    heading = f"{settings.data}, {settings.model}, {settings.epochs} epochs: "
+    heading += f"mean and standard deviation over {settings.seeds} seeds"
+    curves = {name: curve(runs[name]) for name in methods}
+    report.draw(methods, curves, heading, settings.out / "comparison.png")
+    print(f"{extra['seconds']:.0f} s in all; see {settings.out}/comparison.png and summary.json")
+
+
+def names(settings: CompareSettings) -> tuple[str, ...]:
+    """The methods asked for."""
+    return ALL if settings.methods == ("all",) else settings.methods
+
+
+def all_runs(settings: CompareSettings) -> dict[str, list[Settings]]:
+    """The settings of every run by method, checked; SGD is always there, as the unit of time."""
+    for name in ("seeds", "epochs", "timing_rounds"):
+        require(getattr(settings, name) >= 1, settings, name, "give 1 or more")
+    require(bool(settings.methods), settings, "methods", "give all, or some")
+    return {
+        name: [one_run(settings, name, seed) for seed in range(settings.seeds)]
+        for name in dict.fromkeys(("sgd", *names(settings)))
+    }
+
+
+def one_run(settings: CompareSettings, method: str, seed: int) -> Settings:
+    """The settings of one run; tuned defaults filled in."""
+    return resolved(
+        Settings(
+            method=method,
+            seed=seed,
+            out=settings.out / f"{method}-seed{seed}",
+            resume=True,
+            checkpoint_every=settings.epochs,  # a run takes seconds: one at its end will do
+            data=settings.data,
+            data_dir=settings.data_dir,
+            model=settings.model,
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            train_examples=settings.train_examples,
+        )
+    )
+
+
+def compiled(runs: dict[str, list[Settings]], data: Data, bar: Progress) -> dict[str, Programs]:
+    """Compiles every method once, for all its seeds."""
+    task = bar.add_task("compile all methods", total=len(runs))
+    programs = {}
+    for name, group in runs.items():
+        programs[name] = compile_programs(group[0], data)
+        bar.advance(task)
+    return programs
+
+
+def trained(
+    runs: list[Settings], data: Data, programs: Programs, bar: Progress
+) -> list[dict[str, Any]]:
+    """Results of one method's runs; those finished before come from their folders."""
+    steps = runs[0].epochs * programs.steps_per_epoch
+    task = bar.add_task(runs[0].method, total=steps * len(runs))
+    results = []
+    for number, settings in enumerate(runs):
+        set_aside_if_different(settings)
+        result = finished(settings) or train_one(
+            settings, data, programs, functools.partial(bar.update, task)
+        )
+        results.append(result)
+        bar.update(task, completed=(number + 1) * steps, accuracy=result["test_accuracy"])
+    return results
+
+
+def set_aside_if_different(settings: Settings) -> None:
+    """Renames the folder of a run with other settings."""
+    if records.differences(settings):
+        aside = f"{settings.out.name}-until-{time.strftime('%Y%m%d-%H%M%S')}"
+        settings.out.rename(settings.out.with_name(aside))
+
+
+def finished(settings: Settings) -> dict[str, Any] | None:
+    """The result of a run that is finished and measured; else None."""
+    file = settings.out / "result.json"
+    result = records.read_json(file) if file.exists() else {}
+    return result if "top_eigenvalue" in result else None
+
+
+def train_one(
+    settings: Settings, data: Data, programs: Programs, listener: Listener
+) -> dict[str, Any]:
+    """Trains one network and adds the curvature where it ended to its result."""
+    result, state = run(settings, data, programs, listener)
+    examples = make_inputs(settings, data).examples
+    curvature = training_curvature(
+        programs.trainer.model, state.params, state.batch_stats, examples
+    )
+    result |= {
+        "top_eigenvalue": float(curvature.value),
+        "eigenvalue_iterations": int(curvature.iterations),
+        "eigenvalue_change": float(curvature.change),
+    }
+    records.write_json(settings.out / "result.json", result)
+    return result
+
+
+def step_times(
+    runs: dict[str, Settings],
+    data: Data,
+    programs: dict[str, Programs],
+    rounds: int,
+    bar: Progress,
+) -> dict[str, float]:
+    """Time per step relative to SGD: medians over rounds in which the methods take turns.
+
+    Every method goes through a whole training, since the cost of vSAM changes on the way; a round
+    keeps the order of examples across epochs, which takes the same time.
+    """
+    inputs = {name: make_inputs(settings, data) for name, settings in runs.items()}
+    seconds = {name: [] for name in runs}
+    states = {}
+    task = bar.add_task("time the steps", total=rounds * STEPS_PER_ROUND)
+    for number in range(rounds):
+        for name, settings in runs.items():
+            done = number * STEPS_PER_ROUND
+            if done % (settings.epochs * programs[name].steps_per_epoch) < STEPS_PER_ROUND:
+                states[name] = jax.block_until_ready(programs[name].init(inputs[name]))
+            start = time.perf_counter()
+            states[name] = jax.block_until_ready(
+                programs[name].steps(states[name], inputs[name], np.int32(STEPS_PER_ROUND))
+            )
+            seconds[name].append(time.perf_counter() - start)
+        bar.advance(task, STEPS_PER_ROUND)
+    return {name: statistics.median(np.divide(seconds[name], seconds["sgd"])) for name in runs}
+
+
+def summary(results: list[dict[str, Any]], step_time_vs_sgd: float) -> dict[str, Any]:
+    """One method's row of the table: means over seeds."""
+    accuracies = [each["test_accuracy"] for each in results]
+    return {
+        "accuracy_mean": statistics.mean(accuracies),
+        "accuracy_std": statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
+        "gradients_per_step": statistics.mean(each["gradients_per_step"] for each in results),
+        "step_time_vs_sgd": step_time_vs_sgd,
+        "top_eigenvalue": statistics.mean(each["top_eigenvalue"] for each in results),
+        "seeds": len(results),
+    }
+
+
+def curve(runs: list[Settings]) -> report.Curve:
+    """A method's way through training: seconds and test accuracy, averaged over its seeds."""
+    lines = [records.read_metrics(settings.out / "metrics.jsonl") for settings in runs]
+    seconds, accuracy = (
+        np.mean([[line[name] for line in run] for run in lines], axis=0)
+        for name in ("seconds", "test_accuracy")
+    )
+    return report.Curve(seconds, 100 * accuracy)
+
+
+if __name__ == "__main__":
+    main()

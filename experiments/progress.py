@@ -1,0 +1,35 @@
+"""The progress bar, on the standard error stream."""
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+
+class Number(ProgressColumn):
+    """A number that the training loop reports, empty until it does."""
+
+    def __init__(self, name: str, form: str):
+        """Shows the task's field `name` in the format `form`."""
+        super().__init__()
+        self.name, self.form = name, form
+
+    def render(self, task: Task) -> Text:
+        """The number as text."""
+        value = task.fields.get(self.name)
+        return Text("" if value is None else self.form.format(value))
+
+
+def progress_bar() -> Progress:
+    """A bar with loss, test accuracy, steps per second and the time left; none in a log file."""
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        Number("loss", "loss {:.3f}"),
+        Number("accuracy", "test accuracy {:.1%}"),
+        Number("speed", "{:.1f} steps/s"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )

@@ -1,0 +1,190 @@
+"""The files of a run: settings, one line per epoch, result; written whole or not at all."""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.settings import Settings, SettingsError, flag
+
+# Settings that may change from a run to its resumption: they do not decide any number.
+FREE = ("out", "resume", "data_dir", "checkpoint_every")
+
+
+class RunFolder:
+    """The folder of one run: config.json, metrics.jsonl and result.json."""
+
+    def __init__(self, settings: Settings):
+        """Opens the folder of a run, a new one or, with `resume`, one begun before.
+
+        Raises:
+          SettingsError: the folder holds another run, or cannot be written.
+        """
+        self.path = settings.out
+        check_folder(settings)
+        if not (self.path / "config.json").exists():
+            with disk_errors(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+            write_json(self.path / "config.json", {"settings": as_json(settings)} | environment())
+
+    def metrics_until(self, epoch: int) -> list[dict[str, Any]]:
+        """The lines of the first epochs; later ones, and a torn last line, leave the file."""
+        file = self.path / "metrics.jsonl"
+        lines = [line for line in read_metrics(file) if line["epoch"] <= epoch]
+        with disk_errors(self.path):
+            _replace(file, "".join(json.dumps(line) + "\n" for line in lines))
+        return lines
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        """Adds one line, on the disk before this returns."""
+        with disk_errors(self.path), (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(finite(line)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Writes result.json, the sign that the run is finished."""
+        write_json(self.path / "result.json", result)
+
+
+def check_folder(settings: Settings) -> None:
+    """Refuses a folder that holds another run, or one that is not to be resumed."""
+    check_writable(settings.out)
+    if (settings.out / "config.json").exists() and not settings.resume:
+        raise SettingsError(
+            f"--out {settings.out} already holds a run: give --resume to go on with it, or another "
+            "--out"
+        )
+    for name, (now, before) in differences(settings).items():
+        raise SettingsError(
+            f"{flag(name)} {now} differs from {before}, with which the run in --out "
+            f"{settings.out} began: give that value, or another --out"
+        )
+
+
+def check_writable(folder: Path) -> None:
+    """Refuses a folder that cannot be written, before any work is done for it."""
+    out = folder.absolute()
+    nearest = next(path for path in (out, *out.parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise SettingsError(
+            f"--out {folder} cannot be written, since {nearest} is read-only or no folder: give "
+            "another folder"
+        )
+
+
+def differences(settings: Settings) -> dict[str, tuple[Any, Any]]:
+    """Settings that decide numbers and differ from those of the run in the folder: now, before."""
+    file = settings.out / "config.json"
+    if not file.exists():
+        return {}
+    before, now = read_json(file)["settings"], as_json(settings)
+    names = [name for name in now if name not in FREE and before.get(name) != now[name]]
+    return {name: (now[name], before.get(name)) for name in names}
+
+
+def as_json(settings: Settings) -> dict[str, Any]:
+    """All settings in one dictionary, as they come back from a JSON file."""
+    fields = dataclasses.asdict(settings)
+    knobs = fields.pop("knobs")
+    return json.loads(json.dumps(fields | knobs, default=str))
+
+
+def environment() -> dict[str, Any]:
+    """What else decides a run's numbers and times: versions, machine, source revision, command."""
+    packages = ("jax", "jaxlib", "optax", "flax", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    device = jax.devices()[0]
+    return {
+        "versions": versions | {"python": platform.python_version()},
+        "device": f"{device.platform}: {device.device_kind}",
+        "machine": {"system": platform.platform(), "cores": os.cpu_count()},
+        "source_revision": source_revision(),
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+    }
+
+
+def source_revision() -> str:
+    """The git revision of this source, with `+changes` where files differ from it."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        revision = subprocess.check_output([*git, "rev-parse", "HEAD"], stderr=-3, text=True)
+        changes = subprocess.check_output([*git, "status", "--porcelain", "-uno"], text=True)
+        return revision.strip() + ("+changes" if changes else "")
+    return "unknown"
+
+
+def sha256(tree: Any) -> str:
+    """Digest of a tree of arrays: names, shapes, types and every bit."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        array = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def finite(line: dict[str, Any]) -> dict[str, Any]:
+    """Numbers that JSON cannot hold (a diverged loss) become null."""
+    bad = {k for k, v in line.items() if isinstance(v, float) and not math.isfinite(v)}
+    return {name: None if name in bad else value for name, value in line.items()}
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Reads a file that this module has written."""
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{file} cannot be read ({error}): give another --out") from error
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics.jsonl; none, if there is no such file."""
+    texts = file.read_text().splitlines() if file.exists() else []
+    return [line for line in map(_parsed, texts) if line]
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Writes a file whole or not at all."""
+    with disk_errors(file.parent):
+        _replace(file, json.dumps(finite(content), indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turns a full disk, a read-only folder and the like into one line for the user."""
+    try:
+        yield
+    except OSError as error:
+        raise SettingsError(
+            f"--out {folder} cannot be written ({error.strerror}): make room there or give "
+            "another folder; what is written stays good for --resume"
+        ) from error
+
+
+def _replace(file: Path, text: str) -> None:
+    new = file.with_name(file.name + ".new")
+    with new.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(new, file)
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    with contextlib.suppress(ValueError):
+        return json.loads(line)
+    return None

@@ -1,0 +1,147 @@
+"""The comparison as a table in the terminal and as a picture."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from scipy.optimize import isotonic_regression
+
+matplotlib.use("agg")
+
+from matplotlib import pyplot as plt  # noqa: E402 (after the choice of a backend)
+from matplotlib import ticker  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+
+NAMES = {"grst": "G-RST", "vsam": "vSAM"}
+
+# Okabe and Ito's colours, which the colour-blind can tell apart; yellow, pale on white, is wine.
+COLOURS = ("#000000", "#D55E00", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#882255", "#E69F00")
+MARKERS = "osD^vP*X"
+
+
+class Curve(NamedTuple):
+    """A method's way through training, averaged over seeds.
+
+    Attributes:
+      seconds: [epochs], time in training steps so far.
+      accuracy: [epochs], test accuracy.
+    """
+
+    seconds: np.ndarray
+    accuracy: np.ndarray
+
+
+Rows = Mapping[str, Mapping[str, Any]]
+
+
+def print_table(rows: Rows) -> None:
+    """Prints one row per method."""
+    seeds = max(row["seeds"] for row in rows.values())
+    table = Table(caption=f"mean and standard deviation over {seeds} seeds")
+    table.add_column("method")
+    for heading in ("test accuracy %", "gradients/step", "time/SGD's", "top eigenvalue"):
+        table.add_column(heading, justify="right")
+    for name, row in rows.items():
+        table.add_row(
+            title(name),
+            f"{100 * row['accuracy_mean']:.1f} ± {100 * row['accuracy_std']:.1f}",
+            f"{row['gradients_per_step']:.2f}",
+            f"{row['step_time_vs_sgd']:.2f}",
+            f"{row['top_eigenvalue']:.3g}",
+        )
+    Console().print(table)
+
+
+def draw(rows: Rows, curves: Mapping[str, Curve], heading: str, file: Path) -> None:
+    """Draws accuracy against time, against gradients per step, and against sharpness."""
+    plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
+    figure, panels = plt.subplot_mosaic(
+        [["time", "gradients"], ["time", "sharpness"]],
+        figsize=(14, 8),
+        width_ratios=(1.25, 1),
+        layout="constrained",
+    )
+    figure.suptitle(heading, x=0.01, ha="left", fontsize=14, fontweight="bold")
+    seconds = {name: curves[name].seconds[-1] for name in rows}
+    gradients = {name: row["gradients_per_step"] for name, row in rows.items()}
+    eigenvalues = {name: row["top_eigenvalue"] for name, row in rows.items()}
+    for name, colour in zip(rows, COLOURS * len(rows), strict=False):
+        panels["time"].plot(*curves[name], color=colour, alpha=0.45, linewidth=1.2)
+    draw_methods(panels["time"], rows, seconds, "training time (seconds)", room=0.25)
+    panels["time"].set_xlim(left=min(seconds.values()) / 8)
+    draw_methods(panels["gradients"], rows, gradients, "gradients per step")
+    draw_methods(
+        panels["sharpness"],
+        rows,
+        eigenvalues,
+        "largest Hessian eigenvalue of the training loss; flatter to the left",
+    )
+    panels["time"].set_title("Accuracy on the way", loc="left")
+    panels["gradients"].set_title("What it costs", loc="left")
+    panels["sharpness"].set_title("How flat it ends", loc="left")
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
+
+
+def draw_methods(
+    panel: Axes, rows: Rows, xs: Mapping[str, float], label: str, room: float = 0.06
+) -> None:
+    """Draws each method's final accuracy with its spread, and names it at the right margin.
+
+    Args:
+      panel: where.
+      rows: the table.
+      xs: the methods' places on the axis, which is logarithmic.
+      label: of the axis.
+      room: space under the lowest error bar, as a share of the accuracies' range.
+    """
+    ends = [
+        100 * (row["accuracy_mean"] + sign * row["accuracy_std"])
+        for row in rows.values()
+        for sign in (-1, 1)
+    ]
+    low, high = min(ends), max(ends)
+    height = max(high - low, 1.0)
+    panel.set(xscale="log", ylim=(low - room * height, high + 0.06 * height))
+    panel.set(xlabel=f"{label}, log scale", ylabel="test accuracy (%)")
+    panel.grid(alpha=0.2)
+    panel.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    panel.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    panel.xaxis.set_minor_locator(ticker.NullLocator())
+    means = [100 * row["accuracy_mean"] for row in rows.values()]
+    heights = spread_out(means, panel.get_ylim())
+    styles = zip(rows, means, heights, COLOURS * len(rows), MARKERS * len(rows), strict=False)
+    for name, mean, height, colour, marker in styles:
+        spread = 100 * rows[name]["accuracy_std"]
+        panel.errorbar(xs[name], mean, spread, color=colour, marker=marker, ms=8, capsize=3)
+        panel.annotate(
+            title(name),
+            (xs[name], mean),
+            xytext=(1.03, height),
+            textcoords=panel.get_yaxis_transform(),
+            color=colour,
+            va="center",
+            fontweight="bold",
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "alpha": 0.5},
+        )
+
+
+def spread_out(heights: Sequence[float], limits: tuple[float, float]) -> np.ndarray:
+    """Moves labels apart: the nearest heights in the same order, a line's height between two."""
+    low, high = limits
+    gap = min(0.06, 1 / len(heights)) * (high - low)
+    order = np.argsort(heights, kind="stable")
+    # Without the gaps, the nearest ordered heights are an isotonic regression.
+    offsets = gap * np.arange(len(heights))
+    fitted = isotonic_regression(np.asarray(heights)[order] - offsets).x
+    fitted = np.clip(fitted, low, high - offsets[-1]) + offsets
+    return fitted[np.argsort(order)]
+
+
+def title(name: str) -> str:
+    """A method's name as its paper writes it."""
+    return NAMES.get(name, name.upper())

@@ -1,0 +1,180 @@
+"""The settings of one training run: what they mean, what they default to, what is refused."""
+
+import dataclasses
+import functools
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+# What is not tuned, and not given: the optimizer's numbers of the digits task.
+TASK = {"learning_rate": 0.1, "weight_decay": 5e-4}
+
+TUNED = Path(__file__).parent / "tuned"
+
+
+class SettingsError(Exception):
+    """A mistake of the user: one line that names the setting, its value and the repair."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodSettings:
+    """Settings of the method; None is the tuned value for the data set, else the library's."""
+
+    rho: float | None = None
+    """Radius of the perturbation (sam, asam, rst, grst, vsam, tsam, ausam)."""
+    eta: float | None = None
+    """Floor under the size of a weight in the adaptive geometry (asam)."""
+    probability: float | None = None
+    """Share of steps that are perturbed (rst, grst)."""
+    alpha: float | None = None
+    """Weight of the perturbed gradient; the library's default is 1 / probability (grst)."""
+    window: int | None = None
+    """Steps in which the number of perturbed steps is fixed (vsam)."""
+    slices: int | None = None
+    """Slices of the variance estimate; they divide the window (vsam)."""
+    max_rate: float | None = None
+    """Largest share of perturbed steps (vsam)."""
+    rate_gain: tuple[float, float] | None = None
+    """How fast that share follows the ratio and the variance of the gradients (vsam)."""
+    reuse_decay: float | None = None
+    """Factor per step on the reused difference of the gradients (vsam)."""
+    reuse_steps: int | None = None
+    """Steps in which that difference is reused (vsam)."""
+    warmup_steps: int | None = None
+    """First steps, all of them perturbed (vsam)."""
+    tail: int | None = None
+    """Last parameter arrays whose norms steer the share of perturbed steps (vsam)."""
+    radius: float | None = None
+    """Radius of the perturbation (pugd), or of the random start (tsam)."""
+    tilt: float | None = None
+    """How strongly samples with a large loss dominate; 0 is their plain mean (tsam)."""
+    num_samples: int | None = None
+    """Perturbed samples per step (tsam)."""
+    noise_scale: float | None = None
+    """Standard deviation of the random start before it is cut to the radius (tsam)."""
+    noise: Literal["gaussian", "uniform"] | None = None
+    """Distribution of the random start (tsam)."""
+    fraction: float | None = None
+    """Share of the batch that is used (ausam)."""
+    score_range: tuple[float, float] | None = None
+    """Relative weights of the lowest and the highest score in the draw (ausam)."""
+    ramp_steps: int | None = None
+    """Steps over which the scores gain their full weight in the draw (ausam)."""
+    score: Literal["loss_difference", "gradient_norm"] | None = None
+    """What an example's score is (ausam)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Train one network with one method, and keep the whole record in one folder.
+
+    The folder receives config.json (settings, versions, source revision), metrics.jsonl (one line
+    per epoch), checkpoints, and at the end result.json.
+    """
+
+    method: str = "sam"
+    """sgd, sam, asam, rst, grst, vsam, pugd, tsam or ausam."""
+    data: str = "digits"
+    """digits (comes with scikit-learn), or any TFDS image set: cifar10, fashion_mnist, ..."""
+    model: str = "conv"
+    """conv (three convolutions) or resnet18 (the CIFAR form); both with batch norm."""
+    out: Path = Path("runs/train")
+    """Folder of the run; it must not hold another one."""
+    resume: bool = False
+    """Go on from the last checkpoint in the folder; in an empty folder, just start."""
+    seed: int = 0
+    """Decides initial weights, order of examples, augmentation and the method's draws."""
+    epochs: int = 60
+    """Passes over the training examples; the cosine schedule ends with the last one."""
+    batch_size: int = 50
+    """Examples per step."""
+    learning_rate: float | None = None
+    """Start of the cosine schedule, which ends at 0; None is the tuned value, else 0.1."""
+    weight_decay: float | None = None
+    """Added to the sharpness-aware gradient, times the weights; None: tuned, else 0.0005."""
+    momentum: float = 0.9
+    """Momentum of SGD, the base optimizer of every method."""
+    augment: tuple[Literal["crop", "flip", "cutout"], ...] | None = None
+    """Random changes of the training images; None is the data set's choice (digits: none)."""
+    data_dir: Path | None = None
+    """Folder with prepared TFDS data; None is TFDS_DATA_DIR, else TFDS's own, with download."""
+    train_examples: int | None = None
+    """Use only so many training examples; None is all of them (digits has 500)."""
+    label_noise: float | None = None
+    """Share of training labels that are made random; None is 0.2 for digits, else 0."""
+    checkpoint_every: int = 1
+    """Epochs from one checkpoint to the next; the last epoch always gets one."""
+    knobs: tyro.conf.OmitArgPrefixes[MethodSettings] = MethodSettings()
+    """Settings of the method."""
+
+
+def check_ranges(settings: Settings) -> None:
+    """Refuses numbers outside their range, before anything is read, compiled or written."""
+    for name, least in (("epochs", 1), ("batch_size", 1), ("checkpoint_every", 1)):
+        require(getattr(settings, name) >= least, settings, name, f"give {least} or more")
+    require(0 <= settings.seed < 2**31, settings, "seed", "give a number from 0 to 2147483647")
+    require(0 <= settings.momentum < 1, settings, "momentum", "give a number in [0, 1)")
+    for name in ("learning_rate", "weight_decay"):
+        value = getattr(settings, name)
+        fine = value is None or (math.isfinite(value) and value >= 0)
+        require(fine, settings, name, "give a finite number, 0 or more")
+    examples, noise = settings.train_examples, settings.label_noise
+    require(examples is None or examples >= 1, settings, "train_examples", "give 1 or more")
+    require(noise is None or 0 <= noise <= 1, settings, "label_noise", "give a share in [0, 1]")
+
+
+def flag(name: str) -> str:
+    """The command line's spelling of a setting."""
+    return "--" + name.replace("_", "-")
+
+
+def with_tuned(settings: Settings) -> Settings:
+    """Fills in settings that are None: with tuned values of the data set, else the task's."""
+    best = TASK | tuned(settings.data).get(settings.method, {})
+
+    def filled(part: Any) -> dict[str, Any]:
+        return {
+            name: best[name] for name in vars(part) if name in best and vars(part)[name] is None
+        }
+
+    knobs = dataclasses.replace(settings.knobs, **filled(settings.knobs))
+    return dataclasses.replace(settings, knobs=knobs, **filled(settings))
+
+
+@functools.cache
+def tuned(data: str) -> Mapping[str, dict[str, Any]]:
+    """The best settings that `experiments.tune` found for a data set, by method; often empty."""
+    file = TUNED / f"{data}.json"
+    if not file.is_file():
+        return {}
+    return {name: entry["best"] for name, entry in json.loads(file.read_text())["methods"].items()}
+
+
+def command_line(
+    kind: type, run: Callable[[Any], Any], args: list[str] | None, after_interrupt: str
+) -> None:
+    """Reads a dataclass from the command line and runs with it.
+
+    Exits with code 2 and one line after a mistake of the user; after Ctrl-C with 130 and a line
+    that says how to go on.
+    """
+    settings = tyro.cli(kind, args=args, config=(tyro.conf.FlagCreatePairsOff,))
+    try:
+        run(settings)
+    except SettingsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"interrupted: {after_interrupt}", file=sys.stderr)
+        sys.exit(130)
+
+
+def require(fine: bool, settings: Any, name: str, repair: str) -> None:
+    """Refuses a setting by its name, with its value and the repair."""
+    if not fine:
+        raise SettingsError(f"{flag(name)} {getattr(settings, name)} is out of range: {repair}")

@@ -1,0 +1,163 @@
+"""Trains one network with one method: `python -m experiments.train --help`."""
+
+import functools
+import math
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import methods
+from experiments.checkpoints import Checkpoints
+from experiments.data import Data, load, with_defaults
+from experiments.inputs import Inputs, make_inputs
+from experiments.models import MODELS
+from experiments.progress import progress_bar
+from experiments.records import RunFolder, check_folder, sha256
+from experiments.settings import (
+    Settings,
+    SettingsError,
+    check_ranges,
+    command_line,
+    with_tuned,
+)
+from experiments.training import Programs, TrainState, compile_programs
+
+# One call of the compiled loop lasts about so long: the bar moves, and Ctrl-C is answered.
+SECONDS_PER_CALL = 0.5
+
+# Called with `advance`, the steps done since the last call, and other numbers worth showing.
+Listener = Callable[..., None]
+
+
+def main(args: list[str] | None = None) -> None:
+    """The command line."""
+    command_line(Settings, train, args, "--resume goes on")
+
+
+def train(settings: Settings) -> None:
+    """Checks, reads, compiles, trains, and says what came out."""
+    settings = resolved(settings)
+    check_folder(settings)
+    data = load(settings)
+    programs = compile_programs(settings, data)
+    with progress_bar() as bar:
+        task = bar.add_task(settings.method, total=settings.epochs * programs.steps_per_epoch)
+        show = functools.partial(bar.update, task)
+        result, _ = run(settings, data, programs, show)
+    print(
+        f"test accuracy {result['test_accuracy']:.2%} after {result['steps']} steps of "
+        f"{result['gradients_per_step']:.2f} gradients: {result['seconds']:.1f} s, and "
+        f"{result['compile_seconds']:.1f} s to compile; see {settings.out}/result.json"
+    )
+
+
+def resolved(settings: Settings) -> Settings:
+    """Checks the settings, and fills in every default: tuned, the data set's, the task's."""
+    check_ranges(settings)
+    settings = with_defaults(with_tuned(settings))
+    if settings.model not in MODELS:
+        raise SettingsError(f"--model {settings.model} is not known: give {' or '.join(MODELS)}")
+    methods.check(settings)
+    return settings
+
+
+def run(
+    settings: Settings, data: Data, programs: Programs, listener: Listener
+) -> tuple[dict[str, Any], TrainState]:
+    """Trains one network, from its last checkpoint if there is one, and keeps the record.
+
+    Args:
+      settings: resolved settings.
+      data: the data set they name.
+      programs: compiled for the same method and data; any seed, learning rate and radius.
+      listener: hears of the progress.
+
+    Returns:
+      The content of result.json, and the last state.
+    """
+    folder = RunFolder(settings)
+    checkpoints = Checkpoints(settings.out)
+    inputs = make_inputs(settings, data)
+    done, state = checkpoints.restore(programs.init(inputs))
+    lines = folder.metrics_until(done)
+    listener(advance=done * programs.steps_per_epoch)
+    for epoch in range(done + 1, settings.epochs + 1):
+        before = lines[-1]["seconds"] if lines else 0.0
+        state, seconds = train_epoch(programs, state, inputs, epoch, listener)
+        line = measured(settings, programs, state, inputs, epoch)
+        steps = programs.steps_per_epoch
+        lines.append(line | {"step_seconds": seconds / steps, "seconds": before + seconds})
+        listener(loss=line["train_loss"], accuracy=line["test_accuracy"])
+        # The line comes first: a checkpoint always finds the lines of all its epochs.
+        folder.append_metrics(lines[-1])
+        if epoch % settings.checkpoint_every == 0 or epoch == settings.epochs:
+            checkpoints.save(epoch, state)
+    result = summary(settings, programs, state, lines)
+    folder.write_result(result)
+    return result, state
+
+
+def train_epoch(
+    programs: Programs, state: TrainState, inputs: Inputs, epoch: int, listener: Listener
+) -> tuple[TrainState, float]:
+    """Takes the steps of one epoch in calls of about half a second.
+
+    Returns:
+      The new state, and the seconds that the steps took.
+    """
+    steps = programs.first_steps if epoch == 1 else programs.steps
+    left, count, total = programs.steps_per_epoch, 1, 0.0
+    while left:
+        start = time.perf_counter()
+        state = jax.block_until_ready(steps(state, inputs, np.int32(count)))
+        seconds = time.perf_counter() - start
+        left, total = left - count, total + seconds
+        listener(advance=count, speed=count / seconds)
+        count = min(left, max(1, math.floor(count * SECONDS_PER_CALL / seconds)))
+    return state, total
+
+
+def measured(
+    settings: Settings, programs: Programs, state: TrainState, inputs: Inputs, epoch: int
+) -> dict[str, Any]:
+    """What there is to say at the end of an epoch, times aside."""
+    loss, accuracy = programs.evaluate(state.params, state.batch_stats, inputs.examples)
+    step = int(state.step)
+    return {
+        "epoch": epoch,
+        "step": step,
+        "train_loss": float(state.loss_sum) / programs.steps_per_epoch,
+        "test_loss": float(loss),
+        "test_accuracy": float(accuracy),
+        "gradients": methods.gradients_spent(state.opt_state, step, settings.method),
+    }
+
+
+def summary(
+    settings: Settings, programs: Programs, state: TrainState, lines: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The content of result.json; `seconds` are those of the training steps alone."""
+    last = lines[-1]
+    named = {name: getattr(settings, name) for name in ("method", "data", "model", "seed")}
+    return named | {
+        "test_accuracy": last["test_accuracy"],
+        "test_loss": last["test_loss"],
+        "train_loss": last["train_loss"],
+        "epochs": last["epoch"],
+        "steps": last["step"],
+        "gradients": last["gradients"],
+        "gradients_per_step": last["gradients"] / last["step"],
+        "step_seconds": statistics.median(line["step_seconds"] for line in lines),
+        "seconds": last["seconds"],
+        "compile_seconds": programs.compile_seconds,
+        "params_sha256": sha256(state.params),
+        "num_params": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+    }
+
+
+if __name__ == "__main__":
+    main()

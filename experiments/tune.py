@@ -1,0 +1,159 @@
+"""Searches each method's settings on validation data: `python -m experiments.tune --help`.
+
+Validation data are parts of the training examples, wrong labels included (cross-validation); the
+test part is never looked at. Every method has the same number of grid points.
+"""
+
+import dataclasses
+import itertools
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments import records
+from experiments.data import Data, fold, load, with_defaults
+from experiments.inputs import make_inputs
+from experiments.methods import TRACED
+from experiments.progress import progress_bar
+from experiments.settings import TASK, TUNED, Settings, SettingsError, command_line, require
+from experiments.train import resolved, train_epoch
+from experiments.training import Programs, compile_programs
+
+Point = dict[str, Any]
+
+
+def grid(**values: Sequence[float]) -> list[Point]:
+    """All combinations of the values of some settings."""
+    return [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
+
+
+def doubling(first: float, count: int, factor: float = 2.0) -> list[float]:
+    """A geometric sequence, rounded to two digits: 0.1, 0.2, 0.4, ..."""
+    return [float(f"{first * factor**number:.2g}") for number in range(count)]
+
+
+# Twelve points for each; where the radius is searched alone, it grows by half octaves. A run of 600
+# steps is short for vSAM's windows of 50 steps: here a window is an epoch.
+GRIDS = {
+    "sgd": grid(learning_rate=doubling(0.0005, 6), weight_decay=[5e-4, 8e-3]),
+    "sam": grid(rho=doubling(0.1, 12, 2**0.5)),
+    "rst": grid(rho=doubling(0.4, 12, 2**0.5)),
+    "grst": grid(rho=doubling(0.1, 12, 2**0.5)),
+    "vsam": grid(rho=doubling(0.8, 12, 2**0.5), window=[10]),
+    "pugd": grid(radius=doubling(4.0, 4), learning_rate=doubling(0.025, 3)),
+    "tsam": grid(rho=doubling(0.4, 3), radius=doubling(0.25, 4)),
+    "ausam": grid(rho=doubling(0.1, 12, 2**0.5)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TuneSettings:
+    """Search each method's settings by cross-validation, and write the best as defaults.
+
+    The table goes to experiments/tuned/DATA.json; entries of methods not searched stay.
+    """
+
+    methods: tuple[str, ...] = tuple(GRIDS)
+    """Methods to search."""
+    data: str = "digits"
+    """The data set."""
+    folds: int = 5
+    """Parts of the training examples, each the validation data once."""
+    seeds: int = 1
+    """Runs per part and grid point."""
+    epochs: int = 60
+    """Passes over the training examples."""
+
+
+def main(args: list[str] | None = None) -> None:
+    """The command line."""
+    command_line(TuneSettings, tune, args, "methods with a table are done, --methods goes on")
+
+
+def tune(settings: TuneSettings) -> None:
+    """Searches, writes, and prints the tables."""
+    unknown = [name for name in settings.methods if name not in GRIDS]
+    if unknown:
+        raise SettingsError(f"--methods {unknown[0]} has no grid: give {', '.join(GRIDS)}")
+    for name, least in (("folds", 2), ("seeds", 1), ("epochs", 1)):
+        require(getattr(settings, name) >= least, settings, name, f"give {least} or more")
+    file = TUNED / f"{settings.data}.json"
+    data = load(resolved(Settings(method="sgd", data=settings.data)))
+    for method in settings.methods:
+        entry = search(method, data, settings)
+        print_grid(method, entry)
+        content = records.read_json(file) if file.exists() else {"methods": {}}
+        content["methods"][method] = entry | records.environment()
+        records.write_json(file, content)
+
+
+def search(method: str, data: Data, settings: TuneSettings) -> dict[str, Any]:
+    """Validation accuracy at each point of a method's grid, and the best point."""
+    trials = list(itertools.product(range(settings.folds), range(settings.seeds)))
+    programs: dict[Any, Programs] = {}
+    rows = []
+    with progress_bar() as bar:
+        task = bar.add_task(method, total=len(GRIDS[method]) * len(trials))
+        for point in GRIDS[method]:
+            accuracies = []
+            for number, seed in trials:
+                part = fold(data, number, settings.folds)
+                trial = with_point(settings, method, point, seed * settings.folds + number)
+                compiled = (structure(point), len(part.train.label))
+                if compiled not in programs:
+                    programs[compiled] = compile_programs(trial, part)
+                accuracies.append(accuracy(trial, part, programs[compiled]))
+                bar.advance(task)
+            mean, spread = statistics.mean(accuracies), statistics.stdev(accuracies)
+            rows.append(point | {"accuracy_mean": mean, "accuracy_std": spread})
+    best = max(range(len(rows)), key=lambda number: rows[number]["accuracy_mean"])
+    return {"best": GRIDS[method][best], "grid": rows, "trials_per_point": len(trials)}
+
+
+def structure(point: Point) -> tuple[Any, ...]:
+    """What a grid point needs a compilation of its own for."""
+    return tuple(item for item in point.items() if item[0] not in TRACED)
+
+
+def with_point(settings: TuneSettings, method: str, point: Point, seed: int) -> Settings:
+    """The settings of one trial: a grid point, and else the library's and the task's defaults."""
+    base = with_defaults(
+        Settings(method=method, data=settings.data, epochs=settings.epochs, seed=seed)
+    )
+    numbers = TASK | {name: value for name, value in point.items() if name in TASK}
+    knobs = {name: value for name, value in point.items() if name not in TASK}
+    return dataclasses.replace(base, **numbers, knobs=dataclasses.replace(base.knobs, **knobs))
+
+
+def accuracy(settings: Settings, data: Data, programs: Programs) -> float:
+    """Trains one network; its accuracy on the held-out part."""
+    inputs = make_inputs(settings, data)
+    state = programs.init(inputs)
+    for epoch in range(1, settings.epochs + 1):
+        state, _ = train_epoch(programs, state, inputs, epoch, lambda **_: None)
+    _, value = programs.evaluate(state.params, state.batch_stats, inputs.examples)
+    return float(value)
+
+
+def print_grid(method: str, entry: dict[str, Any]) -> None:
+    """Prints a method's grid, the best point marked."""
+    names = list(entry["best"])
+    table = Table(title=method, caption=f"{entry['trials_per_point']} trainings per point")
+    for heading in (*names, "validation accuracy %", ""):
+        table.add_column(heading, justify="right")
+    for point in entry["grid"]:
+        best = all(point[name] == entry["best"][name] for name in names)
+        mean, spread = 100 * point["accuracy_mean"], 100 * point["accuracy_std"]
+        table.add_row(
+            *(str(point[name]) for name in names),
+            f"{mean:.1f} ± {spread:.1f}",
+            "best" if best else "",
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""Every public method, once: what the guarantees are checked over.
+
+A public method that is missing here fails `test_every_public_method_is_registered`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import optax_sam
+
+BATCH = 16
+NUM_EXAMPLES = 48
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A method as the tests build it, and what it promises.
+
+    Attributes:
+      method: the public function.
+      own: arguments that fit it to a tiny problem.
+      required: arguments without a default.
+      wrap: what is put around the method.
+      gradients: evaluations of a perturbed step, in full batches.
+      examples: the part of the batch that an evaluation sees.
+      gated: whether some steps are not perturbed.
+      starts_at_params: whether the first gradient is that of the parameters.
+      needs_oracle: whether `grad_fn` is refused.
+      without_radius: arguments that leave the base optimizer; None where none do.
+    """
+
+    method: Callable[..., Any]
+    own: dict[str, Any] = dataclasses.field(default_factory=dict)
+    required: dict[str, Any] = dataclasses.field(default_factory=dict)
+    wrap: Callable[[Any], Any] = lambda method: method
+    gradients: float = 2.0
+    examples: float = 1.0
+    gated: bool = False
+    starts_at_params: bool = True
+    needs_oracle: bool = False
+    without_radius: dict[str, Any] | None = dataclasses.field(default_factory=lambda: {"rho": 0.0})
+
+    def make(self, **arguments: Any) -> optax_sam.SharpnessAware:
+        """The method, with `arguments` over the tests' own."""
+        return self.wrap(self.method(**{**self.required, **self.own, **arguments}))
+
+    def but(self, **changes: Any) -> "Case":
+        """A variant."""
+        return dataclasses.replace(self, **changes)
+
+
+METHODS: dict[str, Case] = {
+    "sam": Case(optax_sam.sam),
+    "asam": Case(optax_sam.asam),
+    "rst": Case(optax_sam.rst, gated=True),
+    "grst": Case(optax_sam.grst, gated=True),
+    "vsam": Case(optax_sam.vsam, {"window": 6, "slices": 3, "tail": 3}, gated=True),
+    "pugd": Case(optax_sam.pugd, without_radius=None),
+    "tsam": Case(
+        optax_sam.tsam,
+        {"radius": 0.1, "num_samples": 2},
+        gradients=4.0,
+        starts_at_params=False,
+        needs_oracle=True,
+        without_radius={"rho": 0.0, "radius": 0.0},
+    ),
+    "ausam": Case(
+        optax_sam.ausam,
+        required={"num_examples": NUM_EXAMPLES},
+        gradients=1.0,
+        examples=0.5,
+        needs_oracle=True,
+        without_radius={"rho": 0.0, "fraction": 1.0},
+    ),
+}
+
+
+def _slices(loop: str = "scan") -> Callable[[Any], Any]:
+    return lambda method: optax_sam.per_microbatch(method, 4, loop=loop)
+
+
+def _every_third(rho: float = 0.05) -> optax_sam.SharpnessAware:
+    return optax_sam.sharpness_aware(optax_sam.to_radius(rho), gate=optax_sam.every(3))
+
+
+VARIANTS: dict[str, Case] = {
+    **METHODS,
+    "ausam_strata": METHODS["ausam"].but(own={"strata": 8}),
+    "ausam_gradient_norm": METHODS["ausam"].but(own={"score": "gradient_norm"}, gradients=1.5),
+    "tsam_uniform": METHODS["tsam"].but(own={"radius": 0.1, "num_samples": 2, "noise": "uniform"}),
+    "m_sam": METHODS["sam"].but(wrap=_slices(), needs_oracle=True),
+    "m_sam_vmap": METHODS["sam"].but(wrap=_slices("vmap"), needs_oracle=True),
+    "m_rst": METHODS["rst"].but(wrap=_slices(), needs_oracle=True),
+    "every": Case(_every_third, gated=True),
+}
+"""The methods, and forms of them that run other code."""
+
+WRAPPED = [*METHODS, "m_sam", "m_rst"]
+"""The methods, and a wrapper around an ungated and a gated one."""
+
+GATED = [name for name, case in VARIANTS.items() if case.gated]
+
+
+def init_params(dtype: Any = jnp.float32) -> dict[str, Any]:
+    """A network of two layers, 5 to 7 to 3, with tanh between."""
+
+    def layer(seed, inputs, outputs):
+        kernel, bias = jax.random.split(jax.random.key(seed))
+        return {
+            "kernel": (0.6 * jax.random.normal(kernel, [inputs, outputs])).astype(dtype),
+            "bias": (0.1 * jax.random.normal(bias, [outputs])).astype(dtype),
+        }
+
+    return {"layer_0": layer(1, 5, 7), "layer_1": layer(2, 7, 3)}
+
+
+def losses(params: Any, batch: Any) -> jax.Array:
+    """Cross entropy of the network, one per example."""
+    hidden = jnp.tanh(batch["image"] @ params["layer_0"]["kernel"] + params["layer_0"]["bias"][None])
+    logits = hidden @ params["layer_1"]["kernel"] + params["layer_1"]["bias"][None]
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+
+
+def make_batch(seed: int = 0, size: int = BATCH, dtype: Any = jnp.float32) -> dict[str, jax.Array]:
+    """Asymmetric random inputs with labels."""
+    rng = np.random.default_rng(seed)
+    image = rng.normal(size=(size, 5)) + np.linspace(0, 1, 5)
+    return {
+        "image": jnp.asarray(image, dtype),
+        "label": jnp.asarray(rng.integers(0, 3, size), jnp.int32),
+    }
+
+
+def make_indices(seed: int = 0, size: int = BATCH) -> jax.Array:
+    """Numbers of the batch's examples in the data set, none twice."""
+    return jnp.asarray(np.random.default_rng(seed).permutation(NUM_EXAMPLES)[:size], jnp.int32)
+
+
+def make_step(method: optax_sam.SharpnessAware, tx: Any, loss_fn: Any = losses, **fixed: Any) -> Any:
+    """The training step of the contract."""
+
+    def step(params, state, batch, indices):
+        loss, grads, oracle = method.value_and_grad(loss_fn)(
+            params, batch, state=state, indices=indices, **fixed
+        )
+        updates, state = tx.update(grads, state, params, oracle=oracle)
+        return optax.apply_updates(params, updates), state, loss
+
+    return step
+
+
+def train(
+    method: optax_sam.SharpnessAware,
+    tx: Any = None,
+    *,
+    steps: int = 4,
+    params: Any = None,
+    dtype: Any = jnp.float32,
+    **fixed: Any,
+) -> tuple[Any, Any, jax.Array]:
+    """Some jitted training steps on changing batches: `(params, state, losses)`."""
+    tx = optax.chain(method, optax.sgd(0.1, momentum=0.9)) if tx is None else tx
+    params = init_params(dtype) if params is None else params
+    state = jax.jit(tx.init)(params)
+    step = jax.jit(make_step(method, tx, **fixed))
+    seen = []
+    for number in range(steps):
+        batch = make_batch(number, dtype=dtype)
+        params, state, loss = step(params, state, batch, make_indices(number))
+        seen.append(loss)
+    return params, state, jnp.stack(seen)
+
+
+def base_trajectory(base: Any = None, *, steps: int = 4) -> Any:
+    """The same steps of the base optimizer alone."""
+    base = optax.sgd(0.1, momentum=0.9) if base is None else base
+    params = init_params()
+    state = base.init(params)
+
+    @jax.jit
+    def step(params, state, batch):
+        grads = jax.grad(lambda p: jnp.mean(losses(p, batch)))(params)
+        updates, state = base.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for number in range(steps):
+        params, state = step(params, state, make_batch(number))
+    return params
+
+
+def assert_trees_close(got: Any, wanted: Any, rtol: float = 1e-6, atol: float = 1e-7) -> None:
+    """Same structure, same dtypes, close values."""
+    assert jax.tree.structure(got) == jax.tree.structure(wanted)
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol=rtol, atol=atol)
+
+
+def assert_trees_equal(got: Any, wanted: Any) -> None:
+    """Same structure, same dtypes, same bits."""
+    assert_trees_close(got, wanted, rtol=0, atol=0)

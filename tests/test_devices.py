@@ -1,0 +1,104 @@
+"""Eight devices: the trajectory of one, on meshes with automatic and with explicit axes."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import optax_sam
+from tests.registry import (
+    VARIANTS,
+    assert_trees_close,
+    init_params,
+    make_batch,
+    make_indices,
+)
+
+every_axis_type = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+
+
+def losses(params, batch):
+    """The tests' network, written so that explicit axes know every result's sharding."""
+    hidden = jnp.tanh(batch["image"] @ params["layer_0"]["kernel"] + params["layer_0"]["bias"][None])
+    logits = hidden @ params["layer_1"]["kernel"] + params["layer_1"]["bias"][None]
+    chosen = jax.nn.one_hot(batch["label"], 3, dtype=logits.dtype)
+    return -jnp.sum(jax.nn.log_softmax(logits) * chosen, axis=-1)
+
+
+def run(method, place, steps=3, weights=None):
+    """Some steps with parameters and batches placed on devices: `(params, state, compiled)`."""
+    tx = optax.chain(method, optax.sgd(0.1, momentum=0.9))
+    params = place(init_params(), PartitionSpec())
+    state = tx.init(params)
+
+    @jax.jit
+    def step(params, state, batch, indices, weights):
+        _, grads, oracle = method.value_and_grad(losses)(
+            params, batch, state=state, indices=indices, weights=weights
+        )
+        updates, state = tx.update(grads, state, params, oracle=oracle)
+        return optax.apply_updates(params, updates), state
+
+    for number in range(steps):
+        rows = make_batch(number), make_indices(number), weights
+        rows = jax.tree.map(lambda x: place(x, PartitionSpec("data")), rows)
+        if number == 0:
+            compiled = step.lower(params, state, *rows).compile()
+        params, state = step(params, state, *rows)
+    return params, state, compiled
+
+
+def placed_on(mesh):
+    return lambda tree, spec: jax.device_put(tree, NamedSharding(mesh, spec))
+
+
+@every_axis_type
+@pytest.mark.parametrize("name", VARIANTS)
+def test_sharded_batch_gives_the_trajectory_of_one_device(name, kind):
+    weights = jnp.ones([16]).at[3].set(0.0)
+    wanted, wanted_state, _ = run(VARIANTS[name].make(), lambda tree, spec: tree, weights=weights)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    with jax.set_mesh(mesh):
+        got, state, _ = run(VARIANTS[name].make(), placed_on(mesh), weights=weights)
+        assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves((got, state)))
+    got, state = jax.device_get((got, state))
+    assert_trees_close(got, jax.device_get(wanted), rtol=1e-4, atol=1e-6)
+    assert_trees_close(state[0].start, jax.device_get(wanted_state[0].start), rtol=1e-3, atol=1e-5)
+
+
+@every_axis_type
+def test_draws_in_strata_move_no_example_and_shrink_the_work(kind):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    with jax.set_mesh(mesh):
+        _, _, compiled = run(optax_sam.ausam(48, strata=8), placed_on(mesh), steps=1)
+        _, _, sam = run(optax_sam.sam(), placed_on(mesh), steps=1)
+    gathered = re.findall(r"= f32\[(\d+),5\]\S* all-gather", compiled.as_text())
+    assert not gathered, "the images travel"
+    assert compiled.cost_analysis()["flops"] < 0.9 * sam.cost_analysis()["flops"]
+
+
+@every_axis_type
+def test_state_keeps_the_sharding_of_sharded_parameters(kind):
+    mesh = jax.make_mesh((8,), ("model",), axis_types=(kind,))
+    with jax.set_mesh(mesh):
+        params = {"w": jax.device_put(jnp.arange(16.0), NamedSharding(mesh, PartitionSpec("model")))}
+        vsam = optax_sam.vsam(window=6, slices=3)
+        state = vsam.init(params)
+        gradient = jax.grad(lambda p: jnp.sum(jnp.sin(p["w"])))
+
+        @jax.jit
+        def step(params, state):
+            return vsam.update(gradient(params), state, params, grad_fn=gradient)
+
+        types = jax.tree.map(jax.typeof, state)
+        for _ in range(2):
+            descent, state = step(params, state)
+        assert jax.tree.map(jax.typeof, state) == types
+        for leaf in (descent["w"], state.reuse.difference["w"]):
+            assert leaf.sharding.spec == PartitionSpec("model")
+    norm = np.linalg.norm(np.cos(np.arange(16.0)))
+    np.testing.assert_allclose(optax_sam.info(state)["grad_norm"], norm, rtol=1e-5)

@@ -1,0 +1,152 @@
+"""The training step as its users write it: aux, scalar losses, weights, whole batches, padding."""
+
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_sam
+from optax_sam.state import add_gradients
+from tests.registry import (
+    METHODS,
+    VARIANTS,
+    assert_trees_close,
+    assert_trees_equal,
+    init_params,
+    losses,
+    make_batch,
+    make_indices,
+    make_step,
+    train,
+)
+
+
+def test_aux_and_loss_are_those_of_the_clean_pass():
+    params, batch = init_params(), make_batch()
+    for name in ("sam", "asam", "rst", "vsam", "pugd"):
+        method = METHODS[name].make()
+        (loss, aux), _, _ = method.value_and_grad(
+            lambda p, b: (losses(p, b), {"point": p["layer_1"]["bias"]}), has_aux=True
+        )(params, batch, state=method.init(params))
+        np.testing.assert_array_equal(aux["point"], params["layer_1"]["bias"])
+        np.testing.assert_allclose(loss, jnp.mean(losses(params, batch)), rtol=1e-6)
+
+
+def test_aux_gets_a_leading_axis_of_slices():
+    for loop in ("scan", "vmap"):
+        method = optax_sam.per_microbatch(optax_sam.sam(), 4, loop=loop)
+        (_, aux), _, _ = method.value_and_grad(lambda p, b: (losses(p, b), b["label"]), has_aux=True)(
+            init_params(), make_batch(), state=method.init(init_params())
+        )
+        np.testing.assert_array_equal(aux, make_batch()["label"].reshape(4, 4))
+
+
+def test_mean_loss_is_accepted_where_no_example_is_looked_at():
+    mean = lambda p, b: jnp.mean(losses(p, b))
+    for name in ("sam", "rst", "vsam", "pugd", "tsam"):
+        method = METHODS[name].make()
+        got, wanted = train(method, steps=2, loss_fn=mean), train(method, steps=2)
+        assert_trees_close(got[0], wanted[0], rtol=1e-5, atol=1e-6)
+
+
+def test_weights_are_those_of_a_weighted_mean():
+    params, batch = init_params(), make_batch()
+    weights = jnp.linspace(0.0, 2.0, 16)
+    loss, grads, _ = optax_sam.sam().value_and_grad(losses)(
+        params, batch, state=optax_sam.sam().init(params), weights=weights
+    )
+    mean = lambda p: jnp.sum(weights * losses(p, batch)) / jnp.sum(weights)
+    np.testing.assert_allclose(loss, mean(params), rtol=1e-6)
+    assert_trees_close(grads, jax.grad(mean)(params), rtol=1e-5, atol=1e-6)
+
+
+def test_a_batch_of_padding_alone_gives_zeros():
+    params = init_params()
+    for name in ("sam", "ausam"):
+        method = METHODS[name].make()
+        loss, grads, oracle = method.value_and_grad(losses)(
+            params,
+            jax.tree.map(lambda x: x * 0, make_batch()),
+            state=method.init(params),
+            indices=make_indices(),
+            weights=jnp.zeros(16),
+        )
+        descent, state = method.update(grads, method.init(params), params, oracle=oracle)
+        assert loss == 0
+        assert all(np.all(np.asarray(x) == 0) for x in jax.tree.leaves((descent, state.start)))
+
+
+def test_whole_batch_uses_and_scores_every_example():
+    method, params = METHODS["ausam"].make(), init_params()
+    indices = make_indices()
+    (_, aux), grads, oracle = method.value_and_grad(lambda p, b: (losses(p, b), b["label"]), has_aux=True)(
+        params, make_batch(), state=method.init(params), indices=indices, whole_batch=True
+    )
+    assert aux.shape == (16,)
+    _, state = method.update(grads, method.init(params), params, oracle=oracle)
+    np.testing.assert_array_equal(np.flatnonzero(state.start.count), np.sort(indices))
+    assert optax_sam.info(state)["gradients"] == 2
+
+
+def test_indices_out_of_range_are_never_written_and_never_drawn_before_real_ones():
+    method, params = METHODS["ausam"].make(), init_params()
+    indices = make_indices().at[jnp.array([0, 5, 7, 9, 11])].set(jnp.array([-1, 48, 1000, -48, 48]))
+    real = set(np.asarray(indices)[(np.asarray(indices) >= 0) & (np.asarray(indices) < 48)])
+    step = jax.jit(lambda s: _ausam_step(method, params, s, indices))
+    state = method.init(params)
+    for _ in range(5):
+        state, drawn = step(state)
+        assert set(np.asarray(drawn)) <= real
+    assert set(np.flatnonzero(state.start.count)) <= real
+
+
+def _ausam_step(method, params, state, indices):
+    batch = make_batch() | {"number": indices}
+    (_, drawn), grads, oracle = method.value_and_grad(lambda p, b: (losses(p, b), b["number"]), has_aux=True)(
+        params, batch, state=state, indices=indices
+    )
+    return method.update(grads, state, params, oracle=oracle)[1], drawn
+
+
+def test_a_repeated_index_counts_once():
+    method, params = METHODS["ausam"].make(fraction=1.0), init_params()
+    indices = make_indices().at[3].set(make_indices()[0])
+    state, _ = jax.jit(lambda s: _ausam_step(method, params, s, indices))(method.init(params))
+    assert float(state.start.count.max()) == 1
+    assert float(state.start.count.sum()) == 15
+
+
+def test_count_of_gradients_is_exact_in_long_runs():
+    total = jnp.array([2.0**25, 0.0], jnp.float32)
+    step = jax.jit(lambda t, _: (add_gradients(t, jnp.float32(0.6)), None))
+    total, _ = jax.lax.scan(step, total, length=1000)
+    exact = 2.0**25 + 1000 * float(np.float32(0.6))
+    state = optax_sam.sam().init(init_params())
+    state = state._replace(diagnostics=state.diagnostics._replace(gradients=total))
+    assert abs(float(optax_sam.info(state)["gradients"]) - exact) < 1e-3
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_checkpoint_and_restore_continue_bit_for_bit(name):
+    method = VARIANTS[name].make()
+    tx = optax.chain(method, optax.sgd(0.1, momentum=0.9))
+    step = jax.jit(make_step(method, tx))
+    run = (init_params(), tx.init(init_params()))
+    for number in range(6):
+        if number == 3:
+            saved = flax.serialization.to_bytes(run)
+        run = step(*run, make_batch(number), make_indices(number))[:2]
+    again = flax.serialization.from_bytes((init_params(), tx.init(init_params())), saved)
+    for number in range(3, 6):
+        again = step(*again, make_batch(number), make_indices(number))[:2]
+    assert_trees_equal(again, run)
+
+
+def test_states_of_two_inits_share_no_buffer():
+    for case in VARIANTS.values():
+        params = init_params()
+        states = [case.make().init(params) for _ in range(2)]
+        buffers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves((params, states)) if x.size]
+        assert len(set(buffers)) == len(buffers)
