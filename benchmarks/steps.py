@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import resource
 import shlex
 import sys
 import time
@@ -31,6 +32,9 @@ from benchmarks import cases, models
 
 # The norms and the perturbation, per parameter; 0.06 of SGD's FLOPs on a dense network at batch size 128.
 OVERHEAD = 48
+HEADINGS = ("step", "FLOPs", "gradients", "temp MB", "compile s", "ms", "time", "CPU time", "limit", "")
+CAPTION = r"measured/expected; times: median \[quartiles]; *: the bodies of loops and conditionals count once"
+MEASURED = ("wall", "cpu", "pages")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,25 +72,25 @@ class Program:
         lowered = jax.jit(step, donate_argnums=(0, 1, 2)).lower(*self.arrays, problem.batch)
         self.compiled = lowered.compile()
         self.compile_seconds = time.perf_counter() - begin
+        costs, memory = self.compiled.cost_analysis(), self.compiled.memory_analysis()
+        assert costs and memory, "this backend does not tell what programs cost"
+        self.flops, self.temp_bytes = costs["flops"], memory.temp_size_in_bytes
 
-    def run(self) -> tuple[float, float]:
-        """One step; its time on the wall and the CPU clock, in seconds."""
-        wall, cpu = time.perf_counter(), time.process_time()
+    def run(self) -> tuple[float, float, int]:
+        """One step: seconds on the wall and on the CPU clock, and pages of fresh memory."""
+        wall, cpu, pages = time.perf_counter(), time.process_time(), _fresh_pages()
         *self.arrays, _ = jax.block_until_ready(self.compiled(*self.arrays, self.problem.batch))
-        return time.perf_counter() - wall, time.process_time() - cpu
+        return time.perf_counter() - wall, time.process_time() - cpu, _fresh_pages() - pages
 
-    @property
-    def flops(self) -> float:
-        return self.compiled.cost_analysis()["flops"]
 
-    @property
-    def temp_bytes(self) -> int:
-        return self.compiled.memory_analysis().temp_size_in_bytes
+def _fresh_pages() -> int:
+    """Memory that the system has handed to this process so far: buffers above 32 MB are new every step."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def measure(programs: Sequence[Program], rounds: int) -> dict[str, dict[str, np.ndarray]]:
-    """Times by clock and case, `[rounds]`; round by round, after one round that is not counted."""
-    times = np.zeros([rounds, len(programs), 2])
+    """What `run` returns, by kind and case, `[rounds]`; after one round that is not counted."""
+    times = np.zeros([rounds, len(programs), len(MEASURED)])
     order = np.random.default_rng(0)
     for number in range(-1, rounds):
         for which in order.permutation(len(programs)):
@@ -94,7 +98,7 @@ def measure(programs: Sequence[Program], rounds: int) -> dict[str, dict[str, np.
             if number >= 0:
                 times[number, which] = seconds
     names = [program.case.name for program in programs]
-    return {clock: dict(zip(names, times[:, :, i].T, strict=True)) for i, clock in enumerate(("wall", "cpu"))}
+    return {clock: dict(zip(names, times[:, :, i].T, strict=True)) for i, clock in enumerate(MEASURED)}
 
 
 def count_gradients(case: cases.Case, steps: int = 3) -> tuple[float, float | None]:
@@ -125,11 +129,13 @@ def summary(ratios: np.ndarray) -> dict[str, float]:
     return {name: float(np.quantile(ratios, q)) for name, q in points.items()}
 
 
-def record(program: Program, base: Program, times: dict[str, dict[str, np.ndarray]], clock: str) -> dict:
+def record(
+    program: Program, base: Program, times: dict[str, dict[str, np.ndarray]], clock: str
+) -> dict[str, Any]:
     """All that is known of one program, relative to the base."""
     case, sizes = program.case, [x.size for x in jax.tree.leaves(program.problem.params)]
     counted, told = count_gradients(case)
-    line = {
+    line: dict[str, Any] = {
         "model": program.problem.name,
         "case": case.name,
         "parameters": sum(sizes),
@@ -139,10 +145,11 @@ def record(program: Program, base: Program, times: dict[str, dict[str, np.ndarra
         "temp_bytes": program.temp_bytes,
         "compile_seconds": program.compile_seconds,
         "rounds": len(times["wall"][case.name]),
+        "pages": summary(times["pages"][case.name]),
         "milliseconds": summary(1e3 * times["wall"][case.name]),
         "gradients": {"expected": case.gradients, "counted": counted, "info": told},
     }
-    for name, of in times.items():
+    for name, of in ((name, times[name]) for name in ("wall", "cpu")):
         line[f"{name}_ratio"] = summary(of[case.name] / of[base.case.name])
         if case.limit and case.limit[0] in of:
             line[f"{name}_limited_ratio"] = summary(of[case.name] / of[case.limit[0]])
@@ -167,38 +174,23 @@ def _verdict(ratio: dict[str, float] | None, limit: tuple[str, float] | None, ro
 
 def table(lines: Sequence[dict[str, Any]], title: str) -> Table:
     """What was measured, beside what was expected."""
-    result = Table(
-        title=title,
-        caption=r"times: median \[quartiles]; *: has loops or conditionals, whose bodies count once",
-    )
-    for heading in (
-        "step",
-        "FLOPs",
-        "gradients",
-        "temp MB",
-        "compile s",
-        "ms",
-        "time",
-        "CPU time",
-        "limit",
-        "",
-    ):
+    result = Table(title=title, caption=CAPTION)
+    for heading in HEADINGS:
         result.add_column(heading, justify="left" if heading in ("step", "limit", "") else "right")
     marks = {"met": "ok", "missed": "[red]MISSED", "undecided": "[yellow]undecided", None: ""}
     for line in lines:
-        limit, straight = line["limit"], line["straight"]
+        limit, limited = line["limit"], line["limited"]
+        expected = f"/{line['gradients']['expected']:g}"
         result.add_row(
             line["case"].replace("[", r"\["),
-            f"{line['flops_ratio']:.3f}{' ' if straight else '*'}",
-            f"{line['gradients']['counted']:g}/{line['gradients']['expected']:g}",
+            f"{line['flops_ratio']:.3f}{expected if line['straight'] else '*'}",
+            f"{line['gradients']['counted']:g}{expected}",
             f"{line['temp_bytes'] / 1e6:.1f}",
             f"{line['compile_seconds']:.1f}",
             f"{line['milliseconds']['median']:.1f}",
             _spread(line["wall_ratio"]),
             _spread(line["cpu_ratio"]),
-            f"{limit['ratio']:g} x {limit['case']}: {line['limited']['median']:.3f}"
-            if line["limited"]
-            else "",
+            f"{limit['ratio']:g} x {limit['case']}: {limited['median']:.3f}" if limited else "",
             marks[line["time"]] if line["exact"] else "[red]EXACT MISSED",
         )
     return result

@@ -22,8 +22,8 @@ from experiments.training import Programs, compile_programs
 
 ALL = ("sgd", "sam", "rst", "grst", "vsam", "pugd", "tsam", "ausam")
 
-# Steps of one method before it is the next one's turn: a whole window of vSAM.
-STEPS_PER_ROUND = 50
+# Steps of one method before it is the next one's turn.
+STEPS_PER_ROUND = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +52,8 @@ class CompareSettings:
     """Examples per step."""
     train_examples: int | None = None
     """Use only so many training examples; None is all of them."""
-    timing_rounds: int = 24
-    """Rounds of 50 steps of every method in turn, in which the time per step is measured."""
+    timing_rounds: int = 30
+    """Rounds of 20 steps of every method in turn, in which the time per step is measured."""
 
 
 def main(args: list[str] | None = None) -> None:

@@ -1,6 +1,7 @@
 """Image sets as arrays in memory: scikit-learn's digits, and any TFDS set by its name."""
 
 import dataclasses
+import logging
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -115,6 +116,7 @@ def _digits() -> Data:
 def _tfds(name: str, data_dir: Path | None) -> Data:
     import tensorflow_datasets as tfds  # here, because the digits do without it
 
+    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS recommends OpenCV at every start
     given = data_dir or os.environ.get("TFDS_DATA_DIR")
     if given:
         _check_prepared(name, Path(given), "--data-dir" if data_dir else "TFDS_DATA_DIR")

@@ -44,7 +44,7 @@ GRIDS = {
     "grst": grid(rho=doubling(0.1, 12, 2**0.5)),
     "vsam": grid(rho=doubling(0.8, 12, 2**0.5), window=[10]),
     "pugd": grid(radius=doubling(4.0, 4), learning_rate=doubling(0.025, 3)),
-    "tsam": grid(rho=doubling(0.4, 3), radius=doubling(0.25, 4)),
+    "tsam": grid(rho=doubling(0.1, 12, 2**0.5)),
     "ausam": grid(rho=doubling(0.1, 12, 2**0.5)),
 }
 

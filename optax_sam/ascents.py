@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import jax
 import optax
 
 from optax_sam import checks, trees
@@ -21,14 +22,37 @@ class ToRadius:
         del params
         return optax.EmptyState()
 
-    def update(self, updates: Any, state: Any, params: Any = None, *, step: Any = None, **extra_args):
+    def update(
+        self, updates: Any, state: Any, params: Any = None, *, step: Any = None, **extra_args: Any
+    ) -> tuple[Any, Any]:
         del extra_args
+        return self.climb(updates, params, step)[0], state
+
+    def climb(self, direction: Any, params: Any, step: Any) -> tuple[Any, jax.Array]:
+        """The perturbation, and its L2 norm."""
         if callable(self.rho) and step is None:
             raise ValueError("rho is a schedule, but step=None: pass the step count, update(..., step=step).")
         rho = at_step(self.rho, step)
-        dual, norm = self.geometry.steepest(updates, params)
-        unit = trees.divide(dual, norm)
-        return trees.map_wide(lambda x: trees.times(rho, x), unit), state
+        dual, norm, length = self.geometry.steepest(direction, params)
+        perturbation = trees.map_wide(lambda x: trees.times(rho, x), trees.divide(dual, norm))
+        return perturbation, trees.times(rho, trees.divide(length, norm))
+
+
+def climb(
+    ascent: optax.GradientTransformation, direction: Any, state: Any, params: Any, step: Any
+) -> tuple[Any, Any, jax.Array]:
+    """The perturbation of any ascent, its new state, and the L2 norm of the perturbation.
+
+    Where the ascent knows that norm it is not computed: on a CPU, XLA would write the whole
+    perturbation once more only to add up its squares.
+    """
+    known: Any = getattr(ascent.update, "__self__", None)
+    if isinstance(known, ToRadius):
+        perturbation, length = known.climb(direction, params, step)
+        return perturbation, state, length
+    ascent = optax.with_extra_args_support(ascent)
+    perturbation, state = ascent.update(direction, state, params, step=step)
+    return perturbation, state, trees.norm(perturbation)
 
 
 def to_radius(

@@ -5,7 +5,7 @@ forget the other.
 """
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,20 +14,35 @@ from optax_sam import checks, trees
 from optax_sam.hyperparameters import Scalar
 
 
+class Steepest(NamedTuple):
+    """`dual / norm` is the steepest perturbation of size one.
+
+    Attributes:
+      dual: a tree like the direction.
+      norm: `float[]`.
+      length: `float[]`, the L2 norm of `dual`.
+    """
+
+    dual: Any
+    norm: jax.Array
+    length: jax.Array
+
+
 class Geometry(Protocol):
     """A norm on perturbations."""
 
-    def steepest(self, direction: Any, params: Any) -> tuple[Any, jax.Array]:
-        """`(dual, norm)`: `dual / norm` is the steepest perturbation of size one."""
+    def steepest(self, direction: Any, params: Any) -> Steepest:
+        """The steepest perturbation of size one, as a fraction."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Euclidean:
     """See `euclidean`."""
 
-    def steepest(self, direction: Any, params: Any) -> tuple[Any, jax.Array]:
+    def steepest(self, direction: Any, params: Any) -> Steepest:
         del params
-        return direction, trees.norm(direction)
+        norm = trees.norm(direction)
+        return Steepest(direction, norm, norm)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +51,7 @@ class Elementwise:
 
     eta: Scalar
 
-    def steepest(self, direction: Any, params: Any) -> tuple[Any, jax.Array]:
+    def steepest(self, direction: Any, params: Any) -> Steepest:
         def on_leaf(path, d, w):
             if not trees.is_inexact(d) or _is_bias(path):
                 return d, d
@@ -46,16 +61,17 @@ class Elementwise:
 
         pairs = jax.tree.map_with_path(on_leaf, direction, params)
         dual, scaled = jax.tree.transpose(jax.tree.structure(direction), None, pairs)
-        return dual, trees.norm(scaled)
+        return Steepest(dual, trees.norm(scaled), trees.norm(dual))
 
 
 @dataclasses.dataclass(frozen=True)
 class Magnitude:
     """See `magnitude`."""
 
-    def steepest(self, direction: Any, params: Any) -> tuple[Any, jax.Array]:
+    def steepest(self, direction: Any, params: Any) -> Steepest:
         scaled = trees.map_inexact(lambda d, w: jnp.abs(w).astype(d.dtype) * d, direction, params)
-        return scaled, trees.norm(scaled)
+        norm = trees.norm(scaled)
+        return Steepest(scaled, norm, norm)
 
 
 def euclidean() -> Euclidean:

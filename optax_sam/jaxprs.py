@@ -72,6 +72,8 @@ def _evaluate(jaxpr: jex.Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> l
         if equation.primitive is lax.conv_general_dilated_p:
             lhs, rhs = map(read, equation.invars)
             outputs = [_canonical_convolution(lhs, rhs, **equation.params)]
+        elif equation.primitive.name == "shard_map" and _has_convolution(equation.params["jaxpr"]):
+            outputs = _canonical_shard_map(equation.params)(*map(read, equation.invars))
         else:
             variables = _variables(equation)
             alone = _alone(_with_canonical_jaxprs(equation), variables, jaxpr)
@@ -116,22 +118,50 @@ def _with_canonical_jaxprs(equation: jex.JaxprEqn) -> jex.JaxprEqn:
     return equation.replace(params={name: rewrite(v) for name, v in equation.params.items()})
 
 
+def _canonical_shard_map(params: dict[str, Any]) -> Callable[..., Any]:
+    """The same `shard_map`, anew: its jaxpr makes sense only where its mesh axes are bound."""
+
+    def evaluate(*args):
+        return tuple(_evaluate(_open(params["jaxpr"]), (), args))
+
+    return jax.shard_map(
+        evaluate,
+        mesh=params["mesh"],
+        in_specs=tuple(params["in_specs"]),
+        out_specs=tuple(params["out_specs"]),
+        axis_names=set(params["newly_manual_axes"]),
+        check_vma=params["check_vma"],
+    )
+
+
 def _rewritten(jaxpr: jex.Jaxpr | jex.ClosedJaxpr) -> jex.Jaxpr | jex.ClosedJaxpr:
     """A jaxpr of the same inputs and outputs, with canonical convolutions."""
     closed = jaxpr if isinstance(jaxpr, jex.ClosedJaxpr) else jex.ClosedJaxpr(jaxpr, ())
-    if not _has_convolution(closed.jaxpr):
-        return jaxpr
     inputs = [variable.aval for variable in closed.jaxpr.invars]
+    known = all(isinstance(aval, jax.core.ShapedArray) for aval in inputs)
+    if not known or not _has_convolution(closed.jaxpr):
+        return jaxpr
     rewritten = jax.make_jaxpr(functools.partial(_evaluate, closed.jaxpr, closed.consts))
-    result = rewritten([jax.ShapeDtypeStruct(a.shape, a.dtype) for a in inputs])
+    result = rewritten([_like(aval) for aval in inputs])
     return result if isinstance(jaxpr, jex.ClosedJaxpr) else result.jaxpr
 
 
-def _has_convolution(jaxpr: jex.Jaxpr) -> bool:
+def _like(aval: Any) -> jax.ShapeDtypeStruct:
+    """What traces to an argument of the very same type."""
+    return jax.ShapeDtypeStruct(
+        aval.shape,
+        aval.dtype,
+        sharding=aval.sharding,
+        weak_type=aval.weak_type,
+        manual_axis_type=aval.manual_axis_type,
+    )
+
+
+def _has_convolution(jaxpr: jex.Jaxpr | jex.ClosedJaxpr) -> bool:
     return any(
         equation.primitive is lax.conv_general_dilated_p
-        or any(_has_convolution(_open(inner)) for inner in _inner_jaxprs(equation))
-        for equation in jaxpr.eqns
+        or any(map(_has_convolution, _inner_jaxprs(equation)))
+        for equation in _open(jaxpr).eqns
     )
 
 

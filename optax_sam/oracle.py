@@ -182,7 +182,7 @@ class Oracle:
             reason = "weights are given" if not self.needs_losses else "this method needs them"
             raise ValueError(
                 f"losses returned a scalar where one loss per example is needed, because {reason}: "
-                f"return the losses of shape [{self.size}] without taking their mean."
+                "return the losses of shape [batch] without taking their mean."
             )
         if len(shape) != 1 or (self.size is not None and shape[0] != self.size):
             raise ValueError(

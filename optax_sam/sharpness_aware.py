@@ -16,6 +16,7 @@ from jax import lax
 
 from optax_sam import checks, combinations, selections, trees
 from optax_sam import state as states
+from optax_sam.ascents import climb
 from optax_sam.directions import gradient
 from optax_sam.gates import always
 from optax_sam.method import Method, Outcome, SharpnessAware, from_method
@@ -96,10 +97,8 @@ class Assembly(Method):
         context = {kind: _context(state, kind, params, oracle) for kind in _KINDS}
         grads = here.grads
         direction = self.direction.read(state.direction, grads, context["direction"])
-        ascent = optax.with_extra_args_support(self.ascent)
-        perturbation, ascent_state = ascent.update(
-            optax.tree.conj(direction), state.ascent, params, step=state.step
-        )
+        uphill = optax.tree.conj(direction)
+        perturbation, ascent_state, length = climb(self.ascent, uphill, state.ascent, params, state.step)
         seen = self.selection(oracle, here, context["selection"])
         there = self._evaluate_at(perturbation, seen, params)
         descent = self.combination(grads, there.grads, context["combination"])
@@ -122,7 +121,7 @@ class Assembly(Method):
             perturbed_loss=there.loss if seen is oracle else None,
             grad_norm=grad_norm,
             perturbed_grad_norm=perturbed_grad_norm,
-            perturbation_norm=trees.norm(perturbation),
+            perturbation_norm=length,
         )
         return Outcome(optax.tree.cast_like(descent, grads), new, there.loss)
 

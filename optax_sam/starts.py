@@ -130,8 +130,9 @@ class DrawnByScore:
                 "in the data set, indices=int[batch]."
             )
         real = self._in_range(oracle.indices)
-        weights = jnp.ones(real.shape, float) if oracle.weights is None else oracle.weights
-        weights = jnp.where(real, weights, jnp.zeros_like(weights))
+        weights = real.astype(float)
+        if oracle.weights is not None:
+            weights = jnp.where(real, oracle.weights, jnp.zeros_like(oracle.weights))
         oracle = dataclasses.replace(oracle, weights=weights, needs_losses=True)
         if oracle.whole_batch:
             return context.params, oracle

@@ -85,11 +85,11 @@ def _sum_of_squares(leaf: jax.Array, scale: jax.Array | None) -> jax.Array:
 def divide(tree: Any, divisor: Any) -> Any:
     """`tree / divisor`, and zeros where the divisor is zero."""
     divisor = jnp.asarray(divisor)
-    positive = divisor > 0
-    safe = jnp.where(positive, divisor, jnp.ones_like(divisor))
+    zero = divisor == 0
+    safe = jnp.where(zero, jnp.ones_like(divisor), divisor)
 
     def on_leaf(x):
-        return jnp.where(positive, x / safe.astype(x.dtype), jnp.zeros_like(x))
+        return jnp.where(zero, jnp.zeros_like(x), x / safe.astype(x.dtype))
 
     return map_wide(on_leaf, tree)
 

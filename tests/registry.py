@@ -155,6 +155,27 @@ def make_step(method: optax_sam.SharpnessAware, tx: Any, loss_fn: Any = losses, 
     return step
 
 
+def one_step(
+    method: optax_sam.SharpnessAware,
+    params: Any,
+    batch: Any,
+    loss_fn: Any = losses,
+    state: Any = None,
+    indices: Any = None,
+    **fixed: Any,
+) -> tuple[Any, Any, Any]:
+    """`(descent, state, first gradient)` of one jitted step of the method alone."""
+    state = method.init(params) if state is None else state
+    indices = make_indices() if indices is None else indices
+
+    @jax.jit
+    def step(params, state, batch, indices):
+        _, grads, oracle = method.value_and_grad(loss_fn)(params, batch, state=state, indices=indices)
+        return *method.update(grads, state, params, oracle=oracle, **fixed), grads
+
+    return step(params, state, batch, indices)
+
+
 def train(
     method: optax_sam.SharpnessAware,
     tx: Any = None,

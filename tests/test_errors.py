@@ -32,11 +32,11 @@ AT_CONSTRUCTION = {
     "max_rate": (lambda: optax_sam.vsam(max_rate=1.5), ValueError, "max_rate=1.5"),
     "max_rate too small": (lambda: optax_sam.vsam(max_rate=0.01), ValueError, "max_rate=0.01"),
     "rate_gain": (lambda: optax_sam.vsam(rate_gain=0.1), TypeError, "rate_gain=0.1"),
-    "reuse_decay": (lambda: optax_sam.vsam(reuse_decay=2.0), ValueError, "decay=2.0"),
-    "reuse_steps": (lambda: optax_sam.vsam(reuse_steps=-1), ValueError, "steps=-1"),
+    "reuse_decay": (lambda: optax_sam.vsam(reuse_decay=2.0), ValueError, "reuse_decay=2.0"),
+    "reuse_steps": (lambda: optax_sam.vsam(reuse_steps=-1), ValueError, "reuse_steps=-1"),
     "warmup_steps": (lambda: optax_sam.vsam(warmup_steps=1.5), TypeError, "warmup_steps=1.5"),
     "tail": (lambda: optax_sam.vsam(tail=0), ValueError, "tail=0"),
-    "pugd radius": (lambda: optax_sam.pugd(radius=-1.0), ValueError, "rho=-1.0"),
+    "pugd radius": (lambda: optax_sam.pugd(radius=-1.0), ValueError, "radius=-1.0"),
     "num_samples": (lambda: optax_sam.tsam(num_samples=0), ValueError, "num_samples=0"),
     "num_samples an array": (
         lambda: optax_sam.tsam(num_samples=jnp.array(3)),
@@ -176,7 +176,7 @@ AT_TRACE = {
     "scalar loss": (
         lambda: _step(optax_sam.ausam(48), lambda p, b: jnp.mean(losses(p, b))),
         ValueError,
-        "shape [16]",
+        "shape [batch]",
     ),
     "scalar loss and weights": (
         lambda: _step(loss_fn=lambda p, b: jnp.mean(losses(p, b)), weights=jnp.ones(16)),

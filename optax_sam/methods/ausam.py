@@ -49,8 +49,9 @@ def ausam(
       TypeError: an array where the argument shapes the program (`static_arguments(ausam)`).
 
     Cost:
-      2 fraction gradients per step (3 fraction with `score="gradient_norm"`, and one parameter-sized
-      buffer for each drawn example); two numbers per example of the data set.
+      2 fraction gradients per step (3 fraction with `score="gradient_norm"`, the third one example by
+      example: one parameter-sized buffer for each, and on dense layers far slower than a batch); two
+      numbers per example of the data set.
 
     Guarantees:
       `fraction=1` is SAM; `smin = smax` draws uniformly. Padding is never drawn before real examples,

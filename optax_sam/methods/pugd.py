@@ -1,5 +1,6 @@
 """PUGD, perturbed unit gradient descent ("Update in Unit Gradient")."""
 
+from optax_sam import checks
 from optax_sam.ascents import to_radius
 from optax_sam.combinations import unit, unit_sum
 from optax_sam.geometry import magnitude
@@ -45,5 +46,6 @@ def pugd(radius: ScalarOrSchedule = 1.0, sum_gradients: bool = True) -> Sharpnes
       the method of the second version and of the authors' code. The code updates batch statistics in
       both passes; here, as everywhere, they come from the first.
     """
+    checks.number_or_schedule("radius", radius, low=0)
     combination = unit_sum if sum_gradients else unit
     return sharpness_aware(to_radius(radius, magnitude()), combination=combination)

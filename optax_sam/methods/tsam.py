@@ -1,5 +1,6 @@
 """TSAM, tilted sharpness-aware minimization."""
 
+from optax_sam import checks
 from optax_sam.ascents import to_radius
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
@@ -62,5 +63,6 @@ def tsam(
       ascent step from random noise, always accepts it, and does not project. The code rounds losses
       and weights to float32.
     """
+    checks.integer("num_samples", num_samples, low=1)
     sample = sharpness_aware(to_radius(rho), start=at_random(radius, noise_scale, noise), seed=seed)
     return over_draws(sample, num_samples, log_weight=tilted(tilt))

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from optax_sam import checks
 from optax_sam.ascents import to_radius
 from optax_sam.gates import with_variance_rate
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
@@ -82,6 +83,8 @@ def vsam(
       all. The code does not run without a warm-up: here the first window then perturbs one step, and
       the relative change of values not yet recorded counts as 0.
     """
+    checks.number("reuse_decay", reuse_decay, low=0, high=1)
+    checks.integer("reuse_steps", reuse_steps, low=0)
     return sharpness_aware(
         to_radius(rho),
         gate=with_variance_rate(window, slices, max_rate, rate_gain, warmup_steps, tail),

@@ -1,0 +1,157 @@
+"""What happens to the state, over every public method: transformations of JAX, dtypes, bad gradients."""
+
+import copy
+import inspect
+import pickle
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import optax_sam
+from tests.registry import (
+    GATED,
+    VARIANTS,
+    WRAPPED,
+    assert_trees_close,
+    assert_trees_equal,
+    init_params,
+    losses,
+    make_batch,
+    make_indices,
+    make_step,
+    one_step,
+    train,
+)
+
+every_method = pytest.mark.parametrize("name", WRAPPED)
+every_gated = pytest.mark.parametrize("name", GATED)
+
+
+@every_method
+def test_state_keeps_structure_shapes_and_dtypes(name):
+    method = VARIANTS[name].make()
+    tx = optax.chain(method, optax.sgd(0.1, momentum=0.9))
+    params = init_params()
+    state = tx.init(params)
+    step = make_step(method, tx)
+    after = jax.eval_shape(step, params, state, make_batch(), make_indices())[1]
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, jax.eval_shape(lambda s: s, state))
+    assert not any(jax.tree.leaves(jax.tree.map(lambda x: x.weak_type, after)))
+    chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(tx.init, params), state)
+
+
+@every_method
+def test_scan_cond_and_one_trace_for_two_calls(name):
+    method = VARIANTS[name].make()
+    tx = optax.chain(method, optax.sgd(0.1, momentum=0.9))
+    params, traces = init_params(), []
+    step = make_step(method, tx)
+
+    def counted(params, state, batch, indices):
+        traces.append(1)
+        return step(params, state, batch, indices)
+
+    jitted = jax.jit(counted)
+    looped = params, tx.init(params)
+    for _ in range(3):
+        looped = jitted(*looped, make_batch(), make_indices())[:2]
+    assert len(traces) == 1
+
+    @jax.jit
+    def scanned(params, state, true):
+        def body(carry, _):
+            return jax.lax.cond(
+                true, lambda: step(*carry, make_batch(), make_indices())[:2], lambda: carry
+            ), None
+
+        return jax.lax.scan(body, (params, state), length=3)[0]
+
+    assert_trees_close(scanned(params, tx.init(params), True), looped, rtol=1e-5, atol=1e-6)
+
+
+@every_method
+def test_buffers_may_be_donated_twice(name):
+    method = VARIANTS[name].make()
+    tx = optax.chain(method, optax.sgd(0.1, momentum=0.9))
+    step = jax.jit(make_step(method, tx), donate_argnums=(0, 1))
+    for _ in range(2):
+        params = init_params()
+        state = tx.init(params)
+        for _ in range(2):
+            params, state, _ = step(params, state, make_batch(), make_indices())
+    chex.assert_tree_all_finite(params)
+
+
+@every_method
+def test_vmap_over_seeds_and_trajectories(name):
+    method = VARIANTS[name].make()
+    tx = optax.chain(method, optax.sgd(0.1))
+    step = make_step(method, tx)
+    params = init_params()
+    stacked = jax.tree.map(lambda x: jnp.stack([x, 1.5 * x]), params)
+    states = jax.vmap(tx.init)(stacked)
+    batch, indices = make_batch(), make_indices()
+    together = jax.jit(jax.vmap(step, in_axes=(0, 0, None, None)))(stacked, states, batch, indices)
+    alone = jax.jit(step)(params, tx.init(params), batch, indices)
+    first = jax.tree.map(lambda x: x[0], together)
+    assert_trees_close(first[0], alone[0], rtol=1e-5, atol=1e-6)
+    assert optax_sam.info(together[1])["loss"].shape == (2,)
+
+
+@every_method
+def test_x64_keeps_float64(name):
+    with jax.enable_x64(True):
+        params, state, _ = train(VARIANTS[name].make(), steps=2, dtype=jnp.float64)
+        assert all(x.dtype == jnp.float64 for x in jax.tree.leaves(params))
+        chex.assert_tree_all_finite((params, state))
+
+
+@every_method
+def test_state_never_absorbs_a_non_finite_gradient(name):
+    method, params = VARIANTS[name].make(), init_params()
+    _, state, _ = one_step(method, params, make_batch(), perturb=True)
+
+    def broken(params, batch):
+        return losses(params, batch) * jnp.inf
+
+    _, after, _ = one_step(method, params, make_batch(1), broken, state, perturb=True)
+    for piece in ("start", "direction", "gate", "reuse"):
+        assert_trees_equal(getattr(after, piece), getattr(state, piece))
+    chex.assert_tree_all_finite(after)
+
+
+@every_method
+def test_method_survives_copy_pickle_replace_and_tree_map(name):
+    method = VARIANTS[name].make()
+    wanted = one_step(method, init_params(), make_batch())[0]
+    forms = [
+        copy.copy(method),
+        copy.deepcopy(method),
+        method._replace(),
+        jax.tree.map(lambda f: f, method),
+        pickle.loads(pickle.dumps(method)),
+    ]
+    for form in forms:
+        assert isinstance(form, optax_sam.SharpnessAware)
+        assert form.init(init_params()).due == method.init(init_params()).due
+    assert_trees_equal(one_step(forms[-1], init_params(), make_batch())[0], wanted)
+    init, update = method
+    assert callable(init) and callable(update)
+
+
+@every_method
+def test_seed_may_be_an_array(name):
+    case = VARIANTS[name]
+    if "seed" not in inspect.signature(case.method).parameters or name in ("every",):
+        pytest.skip("draws nothing")
+
+    def first_key(seed):
+        return case.make(seed=seed).init(init_params()).key
+
+    keys = jax.vmap(first_key)(jnp.arange(3))
+    assert keys.shape == (3, 2) and keys.dtype == jnp.uint32
+    assert_trees_equal(keys[1], first_key(1))
