@@ -4,7 +4,7 @@ import logging
 import shutil
 import sys
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -81,7 +81,7 @@ class Checkpoints:
             state=ocp.args.StandardRestore(jax.eval_shape(lambda: fresh)),
             digest=ocp.args.JsonRestore(),
         )
-        read = self.manager.restore(epoch, args=arguments)
+        read: Any = self.manager.restore(epoch, args=arguments)
         if read.digest["sha256"] != sha256(read.state):
             raise ValueError("the digest does not fit the state")
         return read.state

@@ -68,7 +68,7 @@ def top_eigenvalue(
             vector, found = carry
             vector = optax.tree.scale(1 / optax.tree.norm(vector), vector)
             image = optax.tree.add_scale(times_hessian(vector), -shift, vector)
-            value = optax.tree.vdot(vector, image) + shift
+            value = jnp.asarray(optax.tree.vdot(vector, image)) + shift
             change = jnp.abs((value - found.value) / (value - shift))
             return image, TopEigenvalue(value, found.iterations + 1, change)
 
@@ -98,7 +98,7 @@ def training_curvature(
 
     def loss(params: Any, batch: Split) -> jax.Array:
         variables = {"params": params, "batch_stats": batch_stats}
-        logits = model.apply(variables, examples.standardized(batch.image), train=False)
+        logits: Any = model.apply(variables, examples.standardized(batch.image), train=False)
         return cross_entropy(logits, batch.label).mean()
 
     @optax_sam.canonical_convolutions

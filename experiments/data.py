@@ -30,12 +30,12 @@ class Split(NamedTuple):
     """Examples side by side.
 
     Attributes:
-      image: uint8 [n, height, width, channels].
+      image: uint8 [n, height, width, channels], in NumPy or on the device.
       label: int32 [n].
     """
 
-    image: np.ndarray
-    label: np.ndarray
+    image: Any
+    label: Any
 
 
 class Data(NamedTuple):
@@ -54,7 +54,8 @@ class Data(NamedTuple):
 
 def with_defaults(settings: Settings) -> Settings:
     """Fills in what the data set decides: its random changes, its share of wrong labels."""
-    augment, noise = settings.augment, settings.label_noise
+    augment: Any = settings.augment
+    noise = settings.label_noise
     if augment is None:
         augment = AUGMENT.get(settings.data, ("crop", "flip", "cutout"))
     if noise is None:
@@ -80,7 +81,7 @@ def load(settings: Settings) -> Data:
             f"--batch-size {settings.batch_size} is more than the {len(train.label)} training "
             "examples: give a smaller batch"
         )
-    train = with_random_labels(train, settings.label_noise, data.num_classes)
+    train = with_random_labels(train, settings.label_noise or 0.0, data.num_classes)
     return data._replace(train=train)
 
 
@@ -104,7 +105,7 @@ def fold(data: Data, number: int, folds: int) -> Data:
 
 
 def _digits() -> Data:
-    digits = sklearn.datasets.load_digits()
+    digits: Any = sklearn.datasets.load_digits()
     order = np.random.default_rng(0).permutation(len(digits.target))
     images = digits.images[order, :, :, None].astype(np.uint8)
     everything = Split(images, digits.target[order].astype(np.int32))
@@ -160,7 +161,7 @@ def _download(builder: Any, name: str) -> None:
 
 def _read(builder: Any, split: str, name: str) -> Split:
     features = builder.info.features
-    shape = features["image"].shape if {"image", "label"} <= set(features) else (None,)
+    shape: Any = features["image"].shape if {"image", "label"} <= set(features) else (None,)
     if None in shape or split not in builder.info.splits:
         raise SettingsError(
             f"--data {name} is not a set of equally large images with labels, for training and "

@@ -1,6 +1,6 @@
 """The data set and the numbers of a run, on the device."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,9 @@ class Inputs(NamedTuple):
 def make_inputs(settings: Settings, data: Data) -> Inputs:
     """Puts the data and the numbers of one run on the device."""
     values = vars(settings) | methods.given(settings)
-    numbers = {name: np.float32(values[name]) for name in methods.TRACED if name in values}
+    numbers: dict[str, Any] = {
+        name: np.float32(values[name]) for name in methods.TRACED if name in values
+    }
     numbers["seed"] = np.int32(settings.seed)
     images = data.train.image[:STATISTICS_EXAMPLES]
     examples = Examples(

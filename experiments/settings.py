@@ -12,7 +12,7 @@ from typing import Any, Literal
 import tyro
 
 # What is not tuned, and not given: the optimizer's numbers of the digits task.
-TASK = {"learning_rate": 0.1, "weight_decay": 5e-4}
+TASK: dict[str, Any] = {"learning_rate": 0.1, "weight_decay": 5e-4}
 
 TUNED = Path(__file__).parent / "tuned"
 

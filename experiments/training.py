@@ -126,7 +126,7 @@ class Trainer:
         """One training step on the examples with the given indices [batch]."""
         train = inputs.examples.train
         images = inputs.examples.standardized(train.image[indices])
-        images = augment(key, images, self.settings.augment)
+        images = augment(key, images, self.settings.augment or ())
         batch = {"image": images, "label": train.label[indices]}
 
         def losses(params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
@@ -165,7 +165,9 @@ class Trainer:
         variables = {"params": params, "batch_stats": batch_stats}
 
         def sums(batch: Split) -> jax.Array:
-            logits = self.model.apply(variables, examples.standardized(batch.image), train=False)
+            logits: Any = self.model.apply(
+                variables, examples.standardized(batch.image), train=False
+            )
             losses = cross_entropy(logits, jnp.maximum(batch.label, 0))
             right = (logits.argmax(-1) == batch.label).astype(jnp.float32)
             real = (batch.label >= 0).astype(jnp.float32)

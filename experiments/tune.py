@@ -123,7 +123,7 @@ def with_point(settings: TuneSettings, method: str, point: Point, seed: int) -> 
     base = with_defaults(
         Settings(method=method, data=settings.data, epochs=settings.epochs, seed=seed)
     )
-    numbers = TASK | {name: value for name, value in point.items() if name in TASK}
+    numbers: Point = TASK | {name: value for name, value in point.items() if name in TASK}
     knobs = {name: value for name, value in point.items() if name not in TASK}
     return dataclasses.replace(base, **numbers, knobs=dataclasses.replace(base.knobs, **knobs))
 
