@@ -79,9 +79,7 @@ def compare(settings: CompareSettings) -> None:
         "train_seconds": sum(each["seconds"] for group in results.values() for each in group),
         "compile_seconds": sum(each.compile_seconds for each in programs.values()),
     }
-    records.write_json(
-        settings.out / "summary.json", {"methods": methods} | extra | records.environment()
-    )
+    records.write_json(settings.out / "summary.json", {"methods": methods} | extra | records.environment())
     report.print_table(methods)
     heading = f"{settings.data}, {settings.model}, {settings.epochs} epochs: "
     heading += f"mean and standard deviation over {settings.seeds} seeds"
@@ -135,9 +133,7 @@ def compiled(runs: dict[str, list[Settings]], data: Data, bar: Progress) -> dict
     return programs
 
 
-def trained(
-    runs: list[Settings], data: Data, programs: Programs, bar: Progress
-) -> list[dict[str, Any]]:
+def trained(runs: list[Settings], data: Data, programs: Programs, bar: Progress) -> list[dict[str, Any]]:
     """Results of one method's runs; those finished before come from their folders."""
     steps = runs[0].epochs * programs.steps_per_epoch
     task = bar.add_task(runs[0].method, total=steps * len(runs))
@@ -166,15 +162,11 @@ def finished(settings: Settings) -> dict[str, Any] | None:
     return result if "top_eigenvalue" in result else None
 
 
-def train_one(
-    settings: Settings, data: Data, programs: Programs, listener: Listener
-) -> dict[str, Any]:
+def train_one(settings: Settings, data: Data, programs: Programs, listener: Listener) -> dict[str, Any]:
     """Trains one network and adds the curvature where it ended to its result."""
     result, state = run(settings, data, programs, listener)
     examples = make_inputs(settings, data).examples
-    curvature = training_curvature(
-        programs.trainer.model, state.params, state.batch_stats, examples
-    )
+    curvature = training_curvature(programs.trainer.model, state.params, state.batch_stats, examples)
     result |= {
         "top_eigenvalue": float(curvature.value),
         "eigenvalue_iterations": int(curvature.iterations),

@@ -82,9 +82,7 @@ def top_eigenvalue(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def training_curvature(
-    model: nn.Module, params: Any, batch_stats: Any, examples: Examples
-) -> TopEigenvalue:
+def training_curvature(model: nn.Module, params: Any, batch_stats: Any, examples: Examples) -> TopEigenvalue:
     """Top eigenvalue for the mean loss on the training examples (at most 5,000), in float32.
 
     Batch norm runs as in evaluation, on its running statistics: the loss is then one fixed

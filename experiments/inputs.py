@@ -51,9 +51,7 @@ class Inputs(NamedTuple):
 def make_inputs(settings: Settings, data: Data) -> Inputs:
     """Puts the data and the numbers of one run on the device."""
     values = vars(settings) | methods.given(settings)
-    numbers: dict[str, Any] = {
-        name: np.float32(values[name]) for name in methods.TRACED if name in values
-    }
+    numbers: dict[str, Any] = {name: np.float32(values[name]) for name in methods.TRACED if name in values}
     numbers["seed"] = np.int32(settings.seed)
     images = data.train.image[:STATISTICS_EXAMPLES]
     examples = Examples(

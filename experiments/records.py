@@ -65,8 +65,7 @@ def check_folder(settings: Settings) -> None:
     check_writable(settings.out)
     if (settings.out / "config.json").exists() and not settings.resume:
         raise SettingsError(
-            f"--out {settings.out} already holds a run: give --resume to go on with it, or another "
-            "--out"
+            f"--out {settings.out} already holds a run: give --resume to go on with it, or another --out"
         )
     for name, (now, before) in differences(settings).items():
         raise SettingsError(

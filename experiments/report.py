@@ -87,9 +87,7 @@ def draw(rows: Rows, curves: Mapping[str, Curve], heading: str, file: Path) -> N
     plt.close(figure)
 
 
-def draw_methods(
-    panel: Axes, rows: Rows, xs: Mapping[str, float], label: str, room: float = 0.06
-) -> None:
+def draw_methods(panel: Axes, rows: Rows, xs: Mapping[str, float], label: str, room: float = 0.06) -> None:
     """Draws each method's final accuracy with its spread, and names it at the right margin.
 
     Args:
@@ -100,9 +98,7 @@ def draw_methods(
       room: space under the lowest error bar, as a share of the accuracies' range.
     """
     ends = [
-        100 * (row["accuracy_mean"] + sign * row["accuracy_std"])
-        for row in rows.values()
-        for sign in (-1, 1)
+        100 * (row["accuracy_mean"] + sign * row["accuracy_std"]) for row in rows.values() for sign in (-1, 1)
     ]
     low, high = min(ends), max(ends)
     height = max(high - low, 1.0)

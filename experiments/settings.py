@@ -138,9 +138,7 @@ def with_tuned(settings: Settings) -> Settings:
     best = TASK | tuned(settings.data).get(settings.method, {})
 
     def filled(part: Any) -> dict[str, Any]:
-        return {
-            name: best[name] for name in vars(part) if name in best and vars(part)[name] is None
-        }
+        return {name: best[name] for name in vars(part) if name in best and vars(part)[name] is None}
 
     knobs = dataclasses.replace(settings.knobs, **filled(settings.knobs))
     return dataclasses.replace(settings, knobs=knobs, **filled(settings))
@@ -155,9 +153,7 @@ def tuned(data: str) -> Mapping[str, dict[str, Any]]:
     return {name: entry["best"] for name, entry in json.loads(file.read_text())["methods"].items()}
 
 
-def command_line(
-    kind: type, run: Callable[[Any], Any], args: list[str] | None, after_interrupt: str
-) -> None:
+def command_line(kind: type, run: Callable[[Any], Any], args: list[str] | None, after_interrupt: str) -> None:
     """Reads a dataclass from the command line and runs with it.
 
     Exits with code 2 and one line after a mistake of the user; after Ctrl-C with 130 and a line

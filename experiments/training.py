@@ -97,9 +97,7 @@ class Trainer:
             loss_sum=jnp.float32(0),
         )
 
-    def steps(
-        self, state: TrainState, inputs: Inputs, count: jax.Array, *, whole_batch: bool
-    ) -> TrainState:
+    def steps(self, state: TrainState, inputs: Inputs, count: jax.Array, *, whole_batch: bool) -> TrainState:
         """Takes `count` steps in one loop on the device; the order of examples is one epoch's."""
         _, order_key, augment_key = _keys(inputs)
         epoch, position = jnp.divmod(state.step, self.steps_per_epoch)
@@ -131,9 +129,7 @@ class Trainer:
 
         def losses(params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
             variables = {"params": params, "batch_stats": state.batch_stats}
-            logits, changed = self.model.apply(
-                variables, batch["image"], train=True, mutable=["batch_stats"]
-            )
+            logits, changed = self.model.apply(variables, batch["image"], train=True, mutable=["batch_stats"])
             return cross_entropy(logits, batch["label"]), changed["batch_stats"]
 
         method, optimizer = self.optimizer(inputs)
@@ -158,16 +154,12 @@ class Trainer:
             loss_sum=state.loss_sum + loss,
         )
 
-    def evaluate(
-        self, params: Any, batch_stats: Any, examples: Examples
-    ) -> tuple[jax.Array, jax.Array]:
+    def evaluate(self, params: Any, batch_stats: Any, examples: Examples) -> tuple[jax.Array, jax.Array]:
         """Mean loss and accuracy on the whole test set, with the running batch statistics."""
         variables = {"params": params, "batch_stats": batch_stats}
 
         def sums(batch: Split) -> jax.Array:
-            logits: Any = self.model.apply(
-                variables, examples.standardized(batch.image), train=False
-            )
+            logits: Any = self.model.apply(variables, examples.standardized(batch.image), train=False)
             losses = cross_entropy(logits, jnp.maximum(batch.label, 0))
             right = (logits.argmax(-1) == batch.label).astype(jnp.float32)
             real = (batch.label >= 0).astype(jnp.float32)

@@ -38,7 +38,7 @@ def doubling(first: float, count: int, factor: float = 2.0) -> list[float]:
 # Twelve points for each; where the radius is searched alone, it grows by half octaves. A run of 600
 # steps is short for vSAM's windows of 50 steps: here a window is an epoch.
 GRIDS = {
-    "sgd": grid(learning_rate=doubling(0.0005, 6), weight_decay=[5e-4, 8e-3]),
+    "sgd": grid(learning_rate=doubling(0.002, 4), weight_decay=doubling(0.008, 3, 4.0)),
     "sam": grid(rho=doubling(0.1, 12, 2**0.5)),
     "rst": grid(rho=doubling(0.4, 12, 2**0.5)),
     "grst": grid(rho=doubling(0.1, 12, 2**0.5)),
@@ -120,9 +120,7 @@ def structure(point: Point) -> tuple[Any, ...]:
 
 def with_point(settings: TuneSettings, method: str, point: Point, seed: int) -> Settings:
     """The settings of one trial: a grid point, and else the library's and the task's defaults."""
-    base = with_defaults(
-        Settings(method=method, data=settings.data, epochs=settings.epochs, seed=seed)
-    )
+    base = with_defaults(Settings(method=method, data=settings.data, epochs=settings.epochs, seed=seed))
     numbers: Point = TASK | {name: value for name, value in point.items() if name in TASK}
     knobs = {name: value for name, value in point.items() if name not in TASK}
     return dataclasses.replace(base, **numbers, knobs=dataclasses.replace(base.knobs, **knobs))

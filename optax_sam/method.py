@@ -203,7 +203,7 @@ class SharpnessAware(optax.GradientTransformationExtraArgs):
           >>> losses = lambda w, batch: 0.5 * jnp.sum(w**2) * jnp.ones_like(batch)
           >>> loss, grads, oracle = sam.value_and_grad(losses)(params, jnp.ones(2), state=state)
           >>> updates, state = tx.update(grads, state, params, oracle=oracle)
-          >>> print(loss, updates)
+          >>> print(loss, updates.round(2))
           12.5 [-0.33 -0.44]
         """
 

@@ -362,9 +362,7 @@ def test_flip_mirrors_and_cutout_zeroes_a_square():
 
 
 def test_ausam_hears_which_examples_it_sees(monkeypatch):
-    settings = train.resolved(
-        Settings(method="ausam", train_examples=60, batch_size=20, label_noise=0.0)
-    )
+    settings = train.resolved(Settings(method="ausam", train_examples=60, batch_size=20, label_noise=0.0))
     loaded = data.load(settings)
     # Each image says its own number, so that indices can be checked against what is seen.
     image = np.broadcast_to(np.arange(60, dtype=np.uint8)[:, None, None, None], (60, 8, 8, 1))
@@ -436,9 +434,7 @@ def test_training_curvature_equals_the_dense_hessian():
 
     def loss(flat):
         logits = Tiny().apply(variables | {"params": unravel(flat)}, images, train=False)
-        return optax.losses.softmax_cross_entropy_with_integer_labels(
-            logits, loaded.train.label
-        ).mean()
+        return optax.losses.softmax_cross_entropy_with_integer_labels(logits, loaded.train.label).mean()
 
     expected = jnp.linalg.eigvalsh(jax.hessian(loss)(params))[-1]
     found = training_curvature(Tiny(), variables["params"], variables["batch_stats"], examples)
