@@ -1,0 +1,42 @@
+"""What every test of the experiments needs."""
+
+import os
+from pathlib import Path
+
+import jax
+import jax.flatten_util
+import pytest
+
+from tests.experiments.runs import ROOT
+
+
+@pytest.fixture(autouse=True)
+def usual_promotion():
+    """Optax's cosine schedule mixes int and float: as users have it, promotion is implicit."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """The same small programs are compiled by many tests and their subprocesses."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    yield {name.upper(): str(value) for name, value in settings.items()}
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture
+def tfds_dir(monkeypatch):
+    """A folder with prepared TFDS data; the tests that need one are left out elsewhere."""
+    given = os.environ.get("TFDS_DATA_DIR") or ROOT.parent / "shared/data/tensorflow_datasets"
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    if not (Path(given) / "fashion_mnist").is_dir():
+        pytest.skip("no prepared TFDS data on this machine; the mocked test covers the plumbing")
+    return str(given)

@@ -1,0 +1,86 @@
+"""Bad input: one line that names the setting, its value and the repair."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from experiments import checkpoints
+from tests.experiments.runs import TINY, message_of, run
+
+# Messages
+
+BAD_INPUT = [
+    (["--method", "nonsense"], "--method nonsense"),
+    (["--model", "nonsense"], "--model nonsense"),
+    (["--data", "nonsense"], "--data nonsense"),
+    (["--data", "cifar10", "--data-dir", "/nowhere"], "--data-dir /nowhere"),
+    (["--data", "cifar10", "--data-dir", str(Path(__file__).parent)], "holds no prepared cifar10"),
+    (["--rho", "-1"], "rho"),
+    (["--rho", "nan"], "rho"),
+    (["--method", "sgd", "--rho", "0.1"], "--rho 0.1"),
+    (["--method", "rst", "--probability", "1.5"], "probability"),
+    (["--method", "ausam", "--fraction", "0.001"], "--fraction 0.001"),
+    (["--batch-size", "501"], "--batch-size 501"),
+    (["--batch-size", "0"], "--batch-size 0"),
+    (["--epochs", "0"], "--epochs 0"),
+    (["--train-examples", "501"], "--train-examples 501"),
+    (["--train-examples", "0"], "--train-examples 0"),
+    (["--label-noise", "1.5"], "--label-noise 1.5"),
+    (["--label-noise", "-0.1"], "--label-noise -0.1"),
+    (["--learning-rate", "-1"], "--learning-rate -1"),
+    (["--learning-rate", "inf"], "--learning-rate inf"),
+    (["--weight-decay", "-1"], "--weight-decay -1"),
+    (["--momentum", "1"], "--momentum 1"),
+    (["--seed", "-1"], "--seed -1"),
+    (["--checkpoint-every", "0"], "--checkpoint-every 0"),
+]
+
+
+@pytest.mark.parametrize(("args", "part"), BAD_INPUT, ids=lambda value: str(value)[:40])
+def test_bad_input_is_one_line_and_writes_nothing(args, part, tmp_path, capsys):
+    line = message_of(lambda: run(tmp_path / "x", *args), capsys)
+    assert part in line
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("args", [["--epochs", "many"], ["--roh", "0.1"], ["--noise", "pink"]])
+def test_what_the_parser_refuses_exits_with_2(args, tmp_path):
+    with pytest.raises(SystemExit) as exit:
+        run(tmp_path / "x", *args)
+    assert exit.value.code == 2 and not (tmp_path / "x").exists()
+
+
+def test_folder_of_another_run_is_refused(tmp_path, capsys):
+    args = [*TINY, "--method", "sgd", "--epochs", "1"]
+    run(tmp_path / "x", *args)
+    capsys.readouterr()
+    assert "--resume" in message_of(lambda: run(tmp_path / "x", *args), capsys)
+    changed = [*args, "--resume", "--momentum", "0.5"]
+    line = message_of(lambda: run(tmp_path / "x", *changed), capsys)
+    assert "--momentum 0.5" in line and "0.9" in line
+
+
+def test_folder_that_cannot_be_written_is_refused(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    line = message_of(lambda: run(tmp_path / "file/x"), capsys)
+    assert "--out" in line and "give another folder" in line
+
+
+def test_full_disk_is_one_line_and_the_run_can_go_on(tmp_path, capsys, monkeypatch):
+    args = [*TINY, "--method", "sgd", "--epochs", "2"]
+    whole = run(tmp_path / "whole", *args)
+    capsys.readouterr()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.ocp.CheckpointManager, "save", full)
+        line = message_of(lambda: run(tmp_path / "x", *args), capsys)
+    assert "--out" in line and "No space left on device" in line and "--resume" in line
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        line = message_of(lambda: run(tmp_path / "x", *args, "--resume"), capsys)
+    assert "--out" in line and "No space left on device" in line
+    assert run(tmp_path / "x", *args, "--resume")["params_sha256"] == whole["params_sha256"]

@@ -1,0 +1,127 @@
+"""Curvature, the comparison with its table and picture, and tuning."""
+
+import dataclasses
+import json
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from experiments import compare, data, records, report, train, tune
+from experiments.curvature import top_eigenvalue, training_curvature
+from experiments.inputs import make_inputs
+from experiments.settings import Settings
+from tests.experiments.runs import message_of
+
+# Curvature
+
+
+def test_power_iteration_finds_the_largest_eigenvalue_even_below_a_larger_negative_one():
+    matrix = jnp.diag(jnp.array([3.0, -7.0, 1.0, 2.0]))
+    found = top_eigenvalue(lambda v: matrix @ v, jnp.ones(4), jax.random.key(0), tolerance=1e-6)
+    assert found.value == pytest.approx(3.0, rel=1e-3)
+
+
+def test_training_curvature_equals_the_dense_hessian():
+    class Tiny(nn.Module):
+        @nn.compact
+        def __call__(self, images, train):
+            x = nn.Conv(2, (3, 3), strides=4)(images)
+            x = nn.BatchNorm(use_running_average=not train)(x)
+            return nn.Dense(3)(jnp.tanh(x).reshape(len(images), -1))
+
+    settings = train.resolved(Settings(method="sgd", train_examples=60, batch_size=20))
+    loaded = data.load(settings)
+    loaded = loaded._replace(train=data.Split(loaded.train.image, loaded.train.label % 3))
+    examples = make_inputs(settings, loaded).examples
+    images = examples.standardized(jnp.asarray(loaded.train.image))
+    variables = Tiny().init(jax.random.key(1), images, train=False)
+    params, unravel = jax.flatten_util.ravel_pytree(variables["params"])
+
+    def loss(flat):
+        logits = Tiny().apply(variables | {"params": unravel(flat)}, images, train=False)
+        return optax.losses.softmax_cross_entropy_with_integer_labels(logits, loaded.train.label).mean()
+
+    expected = jnp.linalg.eigvalsh(jax.hessian(loss)(params))[-1]
+    found = training_curvature(Tiny(), variables["params"], variables["batch_stats"], examples)
+    assert found.value == pytest.approx(float(expected), rel=1e-2)
+
+
+# Comparison and tuning
+
+
+def test_comparison_writes_the_summary_and_the_picture_and_reuses_runs(tmp_path, capsys):
+    args = ["--methods", "sgd", "rst", "--seeds", "2", "--epochs", "2", "--timing-rounds", "1"]
+    args += ["--train-examples", "60", "--batch-size", "20", "--out", str(tmp_path)]
+    compare.main(args)
+    content = json.loads((tmp_path / "summary.json").read_text())
+    keys = ["accuracy_mean", "accuracy_std", "gradients_per_step", "step_time_vs_sgd"]
+    keys += ["top_eigenvalue", "seeds"]
+    assert list(content["methods"]) == ["sgd", "rst"]
+    for row in content["methods"].values():
+        assert list(row) == keys and row["seeds"] == 2
+    assert content["methods"]["sgd"]["step_time_vs_sgd"] == 1.0
+    assert (tmp_path / "comparison.png").stat().st_size > 10_000
+    assert "RST" in capsys.readouterr().out
+    results = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*-seed*/result.json")}
+    assert len(results) == 4
+    (tmp_path / "rst-seed1/result.json").unlink()  # as if interrupted
+    compare.main(args)
+    for file, written in results.items():
+        assert (file.stat().st_mtime_ns == written) == (file.parent.name != "rst-seed1")
+    again = json.loads((tmp_path / "summary.json").read_text())["methods"]["rst"]
+    assert again["accuracy_mean"] == content["methods"]["rst"]["accuracy_mean"]
+
+
+def test_run_with_other_settings_is_set_aside(tmp_path):
+    settings = train.resolved(Settings(method="sgd", out=tmp_path / "sgd-seed0", resume=True))
+    records.RunFolder(settings)
+    compare.set_aside_if_different(settings)
+    assert [path.name for path in tmp_path.iterdir()] == ["sgd-seed0"]
+    compare.set_aside_if_different(dataclasses.replace(settings, epochs=2))
+    (aside,) = tmp_path.iterdir()
+    assert aside.name.startswith("sgd-seed0-until-") and (aside / "config.json").exists()
+
+
+def test_comparison_refuses_bad_settings_in_one_line(tmp_path, capsys):
+    for args, part in (
+        (["--methods", "nonsense"], "--method nonsense"),
+        (["--seeds", "0"], "--seeds 0"),
+        (["--timing-rounds", "0"], "--timing-rounds 0"),
+        (["--epochs", "0"], "--epochs 0"),
+    ):
+        line = message_of(lambda: compare.main(["--out", str(tmp_path / "x"), *args]), capsys)  # noqa: B023
+        assert part in line and not (tmp_path / "x").exists()
+
+
+def test_labels_in_the_picture_never_overlap():
+    heights = [90.0, 90.1, 90.2, 95.0, 90.15, 94.9]
+    placed = report.spread_out(heights, (80.0, 96.0))
+    assert np.diff(np.sort(placed)).min() >= 0.9 and placed.max() <= 96
+    assert (np.argsort(placed) == np.argsort(heights)).all()
+
+
+def test_every_method_is_tuned_with_the_same_budget_and_its_best_is_the_default():
+    assert set(tune.GRIDS) == set(compare.ALL)
+    assert len({len(points) for points in tune.GRIDS.values()}) == 1
+    for name in compare.ALL:
+        filled = train.resolved(Settings(method=name))
+        values = vars(filled) | vars(filled.knobs)
+        entry = json.loads((tune.TUNED / "digits.json").read_text())["methods"][name]
+        assert [set(point) - {"accuracy_mean", "accuracy_std"} for point in entry["grid"]] == [
+            set(point) for point in tune.GRIDS[name]
+        ]
+        assert all(values[key] == value for key, value in entry["best"].items())
+
+
+def test_tuning_writes_the_best_point(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tune, "TUNED", tmp_path)
+    monkeypatch.setattr(tune, "GRIDS", {"sgd": tune.grid(learning_rate=[0.0, 0.1])})
+    tune.main(["--methods", "sgd", "--folds", "2", "--epochs", "3"])
+    entry = json.loads((tmp_path / "digits.json").read_text())["methods"]["sgd"]
+    assert entry["best"] == {"learning_rate": 0.1} and len(entry["grid"]) == 2
+    assert "best" in capsys.readouterr().out

@@ -1,0 +1,16 @@
+"""Runs that several tests compare with."""
+
+import pytest
+
+import optax_sam
+from tests.methods.small import train, train_base
+
+
+@pytest.fixture(scope="module")
+def sgd_run():
+    return train_base()
+
+
+@pytest.fixture(scope="module")
+def sam_run():
+    return train(optax_sam.sam(rho=0.1), options=None)

@@ -1,0 +1,119 @@
+"""m-sharpness: a loop over slices; and the gate that perturbs every k-th step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import optax_sam
+from tests.methods.small import (
+    BATCH,
+    PARAMS,
+    STEPS,
+    close,
+    flatten,
+    losses,
+    mean_gradient,
+    norm,
+    one_step,
+    perturbed,
+    stepper,
+    train,
+)
+
+# m-sharpness.
+
+
+def slices_of(num_slices, weights=None):
+    for rows in np.split(np.arange(12), num_slices):
+        part = jax.tree.map(lambda x, rows=rows: x[rows], BATCH)
+        yield part, jnp.ones(len(rows)) if weights is None else weights[rows]
+
+
+def hand_written_m_sam(rho, num_slices, weights=None):
+    """The mean over slices of SAM's gradient, each slice counting as much as its weights."""
+    total, descent = 0.0, 0.0
+    for part, w in slices_of(num_slices, weights):
+        if w.sum() == 0:
+            continue
+        grads = mean_gradient(PARAMS, part, w)
+        there = perturbed(PARAMS, grads, rho)
+        descent = descent + float(w.sum()) * flatten(mean_gradient(there, part, w)).astype(np.float64)
+        total += float(w.sum())
+    return descent / total
+
+
+WEIGHTS = np.array([1, 0.5, 2, 0, 0, 0, 0.3, 1, 1, 0, 2, 1], np.float32)
+
+
+@pytest.mark.parametrize("loop", ["scan", "vmap"])
+@pytest.mark.parametrize(("num_slices", "weights"), [(2, None), (4, WEIGHTS)], ids=["equal", "weights"])
+def test_per_microbatch_is_a_loop_over_slices(loop, num_slices, weights):
+    method = optax_sam.per_microbatch(optax_sam.sam(rho=0.3), num_slices, loop=loop)
+    weights = None if weights is None else jnp.asarray(weights)
+    descent, state, grads = one_step(method, weights=weights)
+    close(flatten(descent), hand_written_m_sam(0.3, num_slices, weights), atol=1e-6)
+    close(flatten(grads), flatten(mean_gradient(PARAMS, BATCH, weights)), atol=1e-6)
+
+    parts = [(part, w) for part, w in slices_of(num_slices, weights)]
+    shares = np.array([float(w.sum()) for _, w in parts])
+    norms = [norm(mean_gradient(PARAMS, part, w)) if w.sum() else 0.0 for part, w in parts]
+    np.testing.assert_allclose(
+        optax_sam.info(state)["grad_norm"], np.average(norms, weights=shares), rtol=1e-5
+    )
+    np.testing.assert_allclose(optax_sam.info(state)["gradients"], 2)
+
+
+@pytest.mark.parametrize("loop", ["scan", "vmap"])
+def test_aux_has_a_leading_axis_of_slices(loop):
+    method = optax_sam.per_microbatch(optax_sam.sam(rho=0.3), 3, loop=loop)
+
+    def with_aux(params, batch):
+        found = losses(params, batch)
+        return found, {"losses": found, "position": batch["position"], "sum": jnp.sum(found)}
+
+    first = method.value_and_grad(with_aux, has_aux=True)
+    (loss, aux) = jax.jit(lambda p: first(p, BATCH, state=method.init(p))[0])(PARAMS)
+    expected = np.asarray(losses(PARAMS, BATCH))
+    close(loss, expected.mean())
+    close(aux["losses"], expected.reshape(3, 4))
+    close(aux["sum"], expected.reshape(3, 4).sum(axis=1))
+    np.testing.assert_array_equal(aux["position"], np.arange(12).reshape(3, 4))
+
+
+@pytest.mark.parametrize("loop", ["scan", "vmap"])
+def test_per_microbatch_of_one_slice_is_the_method(loop, sam_run):
+    run = train(optax_sam.per_microbatch(optax_sam.sam(rho=0.1), 1, loop=loop))
+    close(run.params, sam_run.params)
+
+
+@pytest.mark.parametrize("loop", ["scan", "vmap"])
+def test_gate_decides_once_for_all_slices(loop):
+    method = optax_sam.per_microbatch(optax_sam.rst(rho=0.3, probability=0.5, seed=6), 4, loop=loop)
+    alone = optax_sam.rst(rho=0.3, probability=0.5, seed=6)
+    state, decisions = method.init(PARAMS), []
+    step = stepper(method)
+    for _ in range(8):
+        decisions.append(bool(method.due(state)))
+        descent, state, _ = step(PARAMS, state)
+        expected = hand_written_m_sam(0.3, 4) if decisions[-1] else flatten(mean_gradient(PARAMS, BATCH))
+        close(flatten(descent), expected, atol=1e-6)
+        assert float(optax_sam.info(state)["perturbed"]) == decisions[-1]
+    np.testing.assert_allclose(optax_sam.info(state)["gradients"], 8 + sum(decisions))
+    assert 0 < sum(decisions) < 8
+
+    state, step = alone.init(PARAMS), stepper(alone)
+    for decision in decisions:
+        assert bool(alone.due(state)) == decision
+        _, state, _ = step(PARAMS, state)
+
+
+# Gates.
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_every_perturbs_the_multiples_of_k(k):
+    run = train(optax_sam.sharpness_aware(optax_sam.to_radius(0.1), gate=optax_sam.every(k)))
+    np.testing.assert_array_equal(run.info["perturbed"], np.arange(STEPS) % k == 0)
+    np.testing.assert_array_equal(run.before.due, np.arange(STEPS) % k == 0)
+    np.testing.assert_allclose(run.info["gradients"][-1], STEPS + len(range(0, STEPS, k)))
