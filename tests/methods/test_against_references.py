@@ -22,6 +22,9 @@ from tests.methods.trajectories import (
     uniforms,
     with_nan_where_padding,
 )
+from tests.references import asam, pugd, rst, sam, tsam, vsam
+from tests.references.network import make_problem
+from tests.references.trees import flatten
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -29,10 +32,6 @@ def float64():
     """Everything here is compared in double precision."""
     yield from in_float64()
 
-
-from tests.references import asam, pugd, rst, sam, tsam, vsam
-from tests.references.network import make_problem
-from tests.references.trees import flatten
 
 # Methods that always perturb.
 

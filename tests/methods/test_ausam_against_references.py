@@ -16,18 +16,14 @@ from tests.methods.trajectories import (
     train,
     with_nan_where_padding,
 )
+from tests.references import ausam
+from tests.references.network import make_problem
 
 
 @pytest.fixture(autouse=True, scope="module")
 def float64():
     """Everything here is compared in double precision."""
     yield from in_float64()
-
-
-from tests.references import ausam
-from tests.references.network import make_problem
-
-# AUSAM.
 
 
 def ausam_problem(steps, case):
