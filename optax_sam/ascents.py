@@ -35,6 +35,7 @@ class ToRadius:
         rho = at_step(self.rho, step)
         dual, norm, length = self.geometry.steepest(direction, params)
         perturbation = trees.map_wide(lambda x: trees.times(rho, x), trees.divide(dual, norm))
+        perturbation = optax.tree.cast_like(perturbation, direction)
         return perturbation, trees.times(rho, trees.divide(length, norm))
 
 
@@ -71,7 +72,9 @@ def to_radius(
 
     Raises:
       ValueError: `rho` is negative.
+      TypeError: `geometry` is none.
     """
     checks.number_or_schedule("rho", rho, low=0)
+    checks.piece("geometry", geometry, "steepest")
     ascent = ToRadius(rho, euclidean() if geometry is None else geometry)
     return optax.GradientTransformationExtraArgs(ascent.init, ascent.update)

@@ -1,5 +1,6 @@
 """Errors for bad arguments: each names the argument, its value, the reason and the repair."""
 
+import inspect
 import numbers
 from typing import Any
 
@@ -32,7 +33,7 @@ def integer(name: str, value: Any, low: int, high: float = np.inf) -> None:
     """Refuses what is no Python integer in `[low, high]`: such arguments shape the program."""
     _static(name, value)
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name}={value!r} is {_article(value)}: pass an integer.")
+        raise TypeError(f"{name}={value!r} is {_article(value, 'integer')}: pass an integer.")
     if not low <= float(value) <= high:
         raise ValueError(f"{name}={value!r} is outside [{low}, {high}]: {_repair(low, high)}.")
 
@@ -52,12 +53,20 @@ def one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
 def seed(value: Any) -> None:
     """Refuses what is no integer and no array of one integer."""
     if isinstance(value, jax.Array | np.ndarray):
-        if value.shape != () or not np.issubdtype(value.dtype, np.integer):
+        if value.shape != () or not jax.numpy.issubdtype(value.dtype, np.integer):
             raise TypeError(
                 f"seed has shape {value.shape} and dtype {value.dtype}: pass one integer, not a key."
             )
     elif isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"seed={value!r} is {_article(value)}: pass an integer.")
+        raise TypeError(f"seed={value!r} is {_article(value, 'integer')}: pass an integer.")
+
+
+def piece(name: str, value: Any, method: str) -> None:
+    """Refuses what is no piece of its kind, such as a factory that was not called."""
+    if value is not None and (inspect.isroutine(value) or not hasattr(value, method)):
+        raise TypeError(
+            f"{name}={value!r} has no {method}: pass a {name}, with its brackets, as in always()."
+        )
 
 
 def _static(name: str, value: Any) -> None:
@@ -70,8 +79,8 @@ def _static(name: str, value: Any) -> None:
         )
 
 
-def _article(value: Any) -> str:
-    return "missing" if value is None else f"a {type(value).__name__}, not a number"
+def _article(value: Any, wanted: str = "number") -> str:
+    return "missing" if value is None else f"a {type(value).__name__}, no {wanted}"
 
 
 def _repair(low: float, high: float) -> str:

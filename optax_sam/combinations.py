@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+import jax.numpy as jnp
+
 from optax_sam import checks, trees
 from optax_sam.hyperparameters import ScalarOrSchedule, at_step
 from optax_sam.pieces import Context
@@ -22,7 +24,7 @@ def unit(grads: Any, perturbed_grads: Any, context: Context) -> Any:
 
 def unit_sum(grads: Any, perturbed_grads: Any, context: Context) -> Any:
     """`(g + g') / ||g + g'||`; zero where the sum is zero."""
-    total = trees.map_inexact(lambda g, p: g + p.astype(g.dtype), grads, perturbed_grads)
+    total = trees.map_inexact(jnp.add, trees.widen(grads), trees.widen(perturbed_grads))
     return unit(grads, total, context)
 
 

@@ -230,7 +230,8 @@ def with_variance_rate(
 
 
 def _push(values: jax.Array, value: jax.Array) -> jax.Array:
-    return jnp.append(values[1:], value)
+    """Drops the oldest value; what overflowed is kept as the largest finite number."""
+    return jnp.append(values[1:], jnp.nan_to_num(value))
 
 
 def _divide(x: jax.Array, y: jax.Array) -> jax.Array:

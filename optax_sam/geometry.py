@@ -18,7 +18,7 @@ class Steepest(NamedTuple):
     """`dual / norm` is the steepest perturbation of size one.
 
     Attributes:
-      dual: a tree like the direction.
+      dual: a tree like the direction, in float32 or wider where it was computed.
       norm: `float[]`.
       length: `float[]`, the L2 norm of `dual`.
     """
@@ -52,15 +52,13 @@ class Elementwise:
     eta: Scalar
 
     def steepest(self, direction: Any, params: Any) -> Steepest:
-        def on_leaf(path, d, w):
-            if not trees.is_inexact(d) or _is_bias(path):
-                return d, d
-            magnitude = jnp.abs(w).astype(jnp.finfo(d.dtype).dtype)
-            size = (magnitude + jnp.asarray(self.eta).astype(magnitude.dtype)).astype(d.dtype)
-            return size * size * d, size * d
+        def size(path, d, w):
+            return jnp.ones_like(d) if _is_bias(path) else jnp.abs(w).astype(d.dtype) + eta.astype(d.dtype)
 
-        pairs = jax.tree.map_with_path(on_leaf, direction, params)
-        dual, scaled = jax.tree.transpose(jax.tree.structure(direction), None, pairs)
+        direction, eta = trees.widen(direction), jnp.asarray(self.eta)
+        sizes = jax.tree.map_with_path(size, direction, params)
+        scaled = trees.map_inexact(jnp.multiply, direction, sizes)
+        dual = trees.map_inexact(jnp.multiply, scaled, sizes)
         return Steepest(dual, trees.norm(scaled), trees.norm(dual))
 
 
@@ -69,7 +67,8 @@ class Magnitude:
     """See `magnitude`."""
 
     def steepest(self, direction: Any, params: Any) -> Steepest:
-        scaled = trees.map_inexact(lambda d, w: jnp.abs(w).astype(d.dtype) * d, direction, params)
+        wide = trees.widen(direction)
+        scaled = trees.map_inexact(lambda d, w: jnp.abs(w).astype(d.dtype) * d, wide, params)
         norm = trees.norm(scaled)
         return Steepest(scaled, norm, norm)
 

@@ -4,11 +4,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import numpy as np
+import chex
 import optax
 
-Scalar = float | int | jax.Array | np.ndarray
+Scalar = float | int | chex.Array
 """A real number: Python's, or an array of shape `[]`, traced or not."""
 
 ScalarOrSchedule = Scalar | optax.Schedule

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -99,6 +100,7 @@ class Method(abc.ABC):
         if params is None:
             raise ValueError("params=None: pass the parameters, update(grads, state, params, ...).")
         self._check_call(oracle, grad_fn, perturb)
+        updates, params = jax.tree.map(jnp.asarray, (updates, params))
         check_like_params("grads", updates, params)
         oracle = self._started(oracle, grad_fn, updates, state, params)
         if isinstance(oracle, Oracle) and oracle.method is not self:
@@ -150,7 +152,7 @@ class Method(abc.ABC):
             )
         if perturb is not None and not isinstance(perturb, bool | np.bool_):
             raise TypeError(
-                f"perturb={perturb!r} is a {type(perturb).__name__}: pass None, or a Python bool "
+                f"perturb={perturb!r} is no Python bool: pass None, or a Python bool "
                 f"such as bool(sam.due(opt_state)); it chooses which program is compiled."
             )
         if perturb is not None and not perturb and self.perturbs_at_start:
@@ -211,6 +213,7 @@ class SharpnessAware(optax.GradientTransformationExtraArgs):
             params, batch, *, state, indices=None, weights=None, whole_batch=False
         ) -> tuple[Any, Any, Oracle]:
             own = states.find(state)
+            params = jax.tree.map(jnp.asarray, params)
             states.check_no_multi_steps(state)
             oracle = Oracle(
                 loss_fn,

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from optax_sam import sharding, trees
 from optax_sam.jaxprs import canonical_convolutions
@@ -92,14 +93,17 @@ class Oracle:
     weights: Any = None
     whole_batch: bool = False
     # The rest is set by the library: what a method has made of the oracle.
-    needs_losses: bool = False
-    fraction: float = 1.0
-    method: Any = None
-    slices: Any = None
-    first: Any = None
-    origin: Any = None
+    needs_losses: bool = dataclasses.field(default=False, repr=False)
+    fraction: float = dataclasses.field(default=1.0, repr=False)
+    weight_before_draw: Any = dataclasses.field(default=None, repr=False)
+    method: Any = dataclasses.field(default=None, repr=False)
+    slices: Any = dataclasses.field(default=None, repr=False)
+    first: Any = dataclasses.field(default=None, repr=False)
+    origin: Any = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self):
+        for name in Rows._fields:
+            object.__setattr__(self, name, jax.tree.map(jnp.asarray, getattr(self, name)))
         if not callable(self.losses):
             raise TypeError(
                 f"losses={self.losses!r} is not a function: pass losses(params, batch) -> [batch]."
@@ -111,6 +115,13 @@ class Oracle:
         """The number of examples; None for a batch without arrays."""
         leaves = jax.tree.leaves(self.batch)
         return leaves[0].shape[0] if leaves else None
+
+    @property
+    def whole_weight(self) -> Any:
+        """The sum of the weights, those not drawn included; None without weights."""
+        if self.weight_before_draw is not None or self.weights is None:
+            return self.weight_before_draw
+        return self.weights.sum()
 
     @property
     def rows(self) -> Rows:
@@ -139,7 +150,7 @@ class Oracle:
             point = [next(supply) if d else x for x, d in zip(leaves, differentiable, strict=True)]
             returned = self.losses(jax.tree.unflatten(treedef, point), batch)
             losses, aux = _pair(returned) if self.has_aux else (returned, None)
-            self._check_losses(losses)
+            losses = self._checked(losses)
             return _weighted_mean(losses, self.weights), (losses, aux)
 
         gradient = canonical_convolutions(jax.value_and_grad(mean_loss, has_aux=True))
@@ -163,7 +174,9 @@ class Oracle:
         """
         rows = jax.tree.map(lambda x: sharding.take_rows(x, positions), self.rows)
         fraction = self.fraction * positions.size / len(jax.tree.leaves(self.batch)[0])
-        return dataclasses.replace(self.with_rows(rows), fraction=fraction)
+        return dataclasses.replace(
+            self.with_rows(rows), fraction=fraction, weight_before_draw=self.whole_weight
+        )
 
     def split(self, num_slices: int) -> Rows:
         """The examples with a leading axis of `num_slices` contiguous slices."""
@@ -174,10 +187,18 @@ class Oracle:
             )
         return jax.tree.map(lambda x: sharding.split_rows(x, num_slices), self.rows)
 
-    def _check_losses(self, losses: Any) -> None:
+    def _checked(self, losses: Any) -> jax.Array:
+        """The losses as an array of floats, one per example or their mean."""
+        kind = type(losses).__name__
+        if not isinstance(losses, jax.Array | np.ndarray | float | np.floating):
+            repair = "pass has_aux=True, or return" if isinstance(losses, tuple) else "return"
+            raise ValueError(f"losses returned a {kind}, no array: {repair} the losses alone, shape [batch].")
+        losses = jnp.asarray(losses)
+        if not jnp.issubdtype(losses.dtype, jnp.floating):
+            raise ValueError(f"losses returned dtype {losses.dtype}: return real floats, shape [batch].")
         shape = jnp.shape(losses)
         if shape == () and not self.needs_losses and self.weights is None:
-            return
+            return losses
         if shape == ():
             reason = "weights are given" if not self.needs_losses else "this method needs them"
             raise ValueError(
@@ -191,6 +212,7 @@ class Oracle:
                 f"function, for example losses.mean(axis=-1), or with a mask of the valid positions "
                 f"(losses * mask).sum(axis=-1) / mask.sum(axis=-1)."
             )
+        return losses
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -272,10 +294,10 @@ def _check_rows(rows: Rows) -> None:
     size = None
     for path, leaf in jax.tree.leaves_with_path(rows.batch):
         name = "batch" + jax.tree_util.keystr(path)
-        if not hasattr(leaf, "shape") or not leaf.shape:
+        if not leaf.shape:
             raise ValueError(
-                f"{name}={leaf!r} has no batch axis: every leaf of batch has the batch axis first; "
-                f"close over scalars, keys and batch statistics in the loss function."
+                f"{name} has dtype {leaf.dtype} and no batch axis: every leaf of batch has the "
+                f"batch axis first; close over scalars, keys and batch statistics in the loss function."
             )
         size = leaf.shape[0] if size is None else size
         if leaf.shape[0] != size:
@@ -291,9 +313,9 @@ def _check_rows(rows: Rows) -> None:
     ):
         if array is None:
             continue
-        if not hasattr(array, "dtype") or not jnp.issubdtype(array.dtype, kind):
+        if not jnp.issubdtype(array.dtype, kind):
             raise TypeError(
-                f"{name} has dtype {getattr(array, 'dtype', type(array).__name__)}: pass an array "
+                f"{name} has dtype {array.dtype}: pass an array "
                 f"of {'integers' if kind is jnp.integer else 'floats'}, one per example."
             )
         if array.shape != (size,):

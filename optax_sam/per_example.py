@@ -54,7 +54,7 @@ def gradients(
     Arguments and errors as in `losses`.
 
     Cost:
-      one gradient, computed example by example; `batch` parameter-sized buffers for the result.
+      one gradient, computed example by example; a parameter-sized buffer for each example.
     """
     return _map_examples(lambda oracle: oracle.evaluate(params).grads, loss_fn, batch, microbatch_size)
 
@@ -71,7 +71,8 @@ def gradient_norms(
     Arguments and errors as in `losses`.
 
     Cost:
-      one gradient, computed example by example; `microbatch_size` parameter-sized buffers.
+      one gradient, computed example by example; a parameter-sized buffer for each example in memory at
+      once. On dense layers this is many times slower than the gradient of the batch.
 
     Example:
       >>> import jax.numpy as jnp

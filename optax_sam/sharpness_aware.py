@@ -8,7 +8,6 @@ gradient and a reuse that remembers it. AUSAM is SAM with a start that draws exa
 import dataclasses
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -19,6 +18,7 @@ from optax_sam import state as states
 from optax_sam.ascents import climb
 from optax_sam.directions import gradient
 from optax_sam.gates import always
+from optax_sam.hyperparameters import Scalar
 from optax_sam.method import Method, Outcome, SharpnessAware, from_method
 from optax_sam.oracle import Evaluation, First, Oracle
 from optax_sam.pieces import Combination, Context, Direction, Gate, Reuse, Selection, Start
@@ -38,7 +38,7 @@ class Assembly(Method):
     selection: Selection
     combination: Combination
     reuse: Reuse
-    seed: chex.Numeric
+    seed: Scalar
 
     @property
     def needs_oracle(self) -> bool:
@@ -167,7 +167,7 @@ def sharpness_aware(
     selection: Selection = selections.everything,
     combination: Combination = combinations.perturbed,
     reuse: Reuse | None = None,
-    seed: chex.Numeric = 0,
+    seed: Scalar = 0,
 ) -> SharpnessAware:
     """A sharpness-aware method from its pieces: one answer to each of seven questions.
 
@@ -190,7 +190,8 @@ def sharpness_aware(
       A `SharpnessAware` transformation.
 
     Raises:
-      TypeError: `ascent` is no Optax transformation, or `seed` is no integer.
+      TypeError: `ascent` is no Optax transformation, another piece is none of its kind, or `seed` is no
+        integer.
 
     Example:
       >>> from optax_sam import every, sharpness_aware, to_radius
@@ -201,6 +202,13 @@ def sharpness_aware(
             f"ascent={ascent!r} is no Optax transformation: pass one, for example to_radius(0.05)."
         )
     checks.seed(seed)
+    for name, piece, method in (
+        ("start", start, "begin"),
+        ("direction", direction, "read"),
+        ("gate", gate, "due"),
+        ("reuse", reuse, "recall"),
+    ):
+        checks.piece(name, piece, method)
     return from_method(
         Assembly(
             ascent=ascent,

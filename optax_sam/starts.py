@@ -1,6 +1,7 @@
 """Where, and on which examples, the first gradient of a step is taken."""
 
 import dataclasses
+import math
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -90,13 +91,13 @@ class ScoreState(NamedTuple):
     """State of `drawn_by_score`.
 
     Attributes:
-      total: `float[num_examples]`, sum of the scores that an example was given.
-      count: `float[num_examples]`, how often it was given one. Both change for drawn examples, in
-        perturbed steps.
+      score_sum: `float[num_examples]`, sum of the scores that an example was given.
+      times_scored: `float[num_examples]`, how often it was given one. Both change for drawn examples,
+        in perturbed steps.
     """
 
-    total: jax.Array
-    count: jax.Array
+    score_sum: jax.Array
+    times_scored: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +130,8 @@ class DrawnByScore:
                 "indices=None, but the method keeps a score per example: pass the examples' numbers "
                 "in the data set, indices=int[batch]."
             )
+        if oracle.indices.dtype.itemsize < 4:
+            oracle = dataclasses.replace(oracle, indices=oracle.indices.astype(jnp.int32))
         real = self._in_range(oracle.indices)
         weights = real.astype(float)
         if oracle.weights is not None:
@@ -146,8 +149,8 @@ class DrawnByScore:
     ) -> jax.Array:
         """`log q`, `float[batch]`: where each example stands between the batch's scores; -inf for padding."""
         indices, real = map(sharding.replicated, (indices, weights != 0))
-        seen = state.count > 0
-        scores = jnp.where(seen, state.total / jnp.maximum(state.count, 1), 1.0)
+        seen = state.times_scored > 0
+        scores = jnp.where(seen, state.score_sum / jnp.where(seen, state.times_scored, 1), 1.0)
         scores = scores[jnp.clip(indices, 0, self.num_examples - 1)]
         lowest = jnp.min(jnp.where(real, scores, jnp.inf))
         spread = jnp.max(jnp.where(real, scores, -jnp.inf)) - lowest
@@ -167,10 +170,10 @@ class DrawnByScore:
         indices = jnp.where(written, oracle.indices, self.num_examples)
         indices, scores = map(sharding.replicated, (indices, scores))
         rows, first = jnp.unique(indices, return_index=True, size=indices.size, fill_value=self.num_examples)
-        scores = scores[first].astype(state.total.dtype)
+        scores = scores[first].astype(state.score_sum.dtype)
         return ScoreState(
-            state.total.at[rows].add(scores, mode="drop"),
-            state.count.at[rows].add(jnp.ones_like(scores), mode="drop"),
+            state.score_sum.at[rows].add(scores, mode="drop"),
+            state.times_scored.at[rows].add(jnp.ones_like(scores), mode="drop"),
         )
 
     def _in_range(self, indices: jax.Array) -> jax.Array:
@@ -183,10 +186,10 @@ class DrawnByScore:
             )
         num_drawn = int(self.fraction * size / self.strata)
         if num_drawn < 1:
+            enough = math.ceil(1000 * self.strata / size) / 1000
             raise ValueError(
                 f"fraction={self.fraction} of a batch of {size} examples in strata={self.strata} "
-                f"parts leaves no example: raise fraction to {self.strata / size:g} or more, or take "
-                f"a larger batch."
+                f"parts leaves no example: raise fraction to {enough:g} or more, or take a larger batch."
             )
         return num_drawn
 

@@ -100,8 +100,8 @@ def find(opt_state: Any) -> SharpnessAwareState:
     ]
     if not found:
         raise ValueError(
-            "state holds no state of a sharpness-aware method: pass the optimizer state, for example "
-            "opt_state = optax.chain(optax_sam.sam(), ...).init(params)."
+            f"state, a {type(opt_state).__name__}, holds no state of a sharpness-aware method: pass the "
+            "optimizer state, for example opt_state = optax.chain(optax_sam.sam(), ...).init(params)."
         )
     if len(found) > 1:
         paths = ", ".join("state" + path for path, _ in found)
@@ -150,7 +150,8 @@ def info(state: Any) -> dict[str, Any]:
     difference), `grad_norm`, `perturbed_grad_norm`, `perturbation_norm` (global L2 norms), `perturbed`
     (0 or 1: whether the step paid for a perturbed gradient), `gradients` (evaluations of all steps
     so far, in units of one full batch; float64 outside of `jit`, so that it is exact in long runs).
-    What the step did not compute is NaN.
+    What the step did not compute is NaN (so call it outside `jit` under `jax_debug_nans`). For tilted
+    SAM all are means over its samples, and seen from their random starts.
 
     Args:
       state: any optimizer state that holds one of ours.

@@ -33,6 +33,11 @@ def map_inexact(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     return jax.tree.map(lambda x, *xs: function(x, *xs) if is_inexact(x) else x, tree, *rest)
 
 
+def widen(tree: Any) -> Any:
+    """The tree with its inexact leaves in float32 or wider."""
+    return map_inexact(lambda x: x.astype(accumulator_dtype(x.dtype)), tree)
+
+
 def map_wide(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """`map_inexact` with the arithmetic in float32 or wider, and the results in the leaf's dtype."""
 

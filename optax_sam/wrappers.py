@@ -40,6 +40,7 @@ class Slice(NamedTuple):
 
     rows: Rows
     first: First
+    weight: Any
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,11 +56,11 @@ class PerMicrobatch(Wrapper):
         def on_slice(rows):
             started = self.inner.begin(state, opt_state, params, oracle.with_rows(rows))
             prepared.append(_without_arrays(started))
-            return Slice(started.rows, started.first)
+            return Slice(started.rows, started.first, started.whole_weight)
 
         rows = oracle.split(self.num_microbatches)
         slices = jax.vmap(on_slice)(rows) if self.loop == "vmap" else lax.map(on_slice, rows)
-        found, shares = slices.first.evaluation, self._shares(rows.weights)
+        found, shares = slices.first.evaluation, self._shares(slices.weight)
         mean = Evaluation(_mean(shares, found.grads), _mean(shares, found.loss), aux=found.aux)
         return dataclasses.replace(
             oracle,
@@ -80,11 +81,17 @@ class PerMicrobatch(Wrapper):
         slices, shares, prepared = oracle.slices
 
         def on_slice(part):
-            rows = part.rows._asdict()
-            started = dataclasses.replace(prepared, **rows, params=oracle.params, first=part.first)
-            own = trees.like_masked(params, part.first.evaluation.grads)
+            rows, (drawn, first, _) = part
+            started = dataclasses.replace(
+                prepared.with_rows(drawn),
+                params=oracle.params,
+                first=first,
+                origin=oracle.origin.with_rows(rows),
+            )
+            own = trees.like_masked(params, first.evaluation.grads)
             return self.inner.finish(own, state, params, started, perturb)
 
+        slices = oracle.split(self.num_microbatches), slices
         if self.loop == "vmap":
             mean = _mean(shares, jax.vmap(on_slice)(slices))
         else:
@@ -97,9 +104,8 @@ class PerMicrobatch(Wrapper):
         equal = jnp.full([self.num_microbatches], 1 / self.num_microbatches, float)
         if weights is None:
             return equal
-        sums = weights.sum(axis=1).astype(equal.dtype)
-        total = sums.sum()
-        return jnp.where(total != 0, sums / jnp.where(total != 0, total, 1), equal)
+        total = weights.sum()
+        return jnp.where(total != 0, weights.astype(float) / jnp.where(total != 0, total, 1), equal)
 
 
 def per_microbatch(
@@ -130,7 +136,8 @@ def per_microbatch(
 
     Raises:
       TypeError: `method` is none of this library's; `num_microbatches` is no integer.
-      ValueError: `num_microbatches` does not divide the batch; `loop` is unknown.
+      ValueError: `num_microbatches` does not divide the batch; `loop` is unknown; `method` is itself
+        made by `per_microbatch`.
 
     Cost:
       gradients per step as `method`; `num_microbatches` parameter-sized buffers.
@@ -148,6 +155,14 @@ def per_microbatch(
     inner = _method_of(method)
     checks.integer("num_microbatches", num_microbatches, low=1)
     checks.one_of("loop", loop, ("scan", "vmap"))
+    part = inner
+    while isinstance(part, Wrapper):
+        if isinstance(part, PerMicrobatch):
+            raise ValueError(
+                f"method is made by per_microbatch already, with num_microbatches={part.num_microbatches}: "
+                f"slices of slices are slices, call it once with the product."
+            )
+        part = part.inner
     return from_method(PerMicrobatch(inner, num_microbatches, loop))
 
 
@@ -191,7 +206,7 @@ class OverDraws(Wrapper):
 
         first, weight = run(0, oracle)
         mean = _add(_zeros_like(first.state), 1 / self.num_draws, first.state, True)
-        carry = (_wide(first.descent), jnp.ones_like(weight), weight, mean)
+        carry = (trees.widen(first.descent), jnp.ones_like(weight), weight, mean)
         (descent, total, _, mean), _ = lax.scan(one_more, carry, jnp.arange(1, self.num_draws))
         mean = _with_gradients_of(state, mean, repeats=self.num_draws)
         descent = optax.tree.cast_like(trees.divide(descent, total), grads)
@@ -210,11 +225,24 @@ def over_draws(
     gradient trees however many draws. What `info` tells is the mean over the draws.
 
     Args:
-      method: a sharpness-aware method with a random start.
+      method: a sharpness-aware method that draws, such as one with the start `at_random(...)`; the runs
+        of one that does not are all the same.
       num_draws: how many draws, 1 or more.
       log_weight: `(loss, step) -> float[]`, for example `tilted(tilt)`.
+
+    Returns:
+      A `SharpnessAware` transformation.
+
+    Raises:
+      TypeError: `method` is none of this library's, `log_weight` is no function.
+      ValueError: `num_draws` is below 1.
+
+    Cost:
+      `num_draws` times the gradients of `method`, one after the other.
     """
     checks.integer("num_draws", num_draws, low=1)
+    if not callable(log_weight):
+        raise TypeError(f"log_weight={log_weight!r} is no function: pass one, such as tilted(1.0).")
     return from_method(OverDraws(_method_of(method), num_draws, log_weight))
 
 
@@ -255,12 +283,8 @@ def _draw_state(state: SharpnessAwareState, number: Any) -> SharpnessAwareState:
     return state._replace(key=jax.random.key_data(jax.random.fold_in(key, number)))
 
 
-def _wide(tree: Any) -> Any:
-    return trees.map_inexact(lambda x: x.astype(trees.accumulator_dtype(x.dtype)), tree)
-
-
 def _zeros_like(tree: Any) -> Any:
-    return _wide(jax.tree.map(jnp.zeros_like, tree))
+    return trees.widen(jax.tree.map(jnp.zeros_like, tree))
 
 
 def _add(total: Any, share: Any, tree: Any, is_first: Any) -> Any:
@@ -289,7 +313,7 @@ def _mean(shares: jax.Array, tree: Any) -> Any:
 def _mean_by_scan(function: Callable[[Any], Any], shares: jax.Array, parts: Any) -> Any:
     """`_mean` of `function` over the leading axis of `parts`, one part after the other."""
     shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], parts))
-    zeros = _wide(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
+    zeros = trees.widen(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
 
     def step(total, part):
         number, share, rows = part

@@ -86,7 +86,7 @@ def test_whole_batch_uses_and_scores_every_example():
     )
     assert aux.shape == (16,)
     _, state = method.update(grads, method.init(params), params, oracle=oracle)
-    np.testing.assert_array_equal(np.flatnonzero(state.start.count), np.sort(indices))
+    np.testing.assert_array_equal(np.flatnonzero(state.start.times_scored), np.sort(indices))
     assert optax_sam.info(state)["gradients"] == 2
 
 
@@ -99,7 +99,7 @@ def test_indices_out_of_range_are_never_written_and_never_drawn_before_real_ones
     for _ in range(5):
         state, drawn = step(state)
         assert set(np.asarray(drawn)) <= real
-    assert set(np.flatnonzero(state.start.count)) <= real
+    assert set(np.flatnonzero(state.start.times_scored)) <= real
 
 
 def _ausam_step(method, params, state, indices):
@@ -114,8 +114,8 @@ def test_a_repeated_index_counts_once():
     method, params = METHODS["ausam"].make(fraction=1.0), init_params()
     indices = make_indices().at[3].set(make_indices()[0])
     state, _ = jax.jit(lambda s: _ausam_step(method, params, s, indices))(method.init(params))
-    assert float(state.start.count.max()) == 1
-    assert float(state.start.count.sum()) == 15
+    assert float(state.start.times_scored.max()) == 1
+    assert float(state.start.times_scored.sum()) == 15
 
 
 def test_count_of_gradients_is_exact_in_long_runs():

@@ -39,7 +39,8 @@ def sam(rho: ScalarOrSchedule = 0.05) -> SharpnessAware:
 
     Deviations:
       under `jit` with a sharded batch the perturbation is that of the global batch, where the
-      authors' code perturbs per device by default: that is `per_microbatch`. Weight decay after the
+      authors' code perturbs per device by default; `per_microbatch` gives every slice of the batch its
+      own perturbation. Weight decay after the
       transformation is not perturbed; an L2 term inside the loss is, as in the authors' code.
     """
     return sharpness_aware(to_radius(rho))

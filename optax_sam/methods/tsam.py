@@ -33,7 +33,7 @@ def tsam(
       num_samples: `s`.
       radius: bound on the norm of the random start, 0 or more.
       noise_scale: standard deviation of Gaussian noise, 0 or more.
-      noise: "gaussian" (clipped to the ball) or "uniform" (in the ball).
+      noise: "gaussian" (clipped to the ball) or "uniform" (in practice on its sphere).
       seed: of the noise; an integer, or an integer array.
 
     Returns:

@@ -87,8 +87,8 @@ def test_ausam_follows_its_reference(name):
         problem.params, problem.batches, indices, drawn, problem.num_examples, **options, **BASE
     )
 
-    np.testing.assert_allclose(run.after.start.total, record["sums"], rtol=1e-9)
-    np.testing.assert_array_equal(run.after.start.count, record["counts"])
+    np.testing.assert_allclose(run.after.start.score_sum, record["sums"], rtol=1e-9)
+    np.testing.assert_array_equal(run.after.start.times_scored, record["counts"])
     assert_same_trajectory(run, record)
     cost = 2 if options.get("score") != "gradient_norm" else 3
     assert_gradients(run, np.where(np.arange(24) < whole_steps, cost, cost * num_drawn / 12))

@@ -150,7 +150,7 @@ def test_ausam_of_the_whole_batch_is_sam(sam_run):
 
 def test_ausam_with_equal_bounds_draws_uniformly():
     run = train(optax_sam.ausam(NUM_EXAMPLES, score_range=(0.3, 0.3), fraction=0.25, seed=1), steps=3000)
-    assert np.ptp(run.after.start.total[-1] / run.after.start.count[-1]) > 1e-3  # the scores do differ
+    assert np.ptp(run.after.start.score_sum[-1] / run.after.start.times_scored[-1]) > 1e-3
     counts = np.bincount(run.aux.ravel(), minlength=12)
     assert counts.sum() == 3 * 3000
     np.testing.assert_allclose(counts / 3000, 0.25, atol=4 * np.sqrt(0.25 * 0.75 / 3000))
@@ -162,17 +162,17 @@ def test_ausam_never_scores_what_it_did_not_draw_and_the_first_visit_sets_the_sc
     for t in range(STEPS):
         drawn = np.zeros(NUM_EXAMPLES, bool)
         drawn[INDICES[t][run.aux[t]]] = True
-        np.testing.assert_array_equal(after.count[t] - before.count[t], drawn)
-        np.testing.assert_array_equal(after.total[t][~drawn], before.total[t][~drawn])
-        first = drawn & (before.count[t] == 0)
-        assert (before.total[t][first] == 0).all() and (after.total[t][first] > 0).all()
-    assert (after.count[-1] > 1).any()
+        np.testing.assert_array_equal(after.times_scored[t] - before.times_scored[t], drawn)
+        np.testing.assert_array_equal(after.score_sum[t][~drawn], before.score_sum[t][~drawn])
+        first = drawn & (before.times_scored[t] == 0)
+        assert (before.score_sum[t][first] == 0).all() and (after.score_sum[t][first] > 0).all()
+    assert (after.times_scored[-1] > 1).any()
 
     seen = jax.tree.map(lambda x: x[0][run.aux[0]], BATCHES)
     grads = mean_gradient(PARAMS, seen)
     there = perturbed(PARAMS, grads, 0.1)
     change = np.abs(losses(there, seen) - losses(PARAMS, seen))
-    close(after.total[0][INDICES[0][run.aux[0]]], change, rtol=1e-3)
+    close(after.score_sum[0][INDICES[0][run.aux[0]]], change, rtol=1e-3)
 
 
 def test_draws_without_replacement_follow_the_weights():
