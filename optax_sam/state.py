@@ -88,7 +88,9 @@ def add_gradients(total: jax.Array, cost: jax.Array) -> jax.Array:
 
 
 def find(opt_state: Any) -> SharpnessAwareState:
-    """The one state of this library inside an optimizer's state.
+    """The one state of this library inside an optimizer's state, as plain arrays.
+
+    Flax NNX keeps each array of an optimizer state in a variable; those are taken out.
 
     Raises:
       ValueError: there is none, or more than one; with the paths.
@@ -109,7 +111,9 @@ def find(opt_state: Any) -> SharpnessAwareState:
             f"state holds {len(found)} states of sharpness-aware methods, at {paths}: pass the "
             f"sub-state of the one that is meant."
         )
-    return found[0][1]
+    return jax.tree.map(
+        lambda x: x.__jax_array__() if _is_variable(x) else x, found[0][1], is_leaf=_is_variable
+    )
 
 
 def check_no_multi_steps(opt_state: Any) -> None:
@@ -188,6 +192,10 @@ def info(state: Any) -> dict[str, Any]:
         "perturbed": found.perturbed.astype(values.dtype),
         "gradients": parts.sum(axis=-1),
     }
+
+
+def _is_variable(leaf: Any) -> bool:
+    return hasattr(leaf, "__jax_array__")
 
 
 def _is_ours(leaf: Any) -> bool:
