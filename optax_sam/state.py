@@ -195,7 +195,7 @@ def info(state: Any) -> dict[str, Any]:
 
 
 def _is_variable(leaf: Any) -> bool:
-    return hasattr(leaf, "__jax_array__")
+    return callable(getattr(leaf, "__jax_array__", None))
 
 
 def _is_ours(leaf: Any) -> bool:
