@@ -103,8 +103,8 @@ def test_vmap_over_seeds_and_trajectories(name):
 
 
 @every_method
-def test_x64_keeps_float64(name):
-    with jax.enable_x64(True):
+def test_x64_keeps_float64_and_nothing_is_nan_on_the_way(name):
+    with jax.enable_x64(True), jax.debug_nans(True):
         params, state, _ = train(VARIANTS[name].make(), steps=2, dtype=jnp.float64)
         assert all(x.dtype == jnp.float64 for x in jax.tree.leaves(params))
         chex.assert_tree_all_finite((params, state))

@@ -19,6 +19,7 @@ from tests.registry import (
     make_batch,
     make_indices,
     make_step,
+    one_step,
     train,
 )
 
@@ -150,3 +151,17 @@ def test_states_of_two_inits_share_no_buffer():
         states = [case.make().init(params) for _ in range(2)]
         buffers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves((params, states)) if x.size]
         assert len(set(buffers)) == len(buffers)
+
+
+def test_tail_names_the_leaves_whose_norms_are_watched():
+    """The last two of four leaves, in the order of the pytree, by number and by name."""
+    by_number = optax_sam.vsam(window=4, slices=2, tail=2)
+    by_name = optax_sam.vsam(
+        window=4, slices=2, tail=lambda p: {k: jax.tree.map(lambda _, k=k: k == "layer_1", p[k]) for k in p}
+    )
+    _, wanted, grads = one_step(by_number, init_params(), make_batch(), perturb=True)
+    _, got, _ = one_step(by_name, init_params(), make_batch(), perturb=True)
+    np.testing.assert_array_equal(got.gate.ratios, wanted.gate.ratios)
+    psf, tail = wanted.reuse.difference["layer_1"], grads["layer_1"]
+    ratio = optax.tree.norm(psf) / optax.tree.norm(tail)
+    np.testing.assert_allclose(got.gate.ratios[-1], ratio, rtol=1e-5)

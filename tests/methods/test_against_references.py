@@ -33,9 +33,6 @@ def float64():
     yield from in_float64()
 
 
-# Methods that always perturb.
-
-
 @pytest.mark.parametrize(
     ("method", "reference"),
     [
@@ -66,9 +63,6 @@ def test_weights_and_padding_follow_the_references(method, reference):
     assert_same_trajectory(run, reference(PROBLEM.params, PROBLEM.batches, rho=0.2, weights=weights, **BASE))
 
 
-# RST and G-RST.
-
-
 @pytest.mark.parametrize(
     ("alpha", "probability"),
     [(1.0, 0.4), (1.0, rising(0.1, 0.03)), (None, rising(0.1, 0.03)), (0.3, 0.4)],
@@ -90,8 +84,6 @@ def test_rst_and_grst_follow_their_references(alpha, probability):
     np.testing.assert_array_equal(uniforms(run, jnp.float32) < np.float32(record["probability"]), perturbed)
     np.testing.assert_array_equal(run.before.due, perturbed)
 
-
-# vSAM.
 
 VSAM = {
     "two_slices": {"window": 10, "slices": 2, "rate_gain": (0.9, 0.9), "tail": 2},
@@ -142,9 +134,6 @@ def test_vsam_follows_its_reference(name, decides, vsam_runs):
     assert_same_trajectory(run, record)
     assert_gradients(run, 1 + run.info["perturbed"])
     assert len(set(np.floor(gate.rate))) > 1  # the quota was renewed, and moved
-
-
-# TSAM.
 
 
 @pytest.mark.parametrize(

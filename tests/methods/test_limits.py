@@ -27,8 +27,6 @@ from tests.methods.small import (
     train,
 )
 
-# Every method.
-
 WITHOUT_RADIUS = {
     "sam": optax_sam.sam(rho=0.0),
     "asam": optax_sam.asam(rho=0.0),
@@ -45,9 +43,6 @@ WITHOUT_RADIUS = {
 @pytest.mark.parametrize("name", WITHOUT_RADIUS)
 def test_no_radius_is_the_base_optimizer(name, sgd_run):
     close(train(WITHOUT_RADIUS[name]).params, sgd_run)
-
-
-# RST and G-RST.
 
 
 def test_rst_with_probability_one_is_sam_bit_for_bit(sam_run):
@@ -84,9 +79,6 @@ def test_grst_extrapolates_by_one_over_the_probability():
     descent, _, grads = one_step(method, perturb=True)
     perturbed, *_ = one_step(optax_sam.sam(rho=0.1))
     close(flatten(descent), flatten(grads) + 4 * (flatten(perturbed) - flatten(grads)), atol=1e-6)
-
-
-# TSAM.
 
 
 def descents_of(tilts, num_samples=4):
@@ -137,9 +129,6 @@ def test_tilt_chooses_between_the_plain_mean_and_one_sample():
 )
 def test_tsam_without_noise_is_sam(options, sam_run):
     close(train(optax_sam.tsam(0.1, tilt=3.0, **options)).params, sam_run.params)
-
-
-# AUSAM.
 
 
 def test_ausam_of_the_whole_batch_is_sam(sam_run):

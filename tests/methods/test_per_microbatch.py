@@ -21,8 +21,6 @@ from tests.methods.small import (
     train,
 )
 
-# m-sharpness.
-
 
 def slices_of(num_slices, weights=None):
     for rows in np.split(np.arange(12), num_slices):
@@ -106,9 +104,6 @@ def test_gate_decides_once_for_all_slices(loop):
     for decision in decisions:
         assert bool(alone.due(state)) == decision
         _, state, _ = step(PARAMS, state)
-
-
-# Gates.
 
 
 @pytest.mark.parametrize("k", [1, 5])

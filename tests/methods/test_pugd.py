@@ -22,8 +22,6 @@ from tests.methods.small import (
     train,
 )
 
-# PUGD.
-
 
 def test_pugd_perturbs_and_descends_by_unit_steps():
     run = train(optax_sam.pugd(), base=optax.sgd(0.1))

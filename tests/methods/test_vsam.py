@@ -9,8 +9,6 @@ import optax_sam
 from optax_sam.pieces import Context
 from tests.methods.small import PARAMS, STEPS, close, one_step, stepper, train
 
-# vSAM.
-
 HESSIAN = np.array([[3.0, 1.0, 0.0], [1.0, 2.0, -0.5], [0.0, -0.5, 1.0]], np.float32)
 POINT = {"w": jnp.array([1.0, -2.0, 0.5])}
 
