@@ -50,7 +50,7 @@ def make(
 
 def given(settings: Settings) -> dict[str, Any]:
     """The method's settings that are not None."""
-    return {name: value for name, value in vars(settings.knobs).items() if value is not None}
+    return {name: value for name, value in vars(settings.method_settings).items() if value is not None}
 
 
 def check(settings: Settings) -> None:

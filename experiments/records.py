@@ -98,8 +98,8 @@ def differences(settings: Settings) -> dict[str, tuple[Any, Any]]:
 def as_json(settings: Settings) -> dict[str, Any]:
     """All settings in one dictionary, as they come back from a JSON file."""
     fields = dataclasses.asdict(settings)
-    knobs = fields.pop("knobs")
-    return json.loads(json.dumps(fields | knobs, default=str))
+    method_settings = fields.pop("method_settings")
+    return json.loads(json.dumps(fields | method_settings, default=str))
 
 
 def environment() -> dict[str, Any]:

@@ -109,7 +109,7 @@ class Settings:
     """Share of training labels that are made random; None is 0.2 for digits, else 0."""
     checkpoint_every: int = 1
     """Epochs from one checkpoint to the next; the last epoch always gets one."""
-    knobs: tyro.conf.OmitArgPrefixes[MethodSettings] = MethodSettings()
+    method_settings: tyro.conf.OmitArgPrefixes[MethodSettings] = MethodSettings()
     """Settings of the method."""
 
 
@@ -140,8 +140,8 @@ def with_tuned(settings: Settings) -> Settings:
     def filled(part: Any) -> dict[str, Any]:
         return {name: best[name] for name in vars(part) if name in best and vars(part)[name] is None}
 
-    knobs = dataclasses.replace(settings.knobs, **filled(settings.knobs))
-    return dataclasses.replace(settings, knobs=knobs, **filled(settings))
+    method_settings = dataclasses.replace(settings.method_settings, **filled(settings.method_settings))
+    return dataclasses.replace(settings, method_settings=method_settings, **filled(settings))
 
 
 @functools.cache
@@ -159,7 +159,8 @@ def command_line(kind: type, run: Callable[[Any], Any], args: list[str] | None, 
     Exits with code 2 and one line after a mistake of the user; after Ctrl-C with 130 and a line
     that says how to go on.
     """
-    settings = tyro.cli(kind, args=args, config=(tyro.conf.FlagCreatePairsOff,))
+    prog = f"python -m experiments.{run.__name__}"
+    settings = tyro.cli(kind, prog=prog, args=args, config=(tyro.conf.FlagCreatePairsOff,))
     try:
         run(settings)
     except SettingsError as error:

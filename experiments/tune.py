@@ -122,8 +122,10 @@ def with_point(settings: TuneSettings, method: str, point: Point, seed: int) -> 
     """The settings of one trial: a grid point, and else the library's and the task's defaults."""
     base = with_defaults(Settings(method=method, data=settings.data, epochs=settings.epochs, seed=seed))
     numbers: Point = TASK | {name: value for name, value in point.items() if name in TASK}
-    knobs = {name: value for name, value in point.items() if name not in TASK}
-    return dataclasses.replace(base, **numbers, knobs=dataclasses.replace(base.knobs, **knobs))
+    method_settings = {name: value for name, value in point.items() if name not in TASK}
+    return dataclasses.replace(
+        base, **numbers, method_settings=dataclasses.replace(base.method_settings, **method_settings)
+    )
 
 
 def accuracy(settings: Settings, data: Data, programs: Programs) -> float:

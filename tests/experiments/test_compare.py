@@ -110,7 +110,7 @@ def test_every_method_is_tuned_with_the_same_budget_and_its_best_is_the_default(
     assert len({len(points) for points in tune.GRIDS.values()}) == 1
     for name in compare.ALL:
         filled = train.resolved(Settings(method=name))
-        values = vars(filled) | vars(filled.knobs)
+        values = vars(filled) | vars(filled.method_settings)
         entry = json.loads((tune.TUNED / "digits.json").read_text())["methods"][name]
         assert [set(point) - {"accuracy_mean", "accuracy_std"} for point in entry["grid"]] == [
             set(point) for point in tune.GRIDS[name]

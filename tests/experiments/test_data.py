@@ -138,8 +138,10 @@ def test_ausam_hears_which_examples_it_sees(monkeypatch):
 def test_batch_statistics_come_from_the_clean_pass():
     """With a learning rate of 0, perturbed passes leave no trace in them."""
     stats = {}
-    for method, knobs in (("sgd", {}), ("sam", {"rho": 5.0})):
-        settings = Settings(method=method, learning_rate=0.0, knobs=MethodSettings(**knobs))
+    for method, method_settings in (("sgd", {}), ("sam", {"rho": 5.0})):
+        settings = Settings(
+            method=method, learning_rate=0.0, method_settings=MethodSettings(**method_settings)
+        )
         settings = train.resolved(dataclasses.replace(settings, train_examples=60, batch_size=20))
         loaded = data.load(settings)
         programs, inputs = compile_programs(settings, loaded), make_inputs(settings, loaded)
