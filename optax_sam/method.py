@@ -12,7 +12,7 @@ import optax
 
 from optax_sam import state as states
 from optax_sam import trees
-from optax_sam.oracle import GradientOracle, Oracle, check_like_params
+from optax_sam.oracle import GradientOracle, Oracle, like_params
 from optax_sam.state import SharpnessAwareState
 
 
@@ -100,8 +100,8 @@ class Method(abc.ABC):
         if params is None:
             raise ValueError("params=None: pass the parameters, update(grads, state, params, ...).")
         self._check_call(oracle, grad_fn, perturb)
-        updates, params = jax.tree.map(jnp.asarray, (updates, params))
-        check_like_params("grads", updates, params)
+        params = jax.tree.map(jnp.asarray, params)
+        updates = like_params("grads", updates, params)
         oracle = self._started(oracle, grad_fn, updates, state, params)
         if isinstance(oracle, Oracle) and oracle.method is not self:
             oracle = self.begin(state, state, oracle.params, oracle.origin or oracle)

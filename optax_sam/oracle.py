@@ -232,12 +232,11 @@ class GradientOracle:
     def evaluate(self, params: Any) -> Evaluation:
         """The gradient at `params`."""
         grads = canonical_convolutions(self.grad_fn)(params)
-        check_like_params("grad_fn(params)", grads, params)
-        return Evaluation(grads)
+        return Evaluation(like_params("grad_fn(params)", grads, params))
 
 
-def check_like_params(name: str, grads: Any, params: Any) -> None:
-    """Refuses a gradient that is no tree like the parameters."""
+def like_params(name: str, grads: Any, params: Any) -> Any:
+    """The gradient as arrays, zeros for integer leaves; refuses what is no tree like the parameters."""
     if (got := jax.tree.structure(grads)) != (wanted := jax.tree.structure(params)):
         raise ValueError(
             f"{name} has the tree structure {got}, the parameters have {wanted}: pass a gradient "
@@ -249,6 +248,10 @@ def check_like_params(name: str, grads: Any, params: Any) -> None:
                 f"{name}{jax.tree_util.keystr(path)} has shape {jnp.shape(g)}, the parameter has "
                 f"{jnp.shape(p)}: pass the gradient with respect to params."
             )
+    # The gradient of an integer leaf has no arithmetic in JAX (float0).
+    return jax.tree.map(
+        lambda g, p: jnp.asarray(g) if trees.is_inexact(p) else jnp.zeros_like(p), grads, params
+    )
 
 
 def _weighted_mean(losses: jax.Array, weights: jax.Array | None) -> jax.Array:

@@ -165,3 +165,12 @@ def test_tail_names_the_leaves_whose_norms_are_watched():
     psf, tail = wanted.reuse.difference["layer_1"], grads["layer_1"]
     ratio = optax.tree.norm(psf) / optax.tree.norm(tail)
     np.testing.assert_allclose(got.gate.ratios[-1], ratio, rtol=1e-5)
+
+
+def test_gradients_of_integer_leaves_may_be_those_of_jax():
+    params = init_params() | {"count": jnp.arange(3)}
+    gradient = jax.grad(lambda p: jnp.mean(losses(p, make_batch())), allow_int=True)
+    vsam = METHODS["vsam"].make()
+    descent, _ = vsam.update(gradient(params), vsam.init(params), params, grad_fn=gradient, perturb=True)
+    np.testing.assert_array_equal(descent["count"], [0, 0, 0])
+    assert descent["count"].dtype == params["count"].dtype
