@@ -198,15 +198,15 @@ class SharpnessAware(optax.GradientTransformationExtraArgs):
 
         Example:
           >>> import jax.numpy as jnp, optax, optax_sam
-          >>> sam = optax_sam.sam(rho=0.5)
-          >>> tx = optax.chain(sam, optax.sgd(0.1))
+          >>> sam = optax_sam.sam(rho=5.0)
+          >>> tx = optax.chain(sam, optax.sgd(0.5))
           >>> params = jnp.array([3.0, 4.0])
           >>> state = tx.init(params)
           >>> losses = lambda w, batch: 0.5 * jnp.sum(w**2) * jnp.ones_like(batch)
           >>> loss, grads, oracle = sam.value_and_grad(losses)(params, jnp.ones(2), state=state)
           >>> updates, state = tx.update(grads, state, params, oracle=oracle)
           >>> print(loss, updates.round(2))
-          12.5 [-0.33 -0.44]
+          12.5 [-3. -4.]
         """
 
         def value_and_grad(
