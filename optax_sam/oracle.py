@@ -67,8 +67,8 @@ class Oracle:
       params: the full parameters; needed only inside `optax.masked` and `optax.partition`.
       has_aux: whether `losses` returns a pair.
       indices: the examples' numbers in the data set, `int[batch]`, for methods with a score per example.
-      weights: `float[batch]`; 0 marks padding, which no result depends on, NaN in it included. The
-        loss is `sum(w l) / sum(w)`.
+      weights: `float[batch]`; 0 marks padding, whose content no result depends on, NaN included:
+        the first real row takes its place, with weight 0. The loss is `sum(w l) / sum(w)`.
       whole_batch: every example is used and scored in this step.
 
     Raises:
