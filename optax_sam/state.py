@@ -179,7 +179,7 @@ def info(state: Any) -> dict[str, Any]:
     xp = jnp if traced else np
     found = jax.tree.map(xp.asarray, found)
     values = xp.where(found.known, found.values, xp.full_like(found.values, xp.nan))
-    result = {name: values[..., i] for i, name in enumerate(MEASURED)}
+    result = {name: values[..., i][()] for i, name in enumerate(MEASURED)}
     sharpness = result["perturbed_loss"] - result["loss"]
     parts = found.gradients.astype(jnp.result_type(float) if traced else np.float64)
     return {
@@ -189,7 +189,7 @@ def info(state: Any) -> dict[str, Any]:
         "grad_norm": result["grad_norm"],
         "perturbed_grad_norm": result["perturbed_grad_norm"],
         "perturbation_norm": result["perturbation_norm"],
-        "perturbed": found.perturbed.astype(values.dtype),
+        "perturbed": found.perturbed.astype(values.dtype)[()],
         "gradients": parts.sum(axis=-1),
     }
 
