@@ -118,15 +118,16 @@ def _tfds(name: str, data_dir: Path | None) -> Data:
     import tensorflow_datasets as tfds  # here, because the digits do without it
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS recommends OpenCV at every start
-    given = data_dir or os.environ.get("TFDS_DATA_DIR")
-    if given:
-        _check_prepared(name, Path(given), "--data-dir" if data_dir else "TFDS_DATA_DIR")
     try:
-        builder = tfds.builder(name, data_dir=given)
+        tfds.builder_cls(name)
     except tfds.core.registered.DatasetNotFoundError:
         raise SettingsError(
             f"--data {name} is not known: give digits or a TFDS image set, such as cifar10"
         ) from None
+    given = data_dir or os.environ.get("TFDS_DATA_DIR")
+    if given:
+        _check_prepared(name, Path(given), "--data-dir" if data_dir else "TFDS_DATA_DIR")
+    builder = tfds.builder(name, data_dir=given)
     if not builder.is_prepared():
         _download(builder, name)
     return Data(
