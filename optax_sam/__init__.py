@@ -36,7 +36,10 @@ from optax_sam.starts import at_random as at_random
 from optax_sam.starts import drawn_by_score as drawn_by_score
 from optax_sam.state import SharpnessAwareState as SharpnessAwareState
 from optax_sam.state import due as due
+from optax_sam.state import finite as finite
 from optax_sam.state import info as info
-from optax_sam.wrappers import over_draws as over_draws
-from optax_sam.wrappers import per_microbatch as per_microbatch
-from optax_sam.wrappers import tilted as tilted
+from optax_sam.wrappers.accumulated import accumulated as accumulated
+from optax_sam.wrappers.over_draws import over_draws as over_draws
+from optax_sam.wrappers.over_draws import tilted as tilted
+from optax_sam.wrappers.per_device import per_device as per_device
+from optax_sam.wrappers.per_microbatch import per_microbatch as per_microbatch

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from optax_sam import checks, trees
@@ -44,7 +45,8 @@ def climb(
 ) -> tuple[Any, Any, jax.Array]:
     """The perturbation of any ascent, its new state, and the L2 norm of the perturbation.
 
-    Where the ascent knows that norm it is not computed: on a CPU, XLA would write the whole
+    Leaves that `optax.masked` leaves out of the ascent come back as they went in, and are not
+    perturbed. Where the ascent knows that norm it is not computed: on a CPU, XLA would write the whole
     perturbation once more only to add up its squares.
     """
     known: Any = getattr(ascent.update, "__self__", None)
@@ -52,8 +54,17 @@ def climb(
         perturbation, length = known.climb(direction, params, step)
         return perturbation, state, length
     ascent = optax.with_extra_args_support(ascent)
-    perturbation, state = ascent.update(direction, state, params, step=step)
-    return perturbation, state, trees.norm(perturbation)
+    perturbation, new_state = ascent.update(direction, state, params, step=step)
+    if _has_mask(state):
+        perturbation = jax.tree.map(lambda e, d: jnp.zeros_like(d) if e is d else e, perturbation, direction)
+    return perturbation, new_state, trees.norm(perturbation)
+
+
+def _has_mask(state: Any) -> bool:
+    def is_masked(part):
+        return isinstance(part, optax.MaskedState)
+
+    return any(map(is_masked, jax.tree.leaves(state, is_leaf=is_masked)))
 
 
 def to_radius(

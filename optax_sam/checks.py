@@ -29,6 +29,14 @@ def number_or_schedule(name: str, value: Any, low: float = -np.inf, high: float 
         number(name, value, low, high)
 
 
+def optional_positive(name: str, value: Any) -> None:
+    """Refuses what is neither None nor a number above 0; arrays pass."""
+    if value is not None:
+        number(name, value, low=0)
+        if isinstance(value, numbers.Real) and value == 0:
+            raise ValueError(f"{name}={value!r} is not above 0: pass a positive number, or None.")
+
+
 def integer(name: str, value: Any, low: int, high: float = np.inf) -> None:
     """Refuses what is no Python integer in `[low, high]`: such arguments shape the program."""
     _static(name, value)
@@ -59,6 +67,17 @@ def seed(value: Any) -> None:
             )
     elif isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"seed={value!r} is {_article(value, 'integer')}: pass an integer.")
+
+
+def key(name: str, value: Any) -> None:
+    """Refuses what is no PRNG key, typed or raw."""
+    if value is None:
+        return
+    array = isinstance(value, jax.Array)
+    typed = array and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key) and value.shape == ()
+    raw = array and value.dtype == np.uint32 and value.ndim == 1
+    if not (typed or raw):
+        raise TypeError(f"{name}={value!r} is no PRNG key: pass one, for example jax.random.key(0).")
 
 
 def piece(name: str, value: Any, method: str) -> None:

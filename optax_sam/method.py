@@ -187,10 +187,10 @@ class SharpnessAware(optax.GradientTransformationExtraArgs):
           has_aux: whether `loss_fn` returns a pair.
 
         Returns:
-          A function `(params, batch, *, state, indices=None, weights=None, whole_batch=False)` that
-          returns `loss, grads, oracle`, or `(loss, aux), grads, oracle`. `state` is any optimizer
-          state that holds this transformation's; the other arguments are those of `Oracle`. Pass the
-          gradient and the oracle on: `tx.update(grads, state, params, oracle=oracle)`.
+          A function `(params, batch, *, state, indices=None, weights=None, whole_batch=False, key=None,
+          loss_scale=None)` that returns `loss, grads, oracle`, or `(loss, aux), grads, oracle`. `state`
+          is any optimizer state that holds this transformation's; the other arguments are those of
+          `Oracle`. Pass the gradient and the oracle on: `tx.update(grads, state, params, oracle=oracle)`.
 
         Raises:
           ValueError: `state` holds no state of ours, several, or one inside `optax.MultiSteps`; see
@@ -210,7 +210,15 @@ class SharpnessAware(optax.GradientTransformationExtraArgs):
         """
 
         def value_and_grad(
-            params, batch, *, state, indices=None, weights=None, whole_batch=False
+            params,
+            batch,
+            *,
+            state,
+            indices=None,
+            weights=None,
+            whole_batch=False,
+            key=None,
+            loss_scale=None,
         ) -> tuple[Any, Any, Oracle]:
             own = states.find(state)
             params = jax.tree.map(jnp.asarray, params)
@@ -223,6 +231,8 @@ class SharpnessAware(optax.GradientTransformationExtraArgs):
                 indices=indices,
                 weights=weights,
                 whole_batch=whole_batch,
+                key=key,
+                loss_scale=loss_scale,
             )
             oracle = self.method.begin(own, state, params, oracle)
             first = oracle.first.evaluation

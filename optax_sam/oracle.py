@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_sam import sharding, trees
+from optax_sam import checks, means, sharding, trees
 from optax_sam.jaxprs import canonical_convolutions
+from optax_sam.rows import Rows, check_rows, without_padding
 
 
 class Evaluation(NamedTuple):
@@ -30,14 +31,6 @@ class Evaluation(NamedTuple):
     loss: Any = None
     losses: Any = None
     aux: Any = None
-
-
-class Rows(NamedTuple):
-    """The examples of a batch: every leaf has the batch axis first."""
-
-    batch: Any
-    indices: jax.Array | None
-    weights: jax.Array | None
 
 
 class First(NamedTuple):
@@ -70,10 +63,15 @@ class Oracle:
       weights: `float[batch]`; 0 marks padding, whose content no result depends on, NaN included:
         the first real row takes its place, with weight 0. The loss is `sum(w l) / sum(w)`.
       whole_batch: every example is used and scored in this step.
+      key: a PRNG key; `losses` is then called as `losses(params, batch, key)`, with another key in every
+        pass of a step. A key that `losses` closes over is the same in all passes.
+      loss_scale: the mean of the losses is multiplied by it before, and the gradient divided by it after
+        differentiation, in float32 or wider: low-precision gradients neither vanish nor overflow, and
+        no result depends on it but by rounding.
 
     Raises:
       ValueError: a leaf of `batch`, `indices` or `weights` has another first axis than the rest.
-      TypeError: `indices` that are not integers, `weights` that are not floats.
+      TypeError: `indices` that are not integers, `weights` that are not floats, a `key` that is none.
 
     Example:
       >>> import jax.numpy as jnp, optax, optax_sam
@@ -84,7 +82,7 @@ class Oracle:
       1.0 3.0
     """
 
-    losses: Callable[[Any, Any], Any]
+    losses: Callable[..., Any]
     batch: Any
     _: dataclasses.KW_ONLY
     params: Any = None
@@ -92,12 +90,16 @@ class Oracle:
     indices: Any = None
     weights: Any = None
     whole_batch: bool = False
+    key: Any = None
+    loss_scale: Any = None
     # The rest is set by the library: what a method has made of the oracle.
     needs_losses: bool = dataclasses.field(default=False, repr=False)
+    num_slices: int = dataclasses.field(default=1, repr=False)
     fraction: float = dataclasses.field(default=1.0, repr=False)
     weight_before_draw: Any = dataclasses.field(default=None, repr=False)
     method: Any = dataclasses.field(default=None, repr=False)
     slices: Any = dataclasses.field(default=None, repr=False)
+    of_slice: Any = dataclasses.field(default=None, repr=False)
     first: Any = dataclasses.field(default=None, repr=False)
     origin: Any = dataclasses.field(default=None, repr=False)
 
@@ -108,7 +110,9 @@ class Oracle:
             raise TypeError(
                 f"losses={self.losses!r} is not a function: pass losses(params, batch) -> [batch]."
             )
-        _check_rows(Rows(self.batch, self.indices, self.weights))
+        check_rows(Rows(self.batch, self.indices, self.weights))
+        checks.key("key", self.key)
+        checks.optional_positive("loss_scale", self.loss_scale)
 
     @property
     def size(self) -> int | None:
@@ -128,10 +132,9 @@ class Oracle:
         """The examples themselves."""
         return Rows(self.batch, self.indices, self.weights)
 
-    @property
-    def losses_alone(self) -> Callable[[Any, Any], Any]:
+    def losses_alone(self, params: Any, batch: Any) -> Any:
         """The loss function without auxiliary values."""
-        return (lambda params, batch: self.losses(params, batch)[0]) if self.has_aux else self.losses
+        return self._call(params, batch)[0]
 
     def value_and_grad(self, params: Any) -> tuple[Any, Any]:
         """The loss (or `(loss, aux)`) and its gradient at `params`, on this oracle's examples."""
@@ -140,27 +143,60 @@ class Oracle:
 
     def evaluate(self, params: Any) -> Evaluation:
         """Loss, losses per example, aux and gradient at `params`; on a CPU at full speed anywhere."""
+        oracle = self
+        if self.weights is not None:
+            oracle = dataclasses.replace(self, batch=without_padding(self.batch, self.weights))
+        if self.num_slices == 1:
+            return oracle._gradient(params)
+
+        def on_slice(part):
+            rows, number = part
+            found = oracle.with_rows(rows).with_key(number)._gradient(params)
+            return found._replace(losses=None, aux=None), (found.losses, found.aux)
+
+        parts = oracle.split(self.num_slices)
+        weights = None if parts.weights is None else parts.weights.sum(axis=1)
+        shares = means.shares(weights, self.num_slices)
+        mean, (losses, aux) = means.mean_by_scan(on_slice, shares, (parts, jnp.arange(self.num_slices)))
+        losses = None if losses is None else losses.reshape(-1)
+        return mean._replace(losses=losses, aux=aux)
+
+    def _gradient(self, params: Any) -> Evaluation:
+        """The evaluation on all examples at once, whatever the content of padding."""
         leaves, treedef = jax.tree.flatten(params)
         differentiable = [trees.is_inexact(leaf) for leaf in leaves]
         floats = [x for x, inexact in zip(leaves, differentiable, strict=True) if inexact]
-        batch = self.batch if self.weights is None else _without_padding(self.batch, self.weights)
 
-        def mean_loss(floats):
+        def scaled_loss(floats):
             supply = iter(floats)
             point = [next(supply) if d else x for x, d in zip(leaves, differentiable, strict=True)]
-            returned = self.losses(jax.tree.unflatten(treedef, point), batch)
-            losses, aux = _pair(returned) if self.has_aux else (returned, None)
+            losses, aux = self._call(jax.tree.unflatten(treedef, point), self.batch)
             losses = self._checked(losses)
-            return _weighted_mean(losses, self.weights), (losses, aux)
+            loss = _weighted_mean(losses, self.weights)
+            scaled = loss if self.loss_scale is None else trees.times(self.loss_scale, loss)
+            return scaled, (loss, losses, aux)
 
-        gradient = canonical_convolutions(jax.value_and_grad(mean_loss, has_aux=True))
-        (loss, (losses, aux)), float_grads = gradient(floats)
+        gradient = canonical_convolutions(jax.grad(scaled_loss, has_aux=True))
+        float_grads, (loss, losses, aux) = gradient(floats)
+        if self.loss_scale is not None:
+            float_grads = trees.divide(trees.widen(float_grads), self.loss_scale)
         supply = iter(float_grads)
         grads = [
             next(supply) if d else jnp.zeros_like(x) for x, d in zip(leaves, differentiable, strict=True)
         ]
         losses = losses if losses.ndim else None
         return Evaluation(jax.tree.unflatten(treedef, grads), loss, losses, aux)
+
+    def _call(self, params: Any, batch: Any) -> tuple[Any, Any]:
+        """What the loss function returns, as a pair."""
+        returned = self.losses(params, batch) if self.key is None else self.losses(params, batch, self.key)
+        return _pair(returned) if self.has_aux else (returned, None)
+
+    def with_key(self, number: Any) -> "Oracle":
+        """The oracle of another pass, draw or slice: its own key, where `losses` takes one."""
+        if self.key is None:
+            return self
+        return dataclasses.replace(self, key=jax.random.fold_in(self.key, number))
 
     def with_rows(self, rows: Rows) -> "Oracle":
         """The same losses on other examples."""
@@ -224,6 +260,11 @@ class GradientOracle:
     params = None
     fraction = 1.0
 
+    def with_key(self, number: Any) -> "GradientOracle":
+        """Itself: what the gradient function closes over is the same in all passes."""
+        del number
+        return self
+
     @property
     def first(self) -> First:
         """The gradient that the caller brought."""
@@ -265,64 +306,9 @@ def _weighted_mean(losses: jax.Array, weights: jax.Array | None) -> jax.Array:
     return jnp.sum(kept) / jnp.where(total != 0, total, jnp.ones_like(total))
 
 
-def _without_padding(batch: Any, weights: jax.Array) -> Any:
-    """The batch with every padding row replaced by the first real one.
-
-    A mask on the losses alone is not enough: a NaN inside a padding row makes the derivative
-    `0 * NaN`. The first real row is found by a masked sum, which keeps a sharded batch in place.
-    """
-    real = weights != 0
-    chosen = real & (jnp.arange(real.size) == jnp.argmax(real))
-
-    def on_leaf(x):
-        if jnp.issubdtype(x.dtype, jax.dtypes.extended):
-            return x
-        column = (-1,) + (1,) * (x.ndim - 1)
-        zeros = jnp.zeros_like(x)
-        row = jnp.sum(jnp.where(chosen.reshape(column), x, zeros), axis=0, keepdims=True)
-        return jnp.where(real.reshape(column), x, row.astype(x.dtype))
-
-    return jax.tree.map(on_leaf, batch)
-
-
 def _pair(returned: Any) -> tuple[Any, Any]:
     if not isinstance(returned, tuple) or len(returned) != 2:
         raise ValueError(
             f"has_aux=True, but losses returned {type(returned).__name__}: return (losses, aux)."
         )
     return returned
-
-
-def _check_rows(rows: Rows) -> None:
-    size = None
-    for path, leaf in jax.tree.leaves_with_path(rows.batch):
-        name = "batch" + jax.tree_util.keystr(path)
-        if not leaf.shape:
-            raise ValueError(
-                f"{name} has dtype {leaf.dtype} and no batch axis: every leaf of batch has the "
-                f"batch axis first; close over scalars, keys and batch statistics in the loss function."
-            )
-        size = leaf.shape[0] if size is None else size
-        if leaf.shape[0] != size:
-            raise ValueError(
-                f"{name} has shape {leaf.shape}, but the batch has {size} examples: every leaf of "
-                f"batch has the batch axis first."
-            )
-    if size == 0:
-        raise ValueError("batch has 0 examples: pass at least one.")
-    for name, array, kind in (
-        ("indices", rows.indices, jnp.integer),
-        ("weights", rows.weights, jnp.floating),
-    ):
-        if array is None:
-            continue
-        if not jnp.issubdtype(array.dtype, kind):
-            raise TypeError(
-                f"{name} has dtype {array.dtype}: pass an array "
-                f"of {'integers' if kind is jnp.integer else 'floats'}, one per example."
-            )
-        if array.shape != (size,):
-            raise ValueError(
-                f"{name} has shape {array.shape}, but the batch has {size} examples: pass one "
-                f"entry per example, shape ({size},)."
-            )

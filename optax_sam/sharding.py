@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 
 
 def replicated(x: jax.Array) -> jax.Array:
@@ -13,6 +13,18 @@ def replicated(x: jax.Array) -> jax.Array:
     if any(axis is not None for axis in _spec(x)):
         return jax.sharding.reshard(x, PartitionSpec(*(None,) * x.ndim))
     return x
+
+
+def split_over(x: jax.Array, axis_name: str) -> jax.Array:
+    """`x` with its first axis split over a mesh axis, where the type of `x` can say so."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    return _split_along(x, axis_name) if kinds[axis_name] == AxisType.Explicit else x
+
+
+def split_as(x: jax.Array, other: jax.Array) -> jax.Array:
+    """`x` with its first axis split over devices as that of `other`, where its type says how."""
+    return _split_along(x, _spec(other)[0])
 
 
 def take_rows(x: jax.Array, positions: jax.Array) -> jax.Array:

@@ -100,7 +100,7 @@ class Assembly(Method):
         uphill = optax.tree.conj(direction)
         perturbation, ascent_state, length = climb(self.ascent, uphill, state.ascent, params, state.step)
         seen = self.selection(oracle, here, context["selection"])
-        there = self._evaluate_at(perturbation, seen, params)
+        there = self._evaluate_at(perturbation, seen.with_key(1), params)
         descent = self.combination(grads, there.grads, context["combination"])
         perturbed_grad_norm = trees.norm(there.grads)
         finite = jnp.isfinite(grad_norm) & jnp.isfinite(perturbed_grad_norm)
@@ -117,6 +117,7 @@ class Assembly(Method):
             new,
             cost=(1 + self.start.evaluations) * oracle.fraction + seen.fraction,
             perturbed=True,
+            finite=finite,
             loss=here.loss,
             perturbed_loss=there.loss if seen is oracle else None,
             grad_norm=grad_norm,
@@ -128,9 +129,10 @@ class Assembly(Method):
     def _plain_step(self, here, grad_norm, state, params, oracle) -> Outcome:
         context = {kind: _context(state, kind, params, oracle) for kind in _KINDS}
         descent, reuse_state = self.reuse.recall(state.reuse, here.grads, context["reuse"])
+        finite = jnp.isfinite(grad_norm)
         new = self._with_pieces(
             state,
-            jnp.isfinite(grad_norm),
+            finite,
             start=state.start,
             direction=self.direction.write(state.direction, here.grads, descent, context["direction"]),
             gate=self.gate.update(state.gate, here.grads, None, context["gate"]),
@@ -138,7 +140,12 @@ class Assembly(Method):
             reuse=reuse_state,
         )
         new = _with_diagnostics(
-            new, cost=oracle.fraction, perturbed=False, loss=here.loss, grad_norm=grad_norm
+            new,
+            cost=oracle.fraction,
+            perturbed=False,
+            finite=finite,
+            loss=here.loss,
+            grad_norm=grad_norm,
         )
         return Outcome(optax.tree.cast_like(descent, here.grads), new, here.loss)
 
@@ -234,7 +241,12 @@ def _context(state: SharpnessAwareState, kind: str, params: Any = None, oracle: 
 
 
 def _with_diagnostics(
-    state: SharpnessAwareState, *, cost: float, perturbed: bool, **values: jax.Array | None
+    state: SharpnessAwareState,
+    *,
+    cost: float,
+    perturbed: bool,
+    finite: jax.Array,
+    **values: jax.Array | None,
 ) -> SharpnessAwareState:
     numbers, known = states.measured(**values)
     paid = jnp.asarray(cost, jnp.float32)
@@ -245,5 +257,6 @@ def _with_diagnostics(
             perturbed=jnp.asarray(perturbed),
             gradients=states.add_gradients(state.diagnostics.gradients, paid),
             cost=paid,
+            not_finite=1 - finite.astype(jnp.float32),
         )
     )

@@ -21,6 +21,8 @@ class Diagnostics(NamedTuple):
       gradients: `float32[2]`, gradient evaluations of all steps, in units of one full batch, as an
         exact sum of a large and a small part.
       cost: `float32[]`, the same of the last step alone.
+      not_finite: `float32[]`, 0 if every gradient of the last step was finite; else the part of the
+        slices or draws in which one was not.
     """
 
     values: jax.Array
@@ -28,6 +30,7 @@ class Diagnostics(NamedTuple):
     perturbed: jax.Array
     gradients: jax.Array
     cost: jax.Array
+    not_finite: jax.Array
 
 
 class SharpnessAwareState(NamedTuple):
@@ -65,6 +68,7 @@ def no_diagnostics() -> Diagnostics:
         perturbed=jnp.zeros([], bool),
         gradients=jnp.zeros([2], jnp.float32),
         cost=jnp.zeros([], jnp.float32),
+        not_finite=jnp.zeros([], jnp.float32),
     )
 
 
@@ -145,6 +149,30 @@ def due(opt_state: Any) -> jax.Array:
       ValueError: no state of ours in `opt_state`, or several.
     """
     return find(opt_state).due
+
+
+def finite(opt_state: Any) -> jax.Array:
+    """Whether every gradient of the last step was finite: the first one and the perturbed ones.
+
+    The one verdict on which a dynamic loss scale, or the skipping of a step, should be decided.
+
+    Args:
+      opt_state: any optimizer state that holds one of ours.
+
+    Returns:
+      `bool[]`; True before the first step.
+
+    Raises:
+      ValueError: no state of ours in `opt_state`, or several.
+
+    Example:
+      >>> import jax.numpy as jnp, optax_sam
+      >>> sam, params = optax_sam.sam(rho=0.1), jnp.array([3.0, 4.0])
+      >>> _, state = sam.update(params, sam.init(params), params, grad_fn=lambda p: p / 0)
+      >>> print(optax_sam.finite(state))
+      False
+    """
+    return find(opt_state).diagnostics.not_finite == 0
 
 
 def info(state: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from optax_sam.ascents import to_radius
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 from optax_sam.starts import at_random
-from optax_sam.wrappers import over_draws, tilted
+from optax_sam.wrappers.over_draws import over_draws, tilted
 
 
 def tsam(

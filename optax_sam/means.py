@@ -1,0 +1,79 @@
+"""Weighted means of trees over the parts of a whole, in a loop or at once.
+
+Inexact leaves are averaged in float32 or wider; of all others the first part's stands for all. A part
+of share 0 (padding alone) counts nothing, whatever came of it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from optax_sam import sharding, trees
+
+
+def shares(weights: jax.Array | None, num_parts: int) -> jax.Array:
+    """How much of the mean each part is: its part of all weights, `float[num_parts]`."""
+    equal = jnp.full([num_parts], 1 / num_parts, float)
+    if weights is None:
+        return equal
+    weights = sharding.replicated(weights)
+    total = weights.sum()
+    return jnp.where(total != 0, weights.astype(float) / jnp.where(total != 0, total, 1), equal)
+
+
+def weighted(share: Any, tree: Any) -> Any:
+    """`share * tree` for inexact leaves, in float32 or wider; zeros where the share is zero."""
+    share = jnp.asarray(share)
+
+    def on_leaf(x):
+        x = x.astype(trees.accumulator_dtype(x.dtype))
+        return jnp.where(share != 0, trees.times(share, x), jnp.zeros_like(x))
+
+    return trees.map_inexact(on_leaf, tree)
+
+
+def add(total: Any, share: Any, tree: Any, is_first: Any = False) -> Any:
+    """`total + share * tree` for inexact leaves; the first tree's for all others."""
+
+    def on_leaf(t, x):
+        return t + x.astype(t.dtype) if trees.is_inexact(x) else jnp.where(is_first, x, t)
+
+    return jax.tree.map(on_leaf, total, weighted(share, tree))
+
+
+def zeros_like(tree: Any) -> Any:
+    """Where a sum of such trees begins."""
+    return trees.widen(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree))
+
+
+def mean(shares: jax.Array, stacked: Any) -> Any:
+    """The mean over the leading axis of every leaf."""
+
+    def on_leaf(x):
+        if not trees.is_inexact(x):
+            return x[0]
+        wide = x.astype(trees.accumulator_dtype(x.dtype))
+        column = shares.astype(wide.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+        column = sharding.split_as(column, x)
+        return jnp.sum(jnp.where(column != 0, column * wide, jnp.zeros_like(wide)), axis=0).astype(x.dtype)
+
+    return jax.tree.map(on_leaf, stacked)
+
+
+def mean_by_scan(
+    function: Callable[[Any], tuple[Any, Any]], shares: jax.Array, parts: Any
+) -> tuple[Any, Any]:
+    """`function` of one part after the other: the mean of its first results, its second ones stacked."""
+    shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], parts))[0]
+
+    def step(total, part):
+        number, share, rows = part
+        averaged, stacked = function(rows)
+        return add(total, share, averaged, number == 0), stacked
+
+    total, stacked = lax.scan(step, zeros_like(shapes), (jnp.arange(len(shares)), shares, parts))
+    return optax.tree.cast_like(total, shapes), stacked

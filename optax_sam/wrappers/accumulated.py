@@ -1,0 +1,60 @@
+"""Gradient accumulation: the method of the big batch, in the memory of one micro-batch."""
+
+import dataclasses
+from typing import Any
+
+from optax_sam import checks
+from optax_sam.method import Outcome, SharpnessAware, from_method
+from optax_sam.oracle import Oracle
+from optax_sam.state import SharpnessAwareState
+from optax_sam.wrappers.wrapper import Wrapper, method_of
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Accumulated(Wrapper):
+    """See `accumulated`."""
+
+    num_microbatches: int
+
+    def begin(self, state: SharpnessAwareState, opt_state: Any, params: Any, oracle: Oracle) -> Oracle:
+        sliced = dataclasses.replace(oracle, num_slices=oracle.num_slices * self.num_microbatches)
+        return dataclasses.replace(self.inner.begin(state, opt_state, params, sliced), method=self)
+
+    def finish(
+        self, grads: Any, state: SharpnessAwareState, params: Any, oracle: Oracle, perturb: bool | None
+    ) -> Outcome:
+        return self.inner.finish(grads, state, params, oracle, perturb)
+
+
+def accumulated(method: SharpnessAware, num_microbatches: int) -> SharpnessAware:
+    """Gradient accumulation: `method` on the whole batch, in the memory of a part of it.
+
+    With `B_1, ..., B_n` contiguous slices of the examples, every gradient of the step is taken as
+    `g = sum_i a_i grad L(w, B_i)`, `a_i` the part of slice `i` in all weights, one slice after the
+    other: the gradient of the whole batch, and therefore its one perturbation. `aux` gets a
+    leading axis of slices. (`per_microbatch` gives every slice a perturbation of its own.)
+
+    Args:
+      method: any sharpness-aware method.
+      num_microbatches: the number of slices; divides the batch, and the examples that the method draws.
+
+    Returns:
+      A `SharpnessAware` transformation.
+
+    Raises:
+      TypeError: `method` is none of this library's; `num_microbatches` is no integer.
+      ValueError: `num_microbatches` does not divide the examples.
+
+    Cost:
+      gradients per step as `method`; one parameter-sized buffer; activations of one slice.
+
+    Guarantees:
+      equal to `method` to float rounding, unless the loss depends on the other examples of its
+      batch, as with batch norm.
+
+    Example:
+      >>> import optax_sam
+      >>> big_batch_sam = optax_sam.accumulated(optax_sam.sam(rho=0.05), 8)
+    """
+    checks.integer("num_microbatches", num_microbatches, low=1)
+    return from_method(Accumulated(method_of(method), num_microbatches))

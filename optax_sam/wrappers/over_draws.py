@@ -1,0 +1,117 @@
+"""Weighted means over random draws."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from optax_sam import checks, means, trees
+from optax_sam.hyperparameters import ScalarOrSchedule, at_step
+from optax_sam.method import Outcome, SharpnessAware, from_method
+from optax_sam.oracle import Oracle
+from optax_sam.state import SharpnessAwareState
+from optax_sam.wrappers.wrapper import Wrapper, method_of, with_gradients_of
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OverDraws(Wrapper):
+    """See `over_draws`."""
+
+    num_draws: int
+    log_weight: Callable[[jax.Array, jax.Array], jax.Array]
+
+    def begin(self, state: SharpnessAwareState, opt_state: Any, params: Any, oracle: Oracle) -> Oracle:
+        started = self._begin(0, state, opt_state, params, oracle)
+        return dataclasses.replace(started, method=self, origin=oracle)
+
+    def finish(
+        self, grads: Any, state: SharpnessAwareState, params: Any, oracle: Oracle, perturb: bool | None
+    ) -> Outcome:
+        def run(number, started):
+            own = trees.like_masked(params, started.first.evaluation.grads)
+            outcome = self.inner.finish(own, _draw_state(state, number), params, started, perturb)
+            return outcome, self.log_weight(outcome.loss, state.step)
+
+        def one_more(carry, number):
+            descent, total, largest, mean = carry
+            outcome, weight = run(number, self._begin(number, state, state, oracle.params, oracle.origin))
+            new_largest = jnp.maximum(largest, weight)
+            old_share, share = jnp.exp(largest - new_largest), jnp.exp(weight - new_largest)
+            descent = jax.tree.map(
+                lambda t, x: trees.times(old_share, t) + trees.times(share, x.astype(t.dtype)),
+                descent,
+                outcome.descent,
+            )
+            mean = means.add(mean, 1 / self.num_draws, outcome.state)
+            return (descent, total * old_share + share, new_largest, mean), None
+
+        first, weight = run(0, oracle)
+        mean = means.add(means.zeros_like(first.state), 1 / self.num_draws, first.state, is_first=True)
+        carry = (trees.widen(first.descent), jnp.ones_like(weight), weight, mean)
+        (descent, total, _, mean), _ = lax.scan(one_more, carry, jnp.arange(1, self.num_draws))
+        mean = with_gradients_of(state, mean, repeats=self.num_draws)
+        descent = optax.tree.cast_like(trees.divide(descent, total), grads)
+        return Outcome(descent, mean._replace(key=state.key), first.loss)
+
+    def _begin(self, number: Any, state, opt_state, params, oracle) -> Oracle:
+        """The first gradient of one draw, with its own random numbers."""
+        return self.inner.begin(_draw_state(state, number), opt_state, params, oracle.with_key(number))
+
+
+def over_draws(
+    method: SharpnessAware,
+    num_draws: int,
+    log_weight: Callable[[jax.Array, jax.Array], jax.Array],
+) -> SharpnessAware:
+    """The weighted mean of several runs of a method that draws, each with its own random key.
+
+    With `S_j` and `L_j` the descent and the perturbed loss of draw `j`, the descent is
+    `sum_j a_j S_j`, `a = softmax(log_weight(L))`: an online softmax in a loop, which holds two
+    gradient trees however many draws. What `info` tells is the mean over the draws.
+
+    Args:
+      method: a sharpness-aware method that draws, such as one with the start `at_random(...)`; the runs
+        of one that does not are all the same.
+      num_draws: how many draws, 1 or more.
+      log_weight: `(loss, step) -> float[]`, for example `tilted(tilt)`.
+
+    Returns:
+      A `SharpnessAware` transformation.
+
+    Raises:
+      TypeError: `method` is none of this library's, `log_weight` is no function.
+      ValueError: `num_draws` is below 1.
+
+    Cost:
+      `num_draws` times the gradients of `method`, one after the other.
+    """
+    checks.integer("num_draws", num_draws, low=1)
+    if not callable(log_weight):
+        raise TypeError(f"log_weight={log_weight!r} is no function: pass one, such as tilted(1.0).")
+    return from_method(OverDraws(method_of(method), num_draws, log_weight))
+
+
+@dataclasses.dataclass(frozen=True)
+class Tilted:
+    """See `tilted`."""
+
+    tilt: ScalarOrSchedule
+
+    def __call__(self, loss: jax.Array, step: jax.Array) -> jax.Array:
+        return trees.times(at_step(self.tilt, step), loss)
+
+
+def tilted(tilt: ScalarOrSchedule) -> Tilted:
+    """Weights proportional to `exp(tilt loss)`: 0 is the plain mean, large values the worst draw."""
+    checks.number_or_schedule("tilt", tilt)
+    return Tilted(tilt)
+
+
+def _draw_state(state: SharpnessAwareState, number: Any) -> SharpnessAwareState:
+    """The state with the random key of one draw."""
+    key = jax.random.wrap_key_data(state.key, impl="threefry2x32")
+    return state._replace(key=jax.random.key_data(jax.random.fold_in(key, number)))

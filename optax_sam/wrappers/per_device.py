@@ -1,0 +1,124 @@
+"""m-sharpness over devices: one perturbation each, and one all-reduce of gradients."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from optax_sam import means, sharding, trees
+from optax_sam.method import SharpnessAware, from_method
+from optax_sam.oracle import Oracle
+from optax_sam.wrappers.slices import PerSlice
+from optax_sam.wrappers.wrapper import method_of
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PerDevice(PerSlice):
+    """See `per_device`."""
+
+    axis_name: str
+
+    def num_slices(self, oracle: Oracle) -> int:
+        mesh = jax.sharding.get_abstract_mesh()
+        if self.axis_name not in mesh.axis_names:
+            raise ValueError(
+                f"axis_name={self.axis_name!r} is no axis of the mesh in use, which has the axes "
+                f"{list(mesh.axis_names)}: call the step inside `with jax.set_mesh(mesh):`, or name "
+                f"the axis along which the batch is split."
+            )
+        size = mesh.shape[self.axis_name]
+        if oracle.size is None or oracle.size % size:
+            raise ValueError(
+                f"axis_name={self.axis_name!r} has {size} devices, which do not divide the batch of "
+                f"{oracle.size} examples: choose a multiple, or pad with examples of weight 0."
+            )
+        return size
+
+    def each(self, function: Callable[[Any, Any], Any], parts: Any, shared: Any) -> Any:
+        def on_device(parts, shared):
+            return jax.tree.map(lambda x: x[None], function(_only(parts), shared))
+
+        return self._on_every_device(on_device, PartitionSpec(self.axis_name))(parts, shared)
+
+    def mean(self, function: Callable[[Any, Any], Any], shares: jax.Array, parts: Any, shared: Any) -> Any:
+        def on_device(parts, shared):
+            share, part = _only(parts)
+            found = function(part, shared)
+            return jax.tree.map(self._sum, means.weighted(share, found), found)
+
+        return self._on_every_device(on_device, PartitionSpec())((shares, parts), shared)
+
+    def _on_every_device(self, function: Callable[..., Any], out_specs: PartitionSpec) -> Any:
+        mapped = jax.shard_map(
+            function,
+            in_specs=(PartitionSpec(self.axis_name), PartitionSpec()),
+            out_specs=out_specs,
+            axis_names={self.axis_name},
+            check_vma=False,  # every gradient is its own device's: nothing is reduced unasked
+        )
+
+        def placed(parts, shared):
+            parts = jax.tree.map(lambda x: sharding.split_over(x, self.axis_name), parts)
+            return mapped(parts, jax.tree.map(sharding.replicated, shared))
+
+        return placed
+
+    def _sum(self, weighted: jax.Array, found: jax.Array) -> jax.Array:
+        """The sum over devices of inexact leaves; the first device's of all others."""
+        if trees.is_inexact(found):
+            return lax.psum(weighted, self.axis_name).astype(found.dtype)
+        dtype = jnp.int32 if found.dtype == bool else found.dtype
+        is_first = lax.axis_index(self.axis_name) == 0
+        number = jnp.where(is_first, found.astype(dtype), jnp.zeros_like(found, dtype))
+        return lax.psum(number, self.axis_name).astype(found.dtype)
+
+
+def _only(parts: Any) -> Any:
+    """The one part that a device has of every array."""
+    return jax.tree.map(lambda x: x[0], parts)
+
+
+def per_device(method: SharpnessAware, axis_name: str = "data") -> SharpnessAware:
+    """m-sharpness: the examples of each device with their own perturbation.
+
+    With `B_i` the examples on device `i` and `S_i` what `method` makes of them, the descent is the mean
+    of the `S_i`: the definition of `per_microbatch`, one slice a device, as one `jax.shard_map` over
+    the mesh in use. The first gradients stay where they are, so that a step needs one all-reduce of
+    a gradient, as many as SGD. (`method` alone, on a batch that is split over devices, perturbs for the
+    whole batch, and needs one for each gradient.)
+
+    The parameters and the state are whole on every device of the axis. What `value_and_grad` returns,
+    `aux` and the state: as in `per_microbatch`. The state's float leaves are averaged, which is a
+    further all-reduce where they are large: the remembered gradient of vSAM, the scores of AUSAM.
+
+    Args:
+      method: any sharpness-aware method.
+      axis_name: the axis of the mesh along which the batch is split; axes may be automatic or explicit.
+
+    Returns:
+      A `SharpnessAware` transformation, to be called inside `with jax.set_mesh(mesh):`.
+
+    Raises:
+      TypeError: `method` is none of this library's, `axis_name` is no string.
+      ValueError: no such axis in the mesh in use; its devices do not divide the batch.
+
+    Cost:
+      gradients per step as `method`; one all-reduce of a gradient; one parameter-sized buffer a device.
+
+    Guarantees:
+      equal to `per_microbatch` with as many slices as devices, to float rounding.
+
+    Example:
+      >>> import optax_sam
+      >>> m_sam = optax_sam.per_device(optax_sam.sam(rho=0.05))
+
+    References:
+      Foret et al., `Sharpness-Aware Minimization <https://arxiv.org/abs/2010.01412>`_, 2020, section 4.1.
+    """
+    if not isinstance(axis_name, str):
+        raise TypeError(f"axis_name={axis_name!r} is no string: pass the name of an axis of the mesh.")
+    return from_method(PerDevice(method_of(method), axis_name))

@@ -1,0 +1,44 @@
+"""What all wrappers are: methods around another one, whose state they share."""
+
+import dataclasses
+from typing import Any
+
+from optax_sam import state as states
+from optax_sam.method import Method, SharpnessAware
+from optax_sam.state import SharpnessAwareState
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Wrapper(Method):
+    """A method around another one, whose state it shares."""
+
+    inner: Method
+
+    @property
+    def needs_oracle(self) -> bool:
+        return True
+
+    @property
+    def perturbs_at_start(self) -> bool:
+        return self.inner.perturbs_at_start
+
+    def init(self, params: Any) -> SharpnessAwareState:
+        return self.inner.init(params)
+
+
+def method_of(method: Any) -> Method:
+    """What stands behind a transformation of this library; refuses any other."""
+    if not isinstance(method, SharpnessAware):
+        raise TypeError(
+            f"method={method!r} is no method of this library: pass one, for example optax_sam.sam()."
+        )
+    return method.method
+
+
+def with_gradients_of(
+    old: SharpnessAwareState, new: SharpnessAwareState, repeats: int
+) -> SharpnessAwareState:
+    """The averaged new state, with an exact count: what is averaged is the cost of one repeat."""
+    cost = new.diagnostics.cost * repeats
+    total = states.add_gradients(old.diagnostics.gradients, cost)
+    return new._replace(diagnostics=new.diagnostics._replace(gradients=total, cost=cost))
