@@ -1,0 +1,127 @@
+"""Adapters for Flax: `import optax_sam.flax`; the rest of the package does not need Flax."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from optax_sam import trees
+from optax_sam.method import SharpnessAware
+
+
+def apply_gradients(train_state: Any, *, grads: Any, **arguments: Any) -> Any:
+    """`train_state.apply_gradients(grads=grads)` that hands `oracle` on to the optimizer.
+
+    Flax's own method takes every further keyword for a field to be replaced.
+
+    Args:
+      train_state: a `flax.training.train_state.TrainState`, or a subclass.
+      grads: the gradient that `value_and_grad` returned.
+      **arguments: fields of `train_state` are replaced, as Flax does (`batch_stats=...`); all others
+        are extra arguments of the optimizer (`oracle=...`, `grad_fn=...`, `value=...`).
+
+    Returns:
+      The new `TrainState`.
+
+    Raises:
+      ValueError: see `update`; `oracle` and `grad_fn` are both missing, for example.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, optax_sam.flax
+      >>> from flax.training.train_state import TrainState
+      >>> sam = optax_sam.sam(rho=5.0)
+      >>> tx = optax.chain(sam, optax.sgd(0.5))
+      >>> state = TrainState.create(apply_fn=None, params={"w": jnp.array([3.0, 4.0])}, tx=tx)
+      >>> losses = lambda p, batch: 0.5 * jnp.sum(p["w"] ** 2) * jnp.ones_like(batch)
+      >>> loss, grads, oracle = sam.value_and_grad(losses)(state.params, jnp.ones(2), state=state.opt_state)
+      >>> state = optax_sam.flax.apply_gradients(state, grads=grads, oracle=oracle)
+      >>> print(state.params["w"].round(2), state.step)
+      [0. 0.] 1
+    """
+    fields = {field.name for field in dataclasses.fields(train_state)}
+    replaced = {name: value for name, value in arguments.items() if name in fields}
+    extra = {name: value for name, value in arguments.items() if name not in fields}
+    tx = train_state.tx
+    bound = optax.GradientTransformation(tx.init, functools.partial(tx.update, **extra))
+    return train_state.replace(tx=bound).apply_gradients(grads=grads, **{"tx": tx} | replaced)
+
+
+def nnx_value_and_grad(
+    method: SharpnessAware,
+    loss_fn: Callable[[Any, Any], Any],
+    has_aux: bool = False,
+    *,
+    fresh_keys: bool = False,
+) -> Callable[..., tuple[Any, Any, Any]]:
+    """`method.value_and_grad` for a loss of an NNX model.
+
+    Every gradient is that of a copy of the model. The batch statistics and the counts of random
+    numbers that the first pass leaves behind are written back to `model`, those of the further
+    passes are not; all passes begin with the same ones, so that dropout masks are the same.
+
+    Args:
+      method: a sharpness-aware method.
+      loss_fn: `loss_fn(model, batch)` returns one loss per example, shape `[batch]` (or their mean, where
+        the method needs no losses of single examples), or `(losses, aux)` with `has_aux`.
+      has_aux: whether `loss_fn` returns a pair.
+      fresh_keys: each pass has dropout masks of its own.
+
+    Returns:
+      A function `(model, batch, *, optimizer, indices=None, weights=None, whole_batch=False,
+      loss_scale=None)` that returns `loss, grads, oracle`, or `(loss, aux), grads, oracle`; `optimizer` is
+      the `nnx.Optimizer`, to be stepped by `optimizer.update(model, grads, oracle=oracle)`. Where the
+      batch is gone through in slices, the model gets the mean of their statistics.
+
+    Raises:
+      ValueError: see `SharpnessAware.value_and_grad`.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, optax_sam.flax
+      >>> from flax import nnx
+      >>> sam, model = optax_sam.sam(rho=0.05), nnx.Linear(3, 1, rngs=nnx.Rngs(0))
+      >>> optimizer = nnx.Optimizer(model, optax.chain(sam, optax.sgd(0.1)), wrt=nnx.Param)
+      >>> losses = lambda model, batch: jnp.sum(model(batch) ** 2, axis=-1)
+      >>> value_and_grad = optax_sam.flax.nnx_value_and_grad(sam, losses)
+      >>> loss, grads, oracle = value_and_grad(model, jnp.ones([4, 3]), optimizer=optimizer)
+      >>> updated = optimizer.update(model, grads, oracle=oracle)
+    """
+
+    def value_and_grad(model, batch, *, optimizer, **arguments) -> tuple[Any, Any, Any]:
+        graph, params, rest = nnx.split(model, optimizer.wrt, ...)
+        changing = nnx.Not(nnx.Any(optimizer.wrt, nnx.RngKey))
+
+        def losses(params, batch, key=None):
+            copy = nnx.merge(graph, params, rest, copy=True)
+            if key is not None:
+                nnx.update(copy, _folded(nnx.state(copy, nnx.RngKey), key))
+            returned = loss_fn(copy, batch)
+            found, aux = returned if has_aux else (returned, None)
+            return found, (aux, nnx.state(copy, changing))
+
+        if fresh_keys:
+            arguments["key"] = jax.random.key(0)
+        (loss, (aux, after)), grads, oracle = method.value_and_grad(losses, has_aux=True)(
+            params, batch, state=optimizer.opt_state, **arguments
+        )
+        nnx.update(model, jax.tree.map(_without_slices, nnx.state(model, changing), after))
+        return (loss, aux) if has_aux else loss, grads, oracle
+
+    return value_and_grad
+
+
+def _folded(keys: Any, key: jax.Array) -> Any:
+    """The model's keys, each with the number that `key` stands for."""
+    number = jax.random.bits(key)
+    return jax.tree.map(lambda k: jax.random.fold_in(k, number), keys)
+
+
+def _without_slices(before: jax.Array, after: jax.Array) -> jax.Array:
+    """Statistics as the model has them: the mean over slices; of integers the first slice's."""
+    if jnp.ndim(after) == jnp.ndim(before):
+        return after
+    return jnp.mean(after, axis=0) if trees.is_inexact(after) else after[0]
