@@ -15,12 +15,15 @@ from jax import lax
 from optax_sam import sharding, trees
 
 
-def shares(weights: jax.Array | None, num_parts: int) -> jax.Array:
-    """How much of the mean each part is: its part of all weights, `float[num_parts]`."""
+def shares(weights: jax.Array | None, num_parts: int, params: Any) -> jax.Array:
+    """How much of the mean each part is: its part of all weights, `float[num_parts]`.
+
+    Inside a `jax.shard_map`, of the weights on all devices with the same `params`.
+    """
     equal = jnp.full([num_parts], 1 / num_parts, float)
     if weights is None:
         return equal
-    weights = sharding.replicated(weights)
+    weights = sharding.psum_over_replicas(sharding.replicated(weights), params)
     total = weights.sum()
     return jnp.where(total != 0, weights.astype(float) / jnp.where(total != 0, total, 1), equal)
 

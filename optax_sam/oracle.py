@@ -52,6 +52,9 @@ class Oracle:
     `sam.value_and_grad(loss_fn)(...)` makes one; by hand it is needed where the method is hidden, for
     example in `optax.inject_hyperparams(optax_sam.sam)`. Not a pytree: it lives within one trace.
 
+    Inside a `jax.shard_map` over the batch, where parameters are the same on all devices and losses
+    are not, the mean is that over all devices' examples, as it is outside.
+
     Args:
       losses: `losses(params, batch)` returns one loss per example, shape `[batch]` (or their mean, a
         scalar, for methods that need no losses of single examples), or `(losses, aux)` with `has_aux`.
@@ -156,7 +159,7 @@ class Oracle:
 
         parts = oracle.split(self.num_slices)
         weights = None if parts.weights is None else parts.weights.sum(axis=1)
-        shares = means.shares(weights, self.num_slices)
+        shares = means.shares(weights, self.num_slices, params)
         mean, (losses, aux) = means.mean_by_scan(on_slice, shares, (parts, jnp.arange(self.num_slices)))
         losses = None if losses is None else losses.reshape(-1)
         return mean._replace(losses=losses, aux=aux)
@@ -172,7 +175,7 @@ class Oracle:
             point = [next(supply) if d else x for x, d in zip(leaves, differentiable, strict=True)]
             losses, aux = self._call(jax.tree.unflatten(treedef, point), self.batch)
             losses = self._checked(losses)
-            loss = _weighted_mean(losses, self.weights)
+            loss = _weighted_mean(losses, self.weights, floats)
             scaled = loss if self.loss_scale is None else trees.times(self.loss_scale, loss)
             return scaled, (loss, losses, aux)
 
@@ -295,15 +298,13 @@ def like_params(name: str, grads: Any, params: Any) -> Any:
     )
 
 
-def _weighted_mean(losses: jax.Array, weights: jax.Array | None) -> jax.Array:
-    losses = jnp.asarray(losses)
+def _weighted_mean(losses: jax.Array, weights: jax.Array | None, params: Any) -> jax.Array:
+    """The mean over the examples; inside a `shard_map`, over those of all devices with these `params`."""
     losses = losses.astype(trees.accumulator_dtype(losses.dtype))
-    if weights is None:
-        return jnp.mean(losses)
-    weights = weights.astype(losses.dtype)
-    total = jnp.sum(weights)
+    weights = jnp.ones_like(losses) if weights is None else weights.astype(losses.dtype)
     kept = jnp.where(weights != 0, weights * losses, jnp.zeros_like(losses))
-    return jnp.sum(kept) / jnp.where(total != 0, total, jnp.ones_like(total))
+    sums = sharding.psum_over_replicas((jnp.sum(kept), jnp.sum(weights)), params)
+    return sums[0] / jnp.where(sums[1] != 0, sums[1], jnp.ones_like(sums[1]))
 
 
 def _pair(returned: Any) -> tuple[Any, Any]:

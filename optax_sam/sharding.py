@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
 
@@ -13,6 +14,17 @@ def replicated(x: jax.Array) -> jax.Array:
     if any(axis is not None for axis in _spec(x)):
         return jax.sharding.reshard(x, PartitionSpec(*(None,) * x.ndim))
     return x
+
+
+def psum_over_replicas(x: Any, params: Any) -> Any:
+    """The sum of `x` over those devices of a surrounding `jax.shard_map` that have the same `params`."""
+    axes = _manual_axes(x) - _manual_axes(params)
+    return lax.psum(x, tuple(sorted(axes))) if axes else x
+
+
+def _manual_axes(tree: Any) -> frozenset[str]:
+    """The axes of the surrounding `jax.shard_map` along which any array of the tree differs."""
+    return frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves(tree)))
 
 
 def split_over(x: jax.Array, axis_name: str) -> jax.Array:

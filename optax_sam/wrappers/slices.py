@@ -73,7 +73,7 @@ class PerSlice(Wrapper):
         shared = Shared(state, opt_state, params, oracle.params, oracle.key, oracle.loss_scale, arrays)
         parts = oracle.split(number_of_slices), jnp.arange(number_of_slices)
         slices, weights = self.each(on_slice, parts, shared)
-        shares = means.shares(weights, number_of_slices)
+        shares = means.shares(weights, number_of_slices, oracle.params)
         found = slices.first.evaluation
         mean = Evaluation(means.mean(shares, found.grads), means.mean(shares, found.loss), aux=found.aux)
         return dataclasses.replace(
