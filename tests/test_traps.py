@@ -106,6 +106,7 @@ def test_late_start_pays_nothing_before_and_perturbs_afterwards(name):
         assert sum(examples) == len(ROWS) * (case.gradients if number >= 2 else case.examples)
         assert np.allclose(updates, -0.1 * grads, rtol=1e-5) == (number < 2)
     assert optax_sam.info(state)["perturbed"] == 1
+    assert state[0].inner_state.step == 2  # schedules inside count from the late start
 
 
 # What stands before and behind in the chain.
