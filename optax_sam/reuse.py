@@ -53,7 +53,8 @@ class DecayedDifference:
     steps: int
 
     def init(self, params: Any) -> DecayedDifferenceState:
-        difference = jax.tree.map(jnp.zeros_like, params)
+        # With its dtype named, the zero of a weakly typed leaf keeps the leaf's sharding.
+        difference = jax.tree.map(lambda x: jnp.zeros_like(x, dtype=x.dtype), params)
         return DecayedDifferenceState(difference, jnp.full([], self.steps, jnp.int32))
 
     def refresh(self, state: Any, grads: Any, perturbed_grads: Any, context: Context) -> Any:

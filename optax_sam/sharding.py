@@ -9,6 +9,12 @@ from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
 
+def whole_over(x: jax.Array, axis_name: str) -> jax.Array:
+    """`x` split no more over one mesh axis, where its type says that it is."""
+    spec = tuple(_without(axis, axis_name) for axis in _spec(x))
+    return x if spec == _spec(x) else jax.sharding.reshard(x, PartitionSpec(*spec))
+
+
 def replicated(x: jax.Array) -> jax.Array:
     """`x` whole on every device where its type says how it is split; else `x` itself."""
     if any(axis is not None for axis in _spec(x)):
@@ -89,6 +95,12 @@ def _spec(x: Any) -> tuple[Any, ...]:
     sharding = getattr(jax.typeof(x), "sharding", None)
     spec = () if sharding is None else tuple(sharding.spec)
     return spec + (None,) * (x.ndim - len(spec))
+
+
+def _without(axis: Any, axis_name: str) -> Any:
+    """One entry of a spec without an axis of the mesh."""
+    names = axis if isinstance(axis, tuple) else (axis,)
+    return axis if axis_name not in names else tuple(n for n in names if n != axis_name) or None
 
 
 def _num_devices(axis: Any) -> int:

@@ -96,13 +96,14 @@ VARIANTS: dict[str, Case] = {
     "tsam_uniform": METHODS["tsam"].but(own={"radius": 0.1, "num_samples": 2, "noise": "uniform"}),
     "m_sam": METHODS["sam"].but(wrap=_slices(), needs_oracle=True),
     "m_sam_vmap": METHODS["sam"].but(wrap=_slices("vmap"), needs_oracle=True),
+    "accumulated": METHODS["sam"].but(wrap=lambda m: optax_sam.accumulated(m, 4), needs_oracle=True),
     "m_rst": METHODS["rst"].but(wrap=_slices(), needs_oracle=True),
     "every": Case(_every_third, gated=True),
 }
 """The methods, and forms of them that run other code."""
 
-WRAPPED = [*METHODS, "m_sam", "m_rst"]
-"""The methods, and a wrapper around an ungated and a gated one."""
+WRAPPED = [*METHODS, "accumulated", "m_sam", "m_rst"]
+"""The methods, and wrappers around an ungated and a gated one."""
 
 GATED = [name for name, case in VARIANTS.items() if case.gated]
 

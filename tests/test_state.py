@@ -45,6 +45,17 @@ def test_state_keeps_structure_shapes_and_dtypes(name):
 
 
 @every_method
+def test_state_of_weakly_typed_parameters_is_strongly_typed(name):
+    method = VARIANTS[name].make()
+    params = jax.tree.map(lambda x: jnp.full(x.shape, 0.1), init_params())
+    assert all(x.weak_type for x in jax.tree.leaves(params))
+    state = method.init(params)
+    after = jax.eval_shape(lambda: one_step(method, params, make_batch(), state=state))[1]
+    for tree in (state, after):
+        assert not any(x.weak_type for x in jax.tree.leaves(tree))
+
+
+@every_method
 def test_scan_cond_and_one_trace_for_two_calls(name):
     method = VARIANTS[name].make()
     tx = optax.chain(method, optax.sgd(0.1, momentum=0.9))

@@ -63,7 +63,8 @@ class PerDevice(PerSlice):
 
         def placed(parts, shared):
             parts = jax.tree.map(lambda x: sharding.split_over(x, self.axis_name), parts)
-            return mapped(parts, jax.tree.map(sharding.replicated, shared))
+            shared = jax.tree.map(lambda x: sharding.whole_over(x, self.axis_name), shared)
+            return mapped(parts, shared)
 
         return placed
 

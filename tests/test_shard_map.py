@@ -1,0 +1,77 @@
+"""Training steps inside a `jax.shard_map` over the batch: the same numbers as outside."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import AxisType, PartitionSpec
+
+import optax_sam
+from tests.registry import METHODS, VARIANTS, assert_trees_close, init_params, make_batch
+from tests.test_devices import losses, placed_on
+
+every_axis_type = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+
+WHOLE, SPLIT = PartitionSpec(), PartitionSpec("data")
+WITHOUT_SCORES = [name for name in METHODS if name != "ausam"]  # its scores are one array for all devices
+
+
+def on_eight_devices(step, kind, whole, split):
+    """`step` inside a `shard_map`, on arguments that are whole or split over the devices."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    place = placed_on(mesh)
+    with jax.set_mesh(mesh):
+        mapped = jax.shard_map(
+            step, in_specs=(*(WHOLE for _ in whole), *(SPLIT for _ in split)), out_specs=WHOLE
+        )
+        got = jax.jit(mapped)(*place(whole, WHOLE), *place(split, SPLIT))
+    return jax.device_get(got)
+
+
+@every_axis_type
+@pytest.mark.parametrize("name", [*WITHOUT_SCORES, "accumulated"])
+def test_losses_are_averaged_over_devices_with_the_same_parameters(name, kind):
+    method = VARIANTS[name].make()
+
+    def step(params, state, batch, weights):
+        loss, grads, oracle = method.value_and_grad(losses)(params, batch, state=state, weights=weights)
+        return loss, *method.update(grads, state, params, oracle=oracle, perturb=True)
+
+    params, weights = init_params(), jnp.asarray(np.arange(32) % 5, jnp.float32)
+    whole, split = (params, method.init(params)), (make_batch(0, 32), weights)
+    wanted = jax.device_get(jax.jit(step)(*whole, *split))
+    got = on_eight_devices(step, kind, whole, split)
+    assert_trees_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+@every_axis_type
+def test_mean_loss_and_gradient_function_of_the_global_batch(kind):
+    sam, params = optax_sam.sam(0.1), init_params()
+
+    def by_mean(params, state, batch):
+        mean = lambda p, b: jnp.mean(losses(p, b))
+        _, grads, oracle = sam.value_and_grad(mean)(params, batch, state=state)
+        return sam.update(grads, state, params, oracle=oracle)[0]
+
+    def by_gradient(params, state, batch):
+        gradient = jax.grad(lambda p: lax.pmean(jnp.mean(losses(p, batch)), "data"))
+        return sam.update(gradient(params), state, params, grad_fn=gradient)[0]
+
+    whole, split = (params, sam.init(params)), (make_batch(),)
+    wanted = jax.device_get(jax.jit(by_mean)(*whole, *split))
+    for step in (by_mean, by_gradient):
+        assert_trees_close(on_eight_devices(step, kind, whole, split), wanted, rtol=1e-4, atol=1e-5)
+
+
+@every_axis_type
+def test_without_the_mean_the_gradient_would_be_the_sum_over_devices(kind):
+    """What JAX does with a device's own mean: the reason why the oracle averages."""
+    params = init_params()
+
+    def gradient(params, batch):
+        return jax.grad(lambda p: jnp.mean(losses(p, batch)))(params)
+
+    wanted = jax.tree.map(lambda g: 8 * g, jax.device_get(jax.jit(gradient)(params, make_batch())))
+    got = on_eight_devices(gradient, kind, (params,), (make_batch(),))
+    assert_trees_close(got, wanted, rtol=1e-4, atol=1e-5)

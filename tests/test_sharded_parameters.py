@@ -1,0 +1,89 @@
+"""Parameters split over the devices that also split the batch (FSDP): every method keeps them so."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import optax_sam
+from tests.registry import METHODS, assert_trees_close, make_indices
+
+every_axis_type = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+
+
+def init_params():
+    keys = jax.random.split(jax.random.key(0), 2)
+    return {
+        "layer_0": {"kernel": 0.5 * jax.random.normal(keys[0], [8, 16]), "bias": 0.1 * jnp.ones([16])},
+        "layer_1": {"kernel": 0.5 * jax.random.normal(keys[1], [16, 8]), "bias": 0.1 * jnp.ones([8])},
+    }
+
+
+def make_batch():
+    rng = np.random.default_rng(0)
+    return {
+        "image": jnp.asarray(rng.normal(size=(16, 8)), jnp.float32),
+        "label": jax.nn.one_hot(rng.integers(0, 8, 16), 8),
+    }
+
+
+def losses(gather, params, batch):
+    params = jax.tree.map(gather, params)
+    hidden = jnp.tanh(batch["image"] @ params["layer_0"]["kernel"] + params["layer_0"]["bias"][None])
+    logits = hidden @ params["layer_1"]["kernel"] + params["layer_1"]["bias"][None]
+    return -jnp.sum(jax.nn.log_softmax(logits) * batch["label"], axis=-1)
+
+
+def run(method, place, gather):
+    """Two steps: `(params, state, types of the state at init)`."""
+    tx = optax.chain(method, optax.sgd(0.1, momentum=0.9))
+    params, batch = place(init_params()), place(make_batch())
+    state = tx.init(params)
+    types = jax.tree.map(jax.typeof, state)
+
+    @jax.jit
+    def step(params, state, batch, indices):
+        _, grads, oracle = method.value_and_grad(functools.partial(losses, gather))(
+            params, batch, state=state, indices=indices
+        )
+        updates, state = tx.update(grads, state, params, oracle=oracle)
+        return optax.apply_updates(params, updates), state
+
+    for number in range(2):
+        params, state = step(params, state, batch, place(make_indices(number)))
+    return params, state, types
+
+
+@functools.cache
+def on_one_device(name):
+    params, state, _ = run(METHODS[name].make(), lambda tree: tree, lambda x: x)
+    return jax.device_get((params, optax_sam.info(state)))
+
+
+@every_axis_type
+@pytest.mark.parametrize("name", METHODS)
+def test_split_parameters_stay_split_and_norms_are_global(name, kind):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    split = NamedSharding(mesh, PartitionSpec("data"))
+
+    def gather(x):
+        whole = PartitionSpec(*(None,) * x.ndim)
+        if kind == AxisType.Explicit:
+            return jax.sharding.reshard(x, whole)
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, whole))
+
+    with jax.set_mesh(mesh):
+        params, state, types = run(METHODS[name].make(), lambda tree: jax.device_put(tree, split), gather)
+        for tree in (params, state[0].reuse, state[1]):
+            leaves = [x for x in jax.tree.leaves(tree) if x.ndim]
+            assert all(x.sharding.spec[0] == "data" for x in leaves)
+        if kind == AxisType.Explicit:
+            assert jax.tree.map(jax.typeof, state) == types
+    wanted_params, wanted_info = on_one_device(name)
+    assert_trees_close(jax.device_get(params), wanted_params, rtol=1e-4, atol=1e-5)
+    for key, value in optax_sam.info(state).items():
+        np.testing.assert_allclose(value, wanted_info[key], rtol=1e-3, atol=1e-5, err_msg=key)
