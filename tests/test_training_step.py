@@ -1,11 +1,9 @@
 """The training step as its users write it: aux, scalar losses, weights, whole batches, padding."""
 
-import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 
 import optax_sam
 from optax_sam.state import add_gradients
@@ -13,12 +11,10 @@ from tests.registry import (
     METHODS,
     VARIANTS,
     assert_trees_close,
-    assert_trees_equal,
     init_params,
     losses,
     make_batch,
     make_indices,
-    make_step,
     one_step,
     train,
 )
@@ -127,22 +123,6 @@ def test_count_of_gradients_is_exact_in_long_runs():
     state = optax_sam.sam().init(init_params())
     state = state._replace(diagnostics=state.diagnostics._replace(gradients=total))
     assert abs(float(optax_sam.info(state)["gradients"]) - exact) < 1e-3
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_checkpoint_and_restore_continue_bit_for_bit(name):
-    method = VARIANTS[name].make()
-    tx = optax.chain(method, optax.sgd(0.1, momentum=0.9))
-    step = jax.jit(make_step(method, tx))
-    run = (init_params(), tx.init(init_params()))
-    for number in range(6):
-        if number == 3:
-            saved = flax.serialization.to_bytes(run)
-        run = step(*run, make_batch(number), make_indices(number))[:2]
-    again = flax.serialization.from_bytes((init_params(), tx.init(init_params())), saved)
-    for number in range(3, 6):
-        again = step(*again, make_batch(number), make_indices(number))[:2]
-    assert_trees_equal(again, run)
 
 
 def test_states_of_two_inits_share_no_buffer():
