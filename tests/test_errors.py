@@ -71,6 +71,18 @@ AT_CONSTRUCTION = {
         ValueError,
         "loop='for'",
     ),
+    "accumulated": (
+        lambda: optax_sam.accumulated(optax_sam.sam(), 1.5),
+        TypeError,
+        "num_microbatches=1.5",
+    ),
+    "accumulated around an optimizer": (
+        lambda: optax_sam.accumulated(optax.sgd(0.1), 2),
+        TypeError,
+        "no method",
+    ),
+    "axis_name": (lambda: optax_sam.per_device(optax_sam.sam(), 0), TypeError, "axis_name=0"),
+    "per_device around an optimizer": (lambda: optax_sam.per_device(optax.sgd(0.1)), TypeError, "no method"),
     "no method": (lambda: optax_sam.per_microbatch(optax.sgd(0.1), 2), TypeError, "no method"),
     "no gate": (
         lambda: optax_sam.sharpness_aware(optax_sam.to_radius(0.1), gate=optax_sam.always),
@@ -82,11 +94,6 @@ AT_CONSTRUCTION = {
         lambda: optax_sam.over_draws(optax_sam.sam(), 2, 0.5),
         TypeError,
         "log_weight=0.5",
-    ),
-    "slices of slices": (
-        lambda: optax_sam.per_microbatch(optax_sam.per_microbatch(optax_sam.sam(), 2), 2),
-        ValueError,
-        "with the product",
     ),
     "no ascent": (lambda: optax_sam.sharpness_aware(0.05), TypeError, "ascent=0.05"),
     "k": (lambda: optax_sam.every(0), ValueError, "k=0"),
@@ -114,6 +121,22 @@ AT_CONSTRUCTION = {
         lambda: optax_sam.Oracle(losses, jnp.ones(3), indices=jnp.arange(2)),
         ValueError,
         "indices has shape (2,)",
+    ),
+    "key": (lambda: optax_sam.Oracle(losses, jnp.ones(3), key=0), TypeError, "key=0 is no PRNG key"),
+    "keys": (
+        lambda: optax_sam.Oracle(losses, jnp.ones(3), key=jax.random.split(jax.random.key(0))),
+        TypeError,
+        "no PRNG key",
+    ),
+    "loss_scale": (
+        lambda: optax_sam.Oracle(losses, jnp.ones(3), loss_scale=0.0),
+        ValueError,
+        "loss_scale=0.0",
+    ),
+    "loss_scale negative": (
+        lambda: optax_sam.Oracle(losses, jnp.ones(3), loss_scale=-8),
+        ValueError,
+        "loss_scale=-8",
     ),
     "weights dtype": (
         lambda: optax_sam.Oracle(losses, jnp.ones(3), weights=jnp.ones(3, bool)),

@@ -1,0 +1,135 @@
+"""Gradient accumulation: the numbers of the big batch, in the memory of a part of it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import optax_sam
+from tests.registry import (
+    METHODS,
+    assert_trees_close,
+    init_params,
+    losses,
+    make_batch,
+    make_indices,
+    one_step,
+)
+
+BATCH, INDICES = make_batch(), make_indices()
+WEIGHTS = jnp.asarray(np.arange(16) % 5, jnp.float32).at[4:8].set(0)  # the second slice is padding
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_accumulated_is_the_big_batch(name):
+    method = METHODS[name].make()
+
+    def two_steps(method):
+        def step(state, weights):
+            loss, grads, oracle = method.value_and_grad(losses)(
+                init_params(), BATCH, state=state, indices=INDICES, weights=weights
+            )
+            descent, state = method.update(grads, state, init_params(), oracle=oracle, perturb=True)
+            return (loss, grads, descent), state
+
+        first, state = step(method.init(init_params()), None)
+        second, state = step(state, WEIGHTS)
+        return first, second, state
+
+    got = jax.jit(lambda: two_steps(optax_sam.accumulated(method, 4)))()
+    wanted = jax.jit(lambda: two_steps(method))()
+    assert_trees_close(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_mean_losses_and_aux_of_slices():
+    sam = optax_sam.accumulated(optax_sam.sam(), 4)
+    mean = lambda p, b: (jnp.mean(losses(p, b)), {"label": b["label"]})
+    (loss, aux), grads, _ = sam.value_and_grad(mean, has_aux=True)(
+        init_params(), BATCH, state=sam.init(init_params())
+    )
+    np.testing.assert_allclose(loss, jnp.mean(losses(init_params(), BATCH)), rtol=1e-6)
+    wanted = jax.grad(lambda p: jnp.mean(losses(p, BATCH)))(init_params())
+    assert_trees_close(grads, wanted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(aux["label"], BATCH["label"].reshape(4, 4))
+
+
+@pytest.mark.parametrize("order", ["slices of parts", "parts of slices"])
+def test_accumulation_and_slices_compose(order):
+    m_sam, sam = optax_sam.per_microbatch(optax_sam.sam(0.2), 2), optax_sam.sam(0.2)
+    if order == "slices of parts":
+        nested = optax_sam.per_microbatch(optax_sam.accumulated(sam, 4), 2)
+    else:
+        nested = optax_sam.accumulated(m_sam, 4)
+    wanted, _, _ = one_step(m_sam, init_params(), BATCH)
+    got, _, _ = one_step(nested, init_params(), BATCH)
+    assert_trees_close(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_slices_of_slices_are_slices():
+    sam = optax_sam.sam(0.2)
+    nested = optax_sam.per_microbatch(optax_sam.per_microbatch(sam, 2), 4)
+    wanted, _, _ = one_step(optax_sam.per_microbatch(sam, 8), init_params(), BATCH)
+    got, _, _ = one_step(nested, init_params(), BATCH)
+    assert_trees_close(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrap", [optax_sam.accumulated, optax_sam.per_microbatch])
+def test_memory_is_that_of_one_micro_batch(wrap):
+    """Temporary memory of a compiled step whose activations outweigh its parameters."""
+
+    def wide(params, batch):
+        hidden = batch["image"] @ params["w"]
+        for _ in range(8):
+            hidden = jnp.sin(hidden)
+        return jnp.sum(hidden, axis=-1)
+
+    def temporary_bytes(method):
+        params = {"w": jnp.ones([4, 256])}
+        batch = {"image": jnp.ones([1024, 4])}
+
+        def step(params, state, batch):
+            _, grads, oracle = method.value_and_grad(wide)(params, batch, state=state)
+            return method.update(grads, state, params, oracle=oracle)
+
+        compiled = jax.jit(step).lower(params, method.init(params), batch).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    whole = temporary_bytes(optax_sam.sam())
+    assert temporary_bytes(wrap(optax_sam.sam(), 16)) < whole / 8
+
+
+def test_each_pass_slice_and_draw_has_its_own_key():
+    """Every call of the loss function is told another key; without `key`, all share a closed-over one."""
+    seen = []
+
+    def noisy(params, batch, key):
+        jax.debug.callback(lambda data: seen.append(tuple(data.tolist())), jax.random.key_data(key))
+        return losses(params, batch)
+
+    def keys_of(method):
+        seen.clear()
+        state = method.init(init_params())
+
+        @jax.jit
+        def step(state, key):
+            _, grads, oracle = method.value_and_grad(noisy)(
+                init_params(), BATCH, state=state, indices=INDICES, key=key
+            )
+            return method.update(grads, state, init_params(), oracle=oracle)
+
+        jax.block_until_ready(step(state, jax.random.key(5)))
+        jax.effects_barrier()
+        return seen
+
+    sam = optax_sam.sam()
+    for method, calls in (
+        (sam, 2),
+        (optax_sam.ausam(48), 2),
+        (optax_sam.tsam(num_samples=3), 6),
+        (optax_sam.accumulated(sam, 4), 8),
+        (optax_sam.per_microbatch(sam, 4), 8),
+        (optax_sam.per_microbatch(optax_sam.accumulated(sam, 2), 4), 16),
+        (optax_sam.per_microbatch(optax_sam.tsam(num_samples=2), 2), 8),
+    ):
+        found = keys_of(method)
+        assert len(found) == calls and len(set(found)) == calls, method
