@@ -16,14 +16,15 @@ def closed_over(function: Callable[..., Any]) -> tuple[list[jax.Array], Callable
     """The arrays that a function closes over, and how to make the function anew with others.
 
     Found are arrays in pytrees, partial arguments and defaults, and in the functions among them.
-    What hides elsewhere (a module's variable, an object's attribute) stays where it is.
+    What hides elsewhere (a module's variable, an object's attribute) stays where it is, and what holds
+    no array stays the same object.
 
     Returns:
       `(arrays, rebuild)` with `rebuild(arrays)` a function like `function`.
     """
     arrays: list[jax.Array] = []
-    treedef = _collect(function, arrays, ())
-    return arrays, lambda new: treedef(iter(new))
+    rebuild = _collect(function, arrays, ())
+    return arrays, lambda new: rebuild(iter(new))
 
 
 def _collect(value: Any, arrays: list[jax.Array], parents: tuple[Any, ...]) -> Callable[[Any], Any]:
@@ -33,46 +34,54 @@ def _collect(value: Any, arrays: list[jax.Array], parents: tuple[Any, ...]) -> C
         return next
     if any(value is parent for parent in parents):  # a function that calls itself
         return lambda supply: value
-    parents = (*parents, value)
+    already = len(arrays)
+    rebuild = _collect_inside(value, arrays, (*parents, value))
+    return rebuild if len(arrays) > already else lambda supply: value
+
+
+def _collect_inside(value: Any, arrays: list[jax.Array], parents: tuple[Any, ...]) -> Callable[[Any], Any]:
+    def each(values):
+        parts = [_collect(v, arrays, parents) for v in values]
+        return lambda supply: [part(supply) for part in parts]
+
     if isinstance(value, types.FunctionType):
         cells = value.__closure__ or ()
         full = [cell for cell in cells if not _is_empty(cell)]
-        if not any((full, value.__defaults__, value.__kwdefaults__)):
-            return lambda supply: value
-        inside = [cell.cell_contents for cell in full], value.__defaults__, value.__kwdefaults__
-        rebuild = _collect_all(inside, arrays, parents)
+        contents = each([cell.cell_contents for cell in full])
+        defaults = each(value.__defaults__ or ())
+        keyword_defaults = each((value.__kwdefaults__ or {}).values())
 
         def function(supply):
-            contents, defaults, keyword_defaults = rebuild(supply)
-            fresh = iter(map(types.CellType, contents))
+            fresh = map(types.CellType, contents(supply))
             new_cells = tuple(cell if _is_empty(cell) else next(fresh) for cell in cells)
             new = types.FunctionType(
-                value.__code__, value.__globals__, value.__name__, defaults, new_cells or None
+                value.__code__,
+                value.__globals__,
+                value.__name__,
+                tuple(defaults(supply)),
+                new_cells or None,
             )
-            new.__kwdefaults__ = keyword_defaults
+            new.__kwdefaults__ = dict(zip(value.__kwdefaults__ or {}, keyword_defaults(supply), strict=True))
             return new
 
         return function
     if isinstance(value, functools.partial):
-        rebuild = _collect_all((value.func, value.args, value.keywords), arrays, parents)
+        parts = each((value.func, *value.args, *value.keywords.values()))
 
         def partial(supply):
-            function, args, keywords = rebuild(supply)
-            return functools.partial(function, *args, **keywords)
+            function, *rest = parts(supply)
+            args, keywords = rest[: len(value.args)], rest[len(value.args) :]
+            return functools.partial(function, *args, **dict(zip(value.keywords, keywords, strict=True)))
 
         return partial
     if isinstance(value, types.MethodType):
-        rebuild = _collect_all((value.__func__, value.__self__), arrays, parents)
-        return lambda supply: types.MethodType(*rebuild(supply))
-    return _collect_all(value, arrays, parents)
-
-
-def _collect_all(tree: Any, arrays: list[jax.Array], parents: tuple[Any, ...]) -> Callable[[Any], Any]:
-    leaves, treedef = jax.tree.flatten(tree)
-    if len(leaves) == 1 and leaves[0] is tree:
-        return lambda supply: tree
-    parts = [_collect(leaf, arrays, parents) for leaf in leaves]
-    return lambda supply: jax.tree.unflatten(treedef, [part(supply) for part in parts])
+        parts = each((value.__func__, value.__self__))
+        return lambda supply: types.MethodType(*parts(supply))
+    leaves, treedef = jax.tree.flatten(value)
+    if len(leaves) == 1 and leaves[0] is value:
+        return lambda supply: value
+    parts = each(leaves)
+    return lambda supply: jax.tree.unflatten(treedef, parts(supply))
 
 
 def _is_empty(cell: types.CellType) -> bool:

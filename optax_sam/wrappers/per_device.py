@@ -10,6 +10,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from optax_sam import means, sharding, trees
+from optax_sam.closures import closed_over
 from optax_sam.method import SharpnessAware, from_method
 from optax_sam.oracle import Oracle
 from optax_sam.wrappers.slices import PerSlice
@@ -37,6 +38,9 @@ class PerDevice(PerSlice):
                 f"{oracle.size} examples: choose a multiple, or pad with examples of weight 0."
             )
         return size
+
+    def closure(self, function: Callable[..., Any]) -> tuple[Any, Callable[[Any], Callable[..., Any]]]:
+        return closed_over(function)
 
     def each(self, function: Callable[[Any, Any], Any], parts: Any, shared: Any) -> Any:
         def on_device(parts, shared):

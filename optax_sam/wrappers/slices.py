@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import means, trees
-from optax_sam.closures import closed_over
 from optax_sam.method import Outcome
 from optax_sam.oracle import Evaluation, First, Oracle
 from optax_sam.state import SharpnessAwareState
@@ -48,6 +47,10 @@ class PerSlice(Wrapper):
     def num_slices(self, oracle: Oracle) -> int:
         """How many slices there are."""
 
+    def closure(self, function: Callable[..., Any]) -> tuple[Any, Callable[[Any], Callable[..., Any]]]:
+        """What `function` needs handed to it in every slice, and how it is made anew with that."""
+        return (), lambda nothing: function
+
     @abc.abstractmethod
     def each(self, function: Callable[[Any, Any], Any], parts: Any, shared: Any) -> Any:
         """`function(part, shared)` of every slice, stacked."""
@@ -58,7 +61,7 @@ class PerSlice(Wrapper):
 
     def begin(self, state: SharpnessAwareState, opt_state: Any, params: Any, oracle: Oracle) -> Oracle:
         number_of_slices = self.num_slices(oracle)
-        arrays, rebuild = closed_over(oracle.losses)
+        arrays, rebuild = self.closure(oracle.losses)
         seen = []
 
         def on_slice(part, shared):
@@ -89,7 +92,7 @@ class PerSlice(Wrapper):
         self, grads: Any, state: SharpnessAwareState, params: Any, oracle: Oracle, perturb: bool | None
     ) -> Outcome:
         slices, shares = oracle.slices
-        arrays, rebuild = closed_over(oracle.losses)
+        arrays, rebuild = self.closure(oracle.losses)
 
         def on_slice(part, shared):
             part, started = part
