@@ -113,6 +113,25 @@ def test_vmap_over_seeds_and_trajectories(name):
     assert optax_sam.info(together[1])["loss"].shape == (2,)
 
 
+def test_vmap_over_a_gate_pays_for_both_branches():
+    method = optax_sam.rst(probability=0.0)
+    step = make_step(method, method)
+    params, rows = init_params(), (make_batch(), make_indices())
+
+    def flops(step, params, **fixed):
+        return jax.jit(step).lower(params, state, *rows).compile().cost_analysis()["flops"]
+
+    stacked = jax.tree.map(lambda x: jnp.stack([x, x]), params)
+    state = jax.vmap(method.init)(stacked)
+    together = flops(jax.vmap(step, in_axes=(0, 0, None, None)), stacked)
+    state = method.init(params)
+    closed, taken = (
+        flops(lambda p, s, b, i, perturb=perturb: one_step(method, p, b, state=s, perturb=perturb), params)
+        for perturb in (False, True)
+    )
+    assert together > 1.8 * taken > 3 * closed
+
+
 @every_method
 def test_x64_keeps_float64_and_nothing_is_nan_on_the_way(name):
     with jax.enable_x64(True), jax.debug_nans(True):
