@@ -58,6 +58,18 @@ def one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name}={value!r} is unknown: choose one of {', '.join(choices)}.")
 
 
+def boolean(name: str, value: Any) -> None:
+    """Refuses what is no Python bool: such arguments shape the program."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name}={value!r} is no Python bool: pass True or False.")
+
+
+def function(name: str, value: Any, example: str) -> None:
+    """Refuses what cannot be called."""
+    if not callable(value):
+        raise TypeError(f"{name}={value!r} is not a function: pass {example}.")
+
+
 def seed(value: Any) -> None:
     """Refuses what is no integer and no array of one integer."""
     if isinstance(value, jax.Array | np.ndarray):

@@ -14,6 +14,8 @@ import jax
 import jax.extend.core as jex
 from jax import lax
 
+from optax_sam import checks
+
 _JAXPRS = (jex.Jaxpr, jex.ClosedJaxpr)
 
 
@@ -34,6 +36,9 @@ def canonical_convolutions(fn: Callable[..., Any]) -> Callable[..., Any]:
     Returns:
       A function with the signature of `fn`.
 
+    Raises:
+      TypeError: `fn` is no function.
+
     Cost:
       none in straight-line code (XLA makes the same rewrite there); one more trace of `fn`.
 
@@ -44,6 +49,7 @@ def canonical_convolutions(fn: Callable[..., Any]) -> Callable[..., Any]:
       >>> print(canonical_convolutions(blur)(jnp.array([0.0, 3.0, 0.0])))
       [3. 3. 3.]
     """
+    checks.function("fn", fn, "a function of pytrees of arrays, such as jax.grad(loss)")
 
     @functools.wraps(fn)
     def canonical(*args, **kwargs):

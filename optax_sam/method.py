@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optax_sam import checks, trees
 from optax_sam import state as states
-from optax_sam import trees
 from optax_sam.oracle import GradientOracle, Oracle, like_params
 from optax_sam.state import SharpnessAwareState
 
@@ -208,6 +208,7 @@ class SharpnessAware(optax.GradientTransformationExtraArgs):
           >>> print(loss, updates.round(2))
           12.5 [-3. -4.]
         """
+        checks.function("loss_fn", loss_fn, "loss_fn(params, batch) -> [batch]")
 
         def value_and_grad(
             params,

@@ -109,10 +109,9 @@ class Oracle:
     def __post_init__(self):
         for name in Rows._fields:
             object.__setattr__(self, name, jax.tree.map(jnp.asarray, getattr(self, name)))
-        if not callable(self.losses):
-            raise TypeError(
-                f"losses={self.losses!r} is not a function: pass losses(params, batch) -> [batch]."
-            )
+        checks.function("losses", self.losses, "losses(params, batch) -> [batch]")
+        checks.boolean("has_aux", self.has_aux)
+        checks.boolean("whole_batch", self.whole_batch)
         check_rows(Rows(self.batch, self.indices, self.weights))
         checks.key("key", self.key)
         checks.optional_positive("loss_scale", self.loss_scale)

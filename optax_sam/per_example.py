@@ -93,6 +93,7 @@ def _map_examples(
     microbatch_size: int | None,
 ) -> Any:
     """`of_one(oracle of one example)` for each example, in micro-batches."""
+    checks.function("loss_fn", loss_fn, "loss_fn(params, batch) -> [batch]")
     size = Oracle(loss_fn, batch).size
     if size is None:
         raise ValueError("batch has no arrays: pass a pytree with the examples on the first axis.")

@@ -23,17 +23,20 @@ def constant(probability: float) -> optax.Schedule:
 
 def plain_then_perturbed(probability: float, total_steps: int) -> optax.Schedule:
     """`p(t) = 0` for `t <= p T`, then 1 ("piecewise1"; mean `1 - p`)."""
-    return _switch(0.0, 1.0, probability, total_steps, at=probability)
+    _check(probability, total_steps)
+    return _switch(0.0, 1.0, total_steps, at=probability)
 
 
 def perturbed_then_plain(probability: float, total_steps: int) -> optax.Schedule:
     """`p(t) = 1` for `t <= p T`, then 0 ("piecewise2"; mean `p`)."""
-    return _switch(1.0, 0.0, probability, total_steps, at=probability)
+    _check(probability, total_steps)
+    return _switch(1.0, 0.0, total_steps, at=probability)
 
 
 def complement_halfway(probability: float, total_steps: int) -> optax.Schedule:
     """`p(t) = p` for `t <= T / 2`, then `1 - p` ("piecewise3"; mean 1/2)."""
-    return _switch(probability, 1 - probability, probability, total_steps, at=0.5)
+    _check(probability, total_steps)
+    return _switch(probability, 1 - probability, total_steps, at=0.5)
 
 
 def increasing(probability: float, total_steps: int) -> optax.Schedule:
@@ -72,8 +75,7 @@ class Reciprocal:
         return 1 / jnp.where(p > 0, p, jnp.ones_like(p))
 
 
-def _switch(before: float, after: float, probability: float, total_steps: int, at: float) -> optax.Schedule:
-    _check(probability, total_steps)
+def _switch(before: float, after: float, total_steps: int, at: float) -> optax.Schedule:
     halves = [optax.constant_schedule(before), optax.constant_schedule(after)]
     return optax.join_schedules(halves, [int(at * total_steps) + 1])
 

@@ -184,7 +184,9 @@ def sharpness_aware(
 
     Args:
       ascent: how far uphill: any Optax transformation, from the direction (for complex leaves, its
-        conjugate) to the perturbation. It gets the step count as the extra argument `step`.
+        conjugate) to the perturbation: `optax.scale(0.1)`, not `optax.sgd(0.1)`, which points downhill.
+        It gets the step count as the extra argument `step`. For a part of the parameters,
+        `optax.masked(to_radius(rho), mask)`; for a radius per group, `optax.partition({...}, labels)`.
       start: where and on which examples the first gradient is; `at_params()`.
       direction: what points uphill; `gradient()`.
       gate: whether a step is perturbed; `always()`.
@@ -216,6 +218,8 @@ def sharpness_aware(
         ("reuse", reuse, "recall"),
     ):
         checks.piece(name, piece, method)
+    checks.function("selection", selection, "(oracle, here, context) -> oracle, such as everything")
+    checks.function("combination", combination, "(grads, perturbed_grads, context) -> descent, such as unit")
     return from_method(
         Assembly(
             ascent=ascent,

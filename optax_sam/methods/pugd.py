@@ -47,5 +47,6 @@ def pugd(radius: ScalarOrSchedule = 1.0, sum_gradients: bool = True) -> Sharpnes
       both passes; here, as everywhere, they come from the first.
     """
     checks.number_or_schedule("radius", radius, low=0)
+    checks.boolean("sum_gradients", sum_gradients)
     combination = unit_sum if sum_gradients else unit
     return sharpness_aware(to_radius(radius, magnitude()), combination=combination)

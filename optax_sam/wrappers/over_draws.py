@@ -90,8 +90,7 @@ def over_draws(
       `num_draws` times the gradients of `method`, one after the other.
     """
     checks.integer("num_draws", num_draws, low=1)
-    if not callable(log_weight):
-        raise TypeError(f"log_weight={log_weight!r} is no function: pass one, such as tilted(1.0).")
+    checks.function("log_weight", log_weight, "(loss, step) -> float[], such as tilted(1.0)")
     return from_method(OverDraws(method_of(method), num_draws, log_weight))
 
 
