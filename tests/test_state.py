@@ -1,6 +1,7 @@
 """What happens to the state, over every public method: transformations of JAX, dtypes, bad gradients."""
 
 import copy
+import functools
 import inspect
 import pickle
 
@@ -132,12 +133,27 @@ def test_vmap_over_a_gate_pays_for_both_branches():
     assert together > 1.8 * taken > 3 * closed
 
 
+@functools.cache
+def in_float32(name):
+    return train(VARIANTS[name].make(), steps=2)[0]
+
+
 @every_method
-def test_x64_keeps_float64_and_nothing_is_nan_on_the_way(name):
-    with jax.enable_x64(True), jax.debug_nans(True):
-        params, state, _ = train(VARIANTS[name].make(), steps=2, dtype=jnp.float64)
-        assert all(x.dtype == jnp.float64 for x in jax.tree.leaves(params))
+@pytest.mark.parametrize(
+    ("x64", "debug_nans", "dtype"),
+    [(True, True, jnp.float64), (True, False, jnp.float32), (False, True, jnp.float32)],
+    ids=["x64 and debug_nans", "x64, float32 parameters", "debug_nans"],
+)
+def test_in_every_mode_of_jax_dtypes_are_kept_and_nothing_is_nan(name, x64, debug_nans, dtype):
+    wanted, start = in_float32(name), jax.device_get(init_params())
+    with jax.enable_x64(x64), jax.debug_nans(debug_nans):
+        start = jax.tree.map(lambda x: jnp.asarray(x, dtype), start)
+        params, state, _ = train(VARIANTS[name].make(), steps=2, params=start, dtype=dtype)
+        assert all(x.dtype == dtype for x in jax.tree.leaves(params))
         chex.assert_tree_all_finite((params, state))
+        if "tsam" not in name and "ausam" not in name:  # they draw in the dtype at hand
+            narrow = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+            assert_trees_close(narrow, wanted, rtol=1e-4, atol=1e-5)
 
 
 @every_method
