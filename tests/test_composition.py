@@ -91,41 +91,6 @@ def test_reduce_on_plateau_and_polyak_take_their_value():
 
 
 @every_method
-def test_inject_hyperparams_takes_the_methods_numbers_as_schedules(name):
-    case = METHODS[name]
-    static = optax_sam.static_arguments(case.method)
-    arguments = {**case.required, **case.own}
-    radius = "radius" if name == "pugd" else "rho"
-    factory = optax.inject_hyperparams(case.method, static_args=static)
-    injected = optax.chain(factory(**arguments, **{radius: lambda step: 0.1 * (step + 1.0)}), optax.sgd(0.1))
-    params = init_params()
-    state = jax.jit(injected.init)(params)
-
-    @jax.jit
-    def step(params, state, batch, indices):
-        oracle = optax_sam.Oracle(losses, batch, indices=indices)
-        updates, state = injected.update(params, state, params, oracle=oracle)
-        return optax.apply_updates(params, updates), state
-
-    for number in range(3):
-        params, state = step(params, state, make_batch(number), make_indices(number))
-        info = optax_sam.info(state)
-        if name in ("sam", "pugd", "tsam", "ausam"):
-            np.testing.assert_allclose(info["perturbation_norm"], 0.1 * (number + 1), rtol=1e-4)
-    wanted, _, _ = train(
-        case.make(**{radius: lambda step: 0.1 * (step + 1.0)}),
-        optax.chain(method := case.make(**{radius: lambda step: 0.1 * (step + 1.0)}), optax.sgd(0.1)),
-        steps=3,
-    )
-    assert_trees_close(params, wanted, rtol=1e-5, atol=1e-6)
-
-
-def test_inject_hyperparams_without_static_arguments_says_what_to_do():
-    with pytest.raises(TypeError, match=r"an array.*static_arguments"):
-        optax.inject_hyperparams(optax_sam.vsam)(rho=0.1).init(init_params())
-
-
-@every_method
 def test_inside_masked_the_full_parameters_are_perturbed_where_visible(name):
     if name in ("tsam", "ausam"):
         case = METHODS[name].but(needs_oracle=True)
