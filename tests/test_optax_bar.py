@@ -14,6 +14,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import optax_sam
+from tests.chains import remember
 from tests.registry import (
     VARIANTS,
     WRAPPED,
@@ -50,11 +51,6 @@ def test_unexpected_arguments_are_ignored(name):
         return str(jax.make_jaxpr(update)(params, method.init(params), make_batch(), make_indices()))
 
     assert program(**UNEXPECTED, value=2.0, value_fn=losses, step=jnp.array(7)) == program()
-
-
-def remember():
-    """Keeps what it is handed in its state, and hands it on."""
-    return optax.GradientTransformation(optax.tree.zeros_like, lambda updates, state, params: (updates,) * 2)
 
 
 @functools.cache
