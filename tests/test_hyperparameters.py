@@ -188,6 +188,26 @@ def test_injected_constants_are_those_given_directly(name):
         assert_trees_close(inner_state, after, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@every_method
+def test_injected_numbers_are_in_the_dtype_of_the_parameters_and_types_stay(name, dtype):
+    """As Optax converts them, which must not reach the types of the state."""
+    tx, params = inject(name), init_params(dtype)
+    state = tx.init(params)
+    assert all(state.hyperparams[argument].dtype == dtype for argument in constants(name))
+
+    def update(params, state):
+        oracle = optax_sam.Oracle(losses, make_batch(dtype=dtype), indices=make_indices())
+        return tx.update(params, state, params, oracle=oracle)
+
+    types = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
+    descent, after = jax.eval_shape(update, params, state)
+    assert types(descent) == types(params)
+    assert types(after) == types(state)
+    inner = METHODS[name].make(**constants(name)).init(params)
+    assert types(state.inner_state) == types(inner)
+
+
 def test_injected_probability_has_its_reciprocal_as_strength_of_grst():
     """`alpha=None`: in a perturbed step `g + (g' - g) / p`."""
     tx, params = optax.inject_hyperparams(optax_sam.grst)(rho=0.5, probability=0.25), jnp.array([3.0, 4.0])
