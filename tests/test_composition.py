@@ -30,7 +30,6 @@ STEPS = 4
 pytestmark = pytest.mark.usefixtures("as_optax_promotes")
 every_method = pytest.mark.parametrize("name", METHODS)
 
-
 BEHIND = side_by_side(
     descent=optax.identity(),
     clip=optax.clip_by_global_norm(0.01),
@@ -51,7 +50,7 @@ BEHIND = side_by_side(
 @functools.cache
 def behind_by_hand():
     """What stands behind, jitted alone."""
-    return jax.jit(lambda descent, state, value: BEHIND.update(descent, state, init_params(), value=value))
+    return jax.jit(lambda descent, state, params, loss: BEHIND.update(descent, state, params, value=loss))
 
 
 @functools.cache
@@ -75,9 +74,10 @@ def behind(name):
 
 @every_method
 def test_all_behind_it_do_with_the_descent_as_by_hand(name):
-    state = BEHIND.init(init_params())
+    params = init_params()
+    state = BEHIND.init(params)
     for updates, loss, _ in behind(name):
-        wanted, state = behind_by_hand()(updates["descent"], state, loss)
+        wanted, state = behind_by_hand()(updates["descent"], state, params, loss)
         assert_trees_close(updates, wanted, rtol=1e-5, atol=1e-6)
 
 
