@@ -14,7 +14,6 @@ from tests.registry import (
     VARIANTS,
     WRAPPED,
     assert_trees_close,
-    assert_trees_equal,
     init_params,
     losses,
     make_batch,
@@ -24,14 +23,6 @@ from tests.registry import (
 
 every_method = pytest.mark.parametrize("name", WRAPPED)
 every_gated = pytest.mark.parametrize("name", GATED)
-
-
-@every_method
-def test_unknown_extra_arguments_are_ignored(name):
-    method = VARIANTS[name].make()
-    first = one_step(method, init_params(), make_batch())[0]
-    second = one_step(method, init_params(), make_batch(), unexpected=1, value=2.0)[0]
-    assert_trees_equal(first, second)
 
 
 @every_method

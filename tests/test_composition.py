@@ -1,4 +1,10 @@
-"""Inside and around Optax's own transformations."""
+"""Before and inside Optax's own transformations, over every public method.
+
+Parts of the parameters stand in `test_parts_of_the_parameters.py`, searches along a line and lookahead in
+`test_line_searches.py`, accumulation over micro-batches and what else Optax asks in `test_optax_bar.py`.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +13,7 @@ import optax
 import pytest
 
 import optax_sam
+from tests.chains import remember, side_by_side
 from tests.registry import (
     METHODS,
     VARIANTS,
@@ -16,181 +23,188 @@ from tests.registry import (
     losses,
     make_batch,
     make_indices,
-    make_step,
-    train,
 )
 
+STEPS = 4
+
+pytestmark = pytest.mark.usefixtures("as_optax_promotes")
 every_method = pytest.mark.parametrize("name", METHODS)
-each_kind = pytest.mark.parametrize("name", ["sam", "vsam", "ausam"])  # plain, gated with memory, drawn
 
-
-@pytest.fixture(autouse=True)
-def as_optax_promotes():
-    """Some of Optax's own transformations mix dtypes and ranks."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-
-
-@every_method
-def test_behind_it_the_chain_sees_the_sharpness_aware_gradient(name):
-    method = METHODS[name].make()
-    params, batch = init_params(), make_batch()
-    tx = optax.chain(method, optax.clip_by_global_norm(0.01), optax.scale(-1.0))
-    state = tx.init(params)
-    step = jax.jit(make_step(method, tx))
-    after, _, _ = step(params, state, batch, make_indices())
-    moved = optax.tree.norm(jax.tree.map(jnp.subtract, after, params))
-    np.testing.assert_allclose(moved, 0.01, rtol=1e-3)
-
-
-@each_kind
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda m: optax.named_chain(("sharpness", m), ("base", optax.sgd(0.1))),
-        lambda m: optax.chain(optax.chain(m, optax.add_decayed_weights(1e-3)), optax.adam(1e-2)),
-        lambda m: optax.apply_if_finite(optax.chain(m, optax.sgd(0.1)), 3),
-        lambda m: optax.chain(optax.conditionally_transform(m, lambda step: step >= 0), optax.sgd(0.1)),
-        lambda m: optax.contrib.schedule_free(optax.chain(m, optax.sgd(0.1)), 0.1, b1=0.9),
-        lambda m: optax.contrib.mechanize(optax.chain(m, optax.sgd(0.1))),
-        lambda m: optax.chain(m, optax.MultiSteps(optax.sgd(0.1), 2)),
-        lambda m: optax.chain(m, optax.contrib.muon(0.01)),
-        lambda m: optax.masked(
-            optax.chain(m, optax.sgd(0.1)), {"layer_0": True, "layer_1": {"kernel": True, "bias": False}}
-        ),
-    ],
-    ids=[
-        "named_chain",
-        "nested_chain",
-        "apply_if_finite",
-        "conditionally_transform",
-        "schedule_free",
-        "mechanize",
-        "multi_steps_behind",
-        "muon",
-        "masked",
-    ],
+BEHIND = side_by_side(
+    descent=optax.identity(),
+    clip=optax.clip_by_global_norm(0.01),
+    decay_and_adam=optax.chain(optax.add_decayed_weights(1e-3), optax.adam(0.01)),
+    named=optax.named_chain(("momentum", optax.trace(0.9)), ("rate", optax.scale(-0.1))),
+    muon=optax.contrib.muon(0.01),
+    polyak=optax.polyak_sgd(max_learning_rate=0.5),
+    plateau=optax.contrib.reduce_on_plateau(factor=0.5, patience=2),
+    if_finite=optax.apply_if_finite(optax.sgd(0.1), 3),
+    schedule_free=optax.contrib.schedule_free(optax.sgd(0.1), 0.1),
+    mechanize=optax.contrib.mechanize(optax.sgd(0.1)),
+    partition=optax.partition(
+        {"sgd": optax.sgd(0.1), "adam": optax.adam(0.1)}, {"layer_0": "sgd", "layer_1": "adam"}
+    ),
 )
-def test_works_inside_and_around(name, wrap):
-    method = METHODS[name].make()
-    params, state, seen = train(method, wrap(method), steps=3)
-    assert all(np.all(np.isfinite(np.asarray(x))) for x in jax.tree.leaves(params))
-    assert np.isfinite(optax_sam.info(state)["grad_norm"])
-    assert not np.allclose(seen[0], seen[2])
 
 
-def test_reduce_on_plateau_and_polyak_take_their_value():
-    params, batch = init_params(), make_batch()
-    for base in (optax.contrib.reduce_on_plateau(), optax.polyak_sgd()):
-        sam = optax_sam.sam()
-        tx = optax.chain(sam, base)
-        state = tx.init(params)
-        loss, grads, oracle = sam.value_and_grad(losses)(params, batch, state=state)
-        updates, _ = tx.update(grads, state, params, oracle=oracle, value=loss)
-        assert optax.tree.norm(updates) > 0
+@functools.cache
+def behind_by_hand():
+    """What stands behind, jitted alone."""
+    return jax.jit(lambda descent, state, params, loss: BEHIND.update(descent, state, params, value=loss))
 
 
-@every_method
-def test_inject_hyperparams_takes_the_methods_numbers_as_schedules(name):
-    case = METHODS[name]
-    static = optax_sam.static_arguments(case.method)
-    arguments = {**case.required, **case.own}
-    radius = "radius" if name == "pugd" else "rho"
-    factory = optax.inject_hyperparams(case.method, static_args=static)
-    injected = optax.chain(factory(**arguments, **{radius: lambda step: 0.1 * (step + 1.0)}), optax.sgd(0.1))
-    params = init_params()
-    state = jax.jit(injected.init)(params)
+@functools.cache
+def behind(name):
+    """What is seen in some steps behind a method, at fixed parameters: `(updates, loss, info)`."""
+    method, params = METHODS[name].make(), init_params()
+    tx = optax.chain(method, BEHIND)
 
     @jax.jit
     def step(params, state, batch, indices):
-        oracle = optax_sam.Oracle(losses, batch, indices=indices)
-        updates, state = injected.update(params, state, params, oracle=oracle)
-        return optax.apply_updates(params, updates), state
+        loss, grads, oracle = method.value_and_grad(losses)(params, batch, state=state, indices=indices)
+        updates, state = tx.update(grads, state, params, oracle=oracle, value=loss)
+        return updates, state, loss
 
-    for number in range(3):
-        params, state = step(params, state, make_batch(number), make_indices(number))
-        info = optax_sam.info(state)
-        if name in ("sam", "pugd", "tsam", "ausam"):
-            np.testing.assert_allclose(info["perturbation_norm"], 0.1 * (number + 1), rtol=1e-4)
-    wanted, _, _ = train(
-        case.make(**{radius: lambda step: 0.1 * (step + 1.0)}),
-        optax.chain(method := case.make(**{radius: lambda step: 0.1 * (step + 1.0)}), optax.sgd(0.1)),
-        steps=3,
-    )
-    assert_trees_close(params, wanted, rtol=1e-5, atol=1e-6)
-
-
-def test_inject_hyperparams_without_static_arguments_says_what_to_do():
-    with pytest.raises(TypeError, match=r"an array.*static_arguments"):
-        optax.inject_hyperparams(optax_sam.vsam)(rho=0.1).init(init_params())
+    state, seen = tx.init(params), []
+    for _ in range(STEPS):
+        updates, state, loss = step(params, state, make_batch(), make_indices())
+        seen.append((updates, loss, optax_sam.info(state)))
+    return seen
 
 
 @every_method
-def test_inside_masked_the_full_parameters_are_perturbed_where_visible(name):
-    if name in ("tsam", "ausam"):
-        case = METHODS[name].but(needs_oracle=True)
-    else:
-        case = METHODS[name]
-    method, params = case.make(), init_params()
-    mask = {"layer_0": True, "layer_1": False}
-    tx = optax.chain(optax.masked(method, mask), optax.sgd(0.1))
-    state = tx.init(params)
-    batch, indices = make_batch(), make_indices()
-    loss, grads, oracle = method.value_and_grad(losses)(params, batch, state=state, indices=indices)
-    updates, after = tx.update(grads, state, params, oracle=oracle)
-    assert jax.tree.structure(updates) == jax.tree.structure(params)
-    assert_trees_close(updates["layer_1"], jax.tree.map(lambda g: -0.1 * g, grads["layer_1"]))
-    gradient = jax.grad(lambda p: jnp.mean(losses(p, batch)))
-    with pytest.raises(ValueError, match=r"params"):
-        tx.update(grads, state, params, oracle=optax_sam.Oracle(losses, batch, indices=indices))
-    with pytest.raises(ValueError, match=r"grad_fn|oracle"):
-        tx.update(grads, state, params, grad_fn=gradient)
+def test_all_behind_it_do_with_the_descent_as_by_hand(name):
+    params = init_params()
+    state = BEHIND.init(params)
+    for updates, loss, _ in behind(name):
+        wanted, state = behind_by_hand()(updates["descent"], state, params, loss)
+        assert_trees_close(updates, wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_masked_sam_perturbs_the_visible_part_to_the_radius():
-    sam, params, batch = optax_sam.sam(0.1), init_params(), make_batch()
-    tx = optax.masked(sam, {"layer_0": True, "layer_1": False})
-    state = tx.init(params)
-    _, grads, oracle = sam.value_and_grad(losses)(params, batch, state=state)
-    descent, _ = tx.update(grads, state, params, oracle=oracle)
-    size = optax.tree.norm(grads["layer_0"])
-    point = params | {
-        "layer_0": jax.tree.map(lambda w, g: w + 0.1 * g / size, params["layer_0"], grads["layer_0"])
+@every_method
+def test_step_sizes_are_those_of_the_descent_and_the_given_loss(name):
+    """The formulas: norm clipping, Polyak's step, a plateau of two steps without a better loss."""
+    best, without, scale = np.inf, 0, 1.0
+    for updates, loss, info in behind(name):
+        descent = updates["descent"]
+        size = np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(descent)))
+        if name in ("sam", "asam", "ausam"):
+            np.testing.assert_allclose(size, info["perturbed_grad_norm"], rtol=1e-5)
+            assert not np.isclose(size, info["grad_norm"], rtol=1e-3)
+        improved = loss < (1 - 1e-4) * best
+        best, without = (loss, 0) if improved else (best, without + 1)
+        if without == 2:
+            scale, without = 0.5 * scale, 0
+        factors = {
+            "clip": min(1, 0.01 / size),
+            "polyak": -min(loss / size**2, 0.5),
+            "plateau": scale,
+            "if_finite": -0.1,
+        }
+        for key, factor in factors.items():
+            wanted = jax.tree.map(lambda x, factor=factor: factor * x, descent)
+            assert_trees_close(updates[key], wanted, rtol=1e-4, atol=1e-7)
+    if METHODS[name].starts_at_params and METHODS[name].examples == 1:
+        assert scale == 0.5  # the loss at fixed parameters is a plateau
+
+
+def around(method):
+    """Optax's wrappers around the method and a base optimizer; what the base is handed is kept."""
+    chained = optax.named_chain(("sharpness", method), ("seen", remember()), ("base", optax.sgd(0.1)))
+    return {
+        "schedule_free": optax.contrib.schedule_free(optax.apply_if_finite(chained, 3), 0.1),
+        "mechanize": optax.contrib.mechanize(chained, s_init=0.1),
     }
-    wanted = jax.grad(lambda p: jnp.mean(losses(p, batch)))(point)
-    assert_trees_close(descent["layer_0"], wanted["layer_0"], rtol=1e-5, atol=1e-6)
-    assert_trees_equal(descent["layer_1"], grads["layer_1"])
 
 
-def test_partition_with_two_methods_asks_for_the_one_that_is_meant():
-    labels = {"layer_0": "near", "layer_1": "far"}
-    near, far = optax_sam.sam(0.01), optax_sam.sam(0.5)
-    tx = optax.partition({"near": near, "far": far}, labels)
-    params, batch = init_params(), make_batch()
-    state = tx.init(params)
-    with pytest.raises(ValueError, match=r"2 states .*near.*far|2 states .*far.*near"):
-        near.value_and_grad(losses)(params, batch, state=state)
-    _, grads, oracle = near.value_and_grad(losses)(params, batch, state=state.inner_states["near"])
-    descent, state = tx.update(grads, state, params, oracle=oracle)
-    assert jax.tree.structure(descent) == jax.tree.structure(params)
-    near_info = optax_sam.info(state.inner_states["near"])
-    np.testing.assert_allclose(near_info["perturbation_norm"], 0.01, rtol=1e-5)
+@functools.cache
+def around_by_hand():
+    """The same wrappers around the base optimizer alone, to which the descent comes by another way."""
 
+    def update(updates, state, params, *, descent):
+        del updates
+        return optax.sgd(0.1).update(descent, state, params)
 
-def test_a_mask_on_the_ascent_perturbs_a_part_and_descends_on_all():
-    mask = {"layer_0": True, "layer_1": False}
-    keep = optax.chain(optax.masked(optax.set_to_zero(), jax.tree.map(lambda m: not m, mask)))
-    method = optax_sam.sharpness_aware(optax.chain(keep, optax_sam.to_radius(0.1)))
-    params, batch = init_params(), make_batch()
-    _, grads, oracle = method.value_and_grad(losses)(params, batch, state=method.init(params))
-    descent, state = method.update(grads, method.init(params), params, oracle=oracle)
-    size = optax.tree.norm(grads["layer_0"])
-    point = params | {
-        "layer_0": jax.tree.map(lambda w, g: w + 0.1 * g / size, params["layer_0"], grads["layer_0"])
+    base = optax.GradientTransformationExtraArgs(optax.sgd(0.1).init, update)
+    wrappers = {
+        "schedule_free": optax.contrib.schedule_free(base, 0.1),
+        "mechanize": optax.contrib.mechanize(base, s_init=0.1),
     }
-    wanted = jax.grad(lambda p: jnp.mean(losses(p, batch)))(point)
-    assert_trees_close(descent, wanted, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(optax_sam.info(state)["perturbation_norm"], 0.1, rtol=1e-5)
+    params = init_params()
+    return {key: (jax.jit(tx.update), tx.init(params)) for key, tx in wrappers.items()}
+
+
+@every_method
+def test_wrappers_around_it_hand_the_descent_to_the_base_optimizer(name):
+    """`mechanize` tunes its step size by the gradient that it is handed itself, the clean one; with
+    `chain(method, mechanize(base))` it is the descent.
+    """
+    method = METHODS[name].make()
+    wrappers = around(method)
+
+    @jax.jit
+    def step(runs, batch, indices):
+        after = {}
+        for key, (params, state) in runs.items():
+            _, grads, oracle = method.value_and_grad(losses)(params, batch, state=state, indices=indices)
+            updates, state = wrappers[key].update(grads, state, params, oracle=oracle)
+            after[key] = grads, updates, state
+        return after
+
+    runs = {key: (init_params(), tx.init(init_params())) for key, tx in wrappers.items()}
+    by_hand = dict(around_by_hand())
+    for number in range(STEPS):
+        for key, (grads, updates, state) in step(runs, make_batch(number), make_indices(number)).items():
+            descent, params = optax.tree.get(state, "seen"), runs[key][0]
+            if number == 0:
+                assert_trees_close(descent, behind(name)[0][0]["descent"], rtol=1e-5)
+            update, by_hand_state = by_hand[key]
+            wanted, by_hand_state = update(grads, by_hand_state, params, descent=descent)
+            assert_trees_close(updates, wanted, rtol=1e-5, atol=1e-6)
+            by_hand[key] = update, by_hand_state
+            runs[key] = optax.apply_updates(params, updates), state
+    moved = optax.tree.norm(optax.tree.sub(runs["mechanize"][0], init_params()))
+    assert float(moved) > 1e-3
+
+
+@every_method
+def test_conditionally_transform_skips_the_method_and_its_state(name):
+    """Every second step descends along the clean gradient, of which the method learns nothing."""
+    method, params = METHODS[name].make(), init_params()
+    tx = optax.conditionally_transform(method, lambda step: step % 2 == 0)
+
+    @jax.jit
+    def step(params, state, batch, indices):
+        _, grads, oracle = method.value_and_grad(losses)(params, batch, state=state, indices=indices)
+        return grads, *tx.update(grads, state, params, oracle=oracle)
+
+    state = tx.init(params)
+    for number in range(4):
+        before = state.inner_state
+        grads, descent, state = step(params, state, make_batch(), make_indices())
+        if number % 2:
+            assert_trees_equal(descent, grads)
+            assert_trees_equal(state.inner_state, before)
+        else:
+            wanted = behind(name)[number // 2][0]["descent"]
+            assert_trees_close(descent, wanted, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if not METHODS[name].needs_oracle])
+def test_apply_if_finite_around_it_judges_the_clean_gradient_alone(name):
+    """A gradient that is not finite is skipped, the method's state included; a perturbed one passes."""
+    method, params = METHODS[name].make(), {"w": jnp.array([3.0, 4.0])}
+    tx = optax.apply_if_finite(optax.chain(method, optax.sgd(0.1)), 3)
+    nowhere = lambda p: jax.tree.map(lambda x: jnp.inf * x, p)
+    update = jax.jit(lambda g, state: tx.update(g, state, params, grad_fn=nowhere, perturb=True))
+    state = tx.init(params)
+    updates, after = update(nowhere(params), state)
+    assert_trees_equal(updates, optax.tree.zeros_like(params))
+    assert_trees_equal(after.inner_state, state.inner_state)
+    assert not after.last_finite
+    updates, after = update(params, state)
+    assert not np.isfinite(np.asarray(updates["w"])).any()
+    assert after.last_finite
 
 
 @every_method
@@ -221,9 +235,11 @@ def test_accumulated_gradient_function_is_the_big_batch(name):
         )
         return micro(params, batch)
 
-    got, _ = method.update(
-        accumulated(params), method.init(params), params, grad_fn=accumulated, perturb=True
-    )
-    oracle = optax_sam.Oracle(losses, batch)
-    wanted, _ = method.update(params, method.init(params), params, oracle=oracle, perturb=True)
+    @jax.jit
+    def both(params, state):
+        oracle = optax_sam.Oracle(losses, batch)
+        by_function = method.update(accumulated(params), state, params, grad_fn=accumulated, perturb=True)
+        return by_function[0], method.update(params, state, params, oracle=oracle, perturb=True)[0]
+
+    got, wanted = both(params, method.init(params))
     assert_trees_close(got, wanted, rtol=1e-5, atol=1e-6)

@@ -32,20 +32,6 @@ every_gated = pytest.mark.parametrize("name", GATED)
 
 
 @every_method
-def test_state_keeps_structure_shapes_and_dtypes(name):
-    method = VARIANTS[name].make()
-    tx = optax.chain(method, optax.sgd(0.1, momentum=0.9))
-    params = init_params()
-    state = tx.init(params)
-    step = make_step(method, tx)
-    after = jax.eval_shape(step, params, state, make_batch(), make_indices())[1]
-    assert jax.tree.structure(after) == jax.tree.structure(state)
-    chex.assert_trees_all_equal_shapes_and_dtypes(after, jax.eval_shape(lambda s: s, state))
-    assert not any(jax.tree.leaves(jax.tree.map(lambda x: x.weak_type, after)))
-    chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(tx.init, params), state)
-
-
-@every_method
 def test_state_of_weakly_typed_parameters_is_strongly_typed(name):
     method = VARIANTS[name].make()
     params = jax.tree.map(lambda x: jnp.full(x.shape, 0.1), init_params())
