@@ -94,6 +94,10 @@ def nnx_value_and_grad(
 
     def value_and_grad(model, batch, *, optimizer, weights=None, **arguments) -> tuple[Any, Any, Any]:
         graph, params, rest = nnx.split(model, optimizer.wrt, ...)
+        variables = jax.tree.structure(params)
+        # Arrays alone: no later pass sees what the first one leaves in the model, and the parameters
+        # are the tree that nnx.Optimizer hands to the method.
+        params, rest = nnx.as_pure((params, rest))
 
         def losses(params, batch, key=None):
             copy = nnx.merge(graph, params, rest, copy=True)
@@ -105,12 +109,11 @@ def nnx_value_and_grad(
 
         if fresh_keys:
             arguments["key"] = jax.random.key(0)
-        # Without its variables, as nnx.Optimizer hands the parameters to the method too.
         (loss, (aux, after)), grads, oracle = method.value_and_grad(losses, has_aux=True)(
-            nnx.as_pure(params), batch, state=optimizer.opt_state, weights=weights, **arguments
+            params, batch, state=optimizer.opt_state, weights=weights, **arguments
         )
         nnx.update(model, _without_slices(rest, after, weights))
-        grads = jax.tree.unflatten(jax.tree.structure(params), jax.tree.leaves(grads))
+        grads = jax.tree.unflatten(variables, jax.tree.leaves(grads))
         return (loss, aux) if has_aux else loss, grads, oracle
 
     return value_and_grad
@@ -129,16 +132,14 @@ def _folded(keys: Any, key: jax.Array) -> Any:
 
 def _changed(model: Any, before: Any) -> Any:
     """What a pass has changed: no parameters, no keys, nothing that it only read or has added."""
-    values = {path: variable.get_value() for path, variable in nnx.to_flat_state(before)}
-    after = nnx.to_flat_state(nnx.state(model, nnx.Not(nnx.RngKey)))
-    return nnx.from_flat_state(
-        [(path, v) for path, v in after if path in values and v.get_value() is not values[path]]
-    )
+    before = dict(nnx.to_flat_state(before))
+    after = nnx.to_flat_state(nnx.as_pure(nnx.state(model, nnx.Not(nnx.RngKey))))
+    return nnx.from_flat_state([(path, x) for path, x in after if path in before and x is not before[path]])
 
 
 def _without_slices(before: Any, after: Any, weights: Any) -> Any:
     """Statistics as the model has them: the mean over slices; of integers the first slice's."""
-    variables = dict(nnx.to_flat_state(before))
+    before = dict(nnx.to_flat_state(before))
 
     def on_leaf(x, like):
         if x.shape == like.shape:
@@ -146,8 +147,8 @@ def _without_slices(before: Any, after: Any, weights: Any) -> Any:
         stacked = sharding.replicated(x).reshape(-1, *like.shape)
         number = stacked.shape[0]
         of_slices = None if weights is None else sharding.split_rows(weights, number).sum(axis=1)
-        return means.mean(means.shares(of_slices, number), stacked)
+        return means.mean(means.shares(of_slices, number, of_slices), stacked)
 
     return nnx.from_flat_state(
-        [(path, jax.tree.map(on_leaf, v, variables[path])) for path, v in nnx.to_flat_state(after)]
+        [(path, jax.tree.map(on_leaf, x, before[path])) for path, x in nnx.to_flat_state(after)]
     )
