@@ -6,11 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from optax_sam import trees
+from optax_sam import means, sharding
 from optax_sam.method import SharpnessAware
 
 
@@ -47,7 +46,8 @@ def apply_gradients(train_state: Any, *, grads: Any, **arguments: Any) -> Any:
     replaced = {name: value for name, value in arguments.items() if name in fields}
     extra = {name: value for name, value in arguments.items() if name not in fields}
     tx = train_state.tx
-    bound = optax.GradientTransformation(tx.init, functools.partial(tx.update, **extra))
+    update = optax.with_extra_args_support(tx).update
+    bound = optax.GradientTransformation(tx.init, functools.partial(update, **extra))
     return train_state.replace(tx=bound).apply_gradients(grads=grads, **{"tx": tx} | replaced)
 
 
@@ -62,7 +62,8 @@ def nnx_value_and_grad(
 
     Every gradient is that of a copy of the model. The batch statistics and the counts of random
     numbers that the first pass leaves behind are written back to `model`, those of the further
-    passes are not; all passes begin with the same ones, so that dropout masks are the same.
+    passes are not; all passes begin with the same ones, so that dropout masks are the same. What a
+    pass adds to the model is dropped: return it as `aux`.
 
     Args:
       method: a sharpness-aware method.
@@ -75,7 +76,7 @@ def nnx_value_and_grad(
       A function `(model, batch, *, optimizer, indices=None, weights=None, whole_batch=False,
       loss_scale=None)` that returns `loss, grads, oracle`, or `(loss, aux), grads, oracle`; `optimizer` is
       the `nnx.Optimizer`, to be stepped by `optimizer.update(model, grads, oracle=oracle)`. Where the
-      batch is gone through in slices, the model gets the mean of their statistics.
+      batch is gone through in slices, the model gets the mean of their statistics, weighted as they are.
 
     Raises:
       ValueError: see `SharpnessAware.value_and_grad`.
@@ -91,9 +92,12 @@ def nnx_value_and_grad(
       >>> updated = optimizer.update(model, grads, oracle=oracle)
     """
 
-    def value_and_grad(model, batch, *, optimizer, **arguments) -> tuple[Any, Any, Any]:
+    def value_and_grad(model, batch, *, optimizer, weights=None, **arguments) -> tuple[Any, Any, Any]:
         graph, params, rest = nnx.split(model, optimizer.wrt, ...)
-        changing = nnx.Not(nnx.Any(optimizer.wrt, nnx.RngKey))
+        variables = jax.tree.structure(params)
+        # Arrays alone: no later pass sees what the first one leaves in the model, and the parameters
+        # are the tree that nnx.Optimizer hands to the method.
+        params, rest = nnx.as_pure((params, rest))
 
         def losses(params, batch, key=None):
             copy = nnx.merge(graph, params, rest, copy=True)
@@ -101,14 +105,15 @@ def nnx_value_and_grad(
                 nnx.update(copy, _folded(nnx.state(copy, nnx.RngKey), key))
             returned = loss_fn(copy, batch)
             found, aux = returned if has_aux else (returned, None)
-            return found, (aux, nnx.state(copy, changing))
+            return found, (aux, _changed(copy, rest))
 
         if fresh_keys:
             arguments["key"] = jax.random.key(0)
         (loss, (aux, after)), grads, oracle = method.value_and_grad(losses, has_aux=True)(
-            params, batch, state=optimizer.opt_state, **arguments
+            params, batch, state=optimizer.opt_state, weights=weights, **arguments
         )
-        nnx.update(model, jax.tree.map(_without_slices, nnx.state(model, changing), after))
+        nnx.update(model, _without_slices(rest, after, weights))
+        grads = jax.tree.unflatten(variables, jax.tree.leaves(grads))
         return (loss, aux) if has_aux else loss, grads, oracle
 
     return value_and_grad
@@ -117,11 +122,33 @@ def nnx_value_and_grad(
 def _folded(keys: Any, key: jax.Array) -> Any:
     """The model's keys, each with the number that `key` stands for."""
     number = jax.random.bits(key)
-    return jax.tree.map(lambda k: jax.random.fold_in(k, number), keys)
+
+    def on_leaf(keys):
+        folded = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys.reshape(-1), number)
+        return folded.reshape(keys.shape)
+
+    return jax.tree.map(on_leaf, keys)
 
 
-def _without_slices(before: jax.Array, after: jax.Array) -> jax.Array:
+def _changed(model: Any, before: Any) -> Any:
+    """What a pass has changed: no parameters, no keys, nothing that it only read or has added."""
+    before = dict(nnx.to_flat_state(before))
+    after = nnx.to_flat_state(nnx.as_pure(nnx.state(model, nnx.Not(nnx.RngKey))))
+    return nnx.from_flat_state([(path, x) for path, x in after if path in before and x is not before[path]])
+
+
+def _without_slices(before: Any, after: Any, weights: Any) -> Any:
     """Statistics as the model has them: the mean over slices; of integers the first slice's."""
-    if jnp.ndim(after) == jnp.ndim(before):
-        return after
-    return jnp.mean(after, axis=0) if trees.is_inexact(after) else after[0]
+    before = dict(nnx.to_flat_state(before))
+
+    def on_leaf(x, like):
+        if x.shape == like.shape:
+            return x
+        stacked = sharding.replicated(x).reshape(-1, *like.shape)
+        number = stacked.shape[0]
+        of_slices = None if weights is None else sharding.split_rows(weights, number).sum(axis=1)
+        return means.mean(means.shares(of_slices, number, of_slices), stacked)
+
+    return nnx.from_flat_state(
+        [(path, jax.tree.map(on_leaf, x, before[path])) for path, x in nnx.to_flat_state(after)]
+    )

@@ -1,0 +1,60 @@
+"""The code of the README and of the guides runs as it is printed."""
+
+import difflib
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = {
+    page.name: re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    for page in [README, *sorted((ROOT / "docs").glob("*.md"))]
+}
+
+
+@pytest.mark.parametrize("name", [name for name, blocks in PAGES.items() if blocks])
+def test_every_block_of_the_page_runs_after_those_before_it(name, capsys):
+    names: dict = {}
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for number, block in enumerate(PAGES[name]):
+            exec(compile(block, f"{name}, block {number}", "exec"), names)
+            if "loss" in names:
+                assert np.isfinite(names["loss"])
+    if name == "README.md":
+        assert "perturbed_grad_norm" in capsys.readouterr().out
+        assert float(names["optax_sam"].info(names["opt_state"])["gradients"]) == 20
+
+
+def section(page, heading):
+    """The text below a heading of the second level."""
+    sections = re.split(r"^## ", (ROOT / "docs" / page).read_text(), flags=re.MULTILINE)
+    (text,) = [text for text in sections if text.startswith(heading + "\n")]
+    return text
+
+
+@pytest.mark.parametrize(
+    ("page", "heading"), [("flax.md", "Linen"), ("flax.md", "NNX"), ("equinox.md", "The training step")]
+)
+def test_at_most_three_lines_of_a_training_step_change(page, heading):
+    """The section shows the step without this library first, then with it."""
+    blocks = re.findall(r"```python\n(.*?)```", section(page, heading), flags=re.DOTALL)
+    before, after = [block for block in blocks if "def train_step" in block]
+    assert "optax_sam" not in before and "optax_sam" in after
+    changes = [line[0] for line in difflib.ndiff(before.splitlines(), after.splitlines())]
+    assert changes.count("-") == changes.count("+") == 3
+
+
+def test_two_lines_change_where_a_gradient_function_is_at_hand():
+    (diff,) = re.findall(r"```diff\n(.*?)```", section("flax.md", "Linen"), flags=re.DOTALL)
+    changes = [line[0] for line in diff.splitlines() if line]
+    assert changes.count("-") == changes.count("+") == 2
+
+
+def test_both_commands_have_a_target():
+    makefile = (ROOT / "Makefile").read_text()
+    for command in re.findall(r"^make (\w+)", README.read_text(), flags=re.MULTILINE):
+        assert re.search(rf"^{command}:", makefile, flags=re.MULTILINE), command
