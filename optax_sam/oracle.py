@@ -114,6 +114,8 @@ class Oracle:
                 f"losses={self.losses!r} is not a function: pass losses(params, batch) -> [batch]."
             )
         check_rows(Rows(self.batch, self.indices, self.weights))
+        if self.weights is not None:  # they are summed
+            object.__setattr__(self, "weights", trees.widen(self.weights))
         checks.key("key", self.key)
         checks.optional_positive("loss_scale", self.loss_scale)
 

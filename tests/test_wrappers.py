@@ -83,3 +83,18 @@ def test_numpy_arrays_are_arguments_too():
     zero = jax.tree.map(np.zeros_like, params)
     _, state = sam.update(zero, sam.init(params), params, grad_fn=gradient)
     assert optax_sam.info(state)["grad_norm"] == 0
+
+
+@pytest.mark.parametrize("wrap", [optax_sam.per_microbatch, optax_sam.accumulated])
+def test_weights_of_low_precision_are_summed_without_overflow(wrap):
+    weights = jnp.where(jnp.arange(16) % 5 == 1, 0.0, 40_000.0)
+    method, params = wrap(optax_sam.sam(), 4), init_params()
+
+    @jax.jit
+    def step(weights):
+        loss, grads, oracle = method.value_and_grad(losses)(
+            params, make_batch(), state=method.init(params), weights=weights
+        )
+        return loss, method.update(grads, method.init(params), params, oracle=oracle)[0]
+
+    assert_trees_close(step(weights.astype(jnp.float16)), step(weights / 40_000), rtol=1e-5)
