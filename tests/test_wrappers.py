@@ -98,3 +98,12 @@ def test_weights_of_low_precision_are_summed_without_overflow(wrap):
         return loss, method.update(grads, method.init(params), params, oracle=oracle)[0]
 
     assert_trees_close(step(weights.astype(jnp.float16)), step(weights / 40_000), rtol=1e-5)
+
+
+@pytest.mark.parametrize("tilt", [0.0, 1.0, -1.0])
+def test_an_infinite_loss_of_a_draw_with_a_finite_gradient_gives_no_nan(tilt):
+    method, params = optax_sam.tsam(1e30, tilt, num_samples=2, radius=0.0), jnp.array([1.0, 2.0])
+    square = lambda w, batch: jnp.sum(w * (0.5 * w)) * batch["image"][:, 0] ** 0
+    descent, state, _ = one_step(method, params, make_batch(), square)
+    assert optax_sam.finite(state) and np.isnan(optax_sam.info(state)["perturbed_loss"])
+    np.testing.assert_allclose(descent, params / 5**0.5 * 1e30, rtol=1e-5)

@@ -34,7 +34,8 @@ class OverDraws(Wrapper):
         def run(number, started):
             own = trees.like_masked(params, started.first.evaluation.grads)
             outcome = self.inner.finish(own, _draw_state(state, number), params, started, perturb)
-            return outcome, self.log_weight(outcome.loss, state.step)
+            # An infinite loss, whose gradient may be finite, counts as the largest number.
+            return outcome, jnp.nan_to_num(self.log_weight(outcome.loss, state.step))
 
         def one_more(carry, number):
             descent, total, largest, mean = carry
