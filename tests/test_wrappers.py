@@ -107,3 +107,13 @@ def test_an_infinite_loss_of_a_draw_with_a_finite_gradient_gives_no_nan(tilt):
     descent, state, _ = one_step(method, params, make_batch(), square)
     assert optax_sam.finite(state) and np.isnan(optax_sam.info(state)["perturbed_loss"])
     np.testing.assert_allclose(descent, params / 5**0.5 * 1e30, rtol=1e-5)
+
+
+def test_one_draw_needs_no_loop():
+    method, params = optax_sam.tsam(num_samples=1), jnp.ones(2)
+    with jax.disable_jit():
+        _, grads, oracle = method.value_and_grad(lambda w, x: x @ w)(
+            params, jnp.ones([3, 2]), state=method.init(params)
+        )
+        descent, _ = method.update(grads, method.init(params), params, oracle=oracle)
+    np.testing.assert_allclose(descent, [1.0, 1.0])
