@@ -100,6 +100,16 @@ def test_weights_of_low_precision_are_summed_without_overflow(wrap):
     assert_trees_close(step(weights.astype(jnp.float16)), step(weights / 40_000), rtol=1e-5)
 
 
+@pytest.mark.parametrize("wrap", [optax_sam.per_microbatch, optax_sam.accumulated])
+def test_weights_of_single_precision_where_double_is_enabled(wrap):
+    with jax.enable_x64(True):
+        method, params = wrap(optax_sam.sam(), 2), jnp.ones(2, jnp.float32)
+        loss, grads, _ = method.value_and_grad(lambda w, x: x @ w)(
+            params, jnp.ones([4, 2], jnp.float32), state=method.init(params), weights=jnp.ones(4, jnp.float32)
+        )
+        assert loss == 2 and grads.dtype == jnp.float32
+
+
 @pytest.mark.parametrize("tilt", [0.0, 1.0, -1.0])
 def test_an_infinite_loss_of_a_draw_with_a_finite_gradient_gives_no_nan(tilt):
     method, params = optax_sam.tsam(1e30, tilt, num_samples=2, radius=0.0), jnp.array([1.0, 2.0])
