@@ -23,9 +23,9 @@ def shares(weights: jax.Array | None, num_parts: int, params: Any) -> jax.Array:
     equal = jnp.full([num_parts], 1 / num_parts, float)
     if weights is None:
         return equal
-    weights = sharding.psum_over_replicas(sharding.replicated(weights), params)
+    weights = sharding.psum_over_replicas(sharding.replicated(weights), params).astype(float)
     total = weights.sum()
-    return jnp.where(total != 0, weights.astype(float) / jnp.where(total != 0, total, 1), equal)
+    return jnp.where(total != 0, weights / jnp.where(total != 0, total, 1), equal)
 
 
 def weighted(share: Any, tree: Any) -> Any:

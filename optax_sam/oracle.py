@@ -113,6 +113,8 @@ class Oracle:
         checks.boolean("has_aux", self.has_aux)
         checks.boolean("whole_batch", self.whole_batch)
         check_rows(Rows(self.batch, self.indices, self.weights))
+        if self.weights is not None:  # they are summed
+            object.__setattr__(self, "weights", trees.widen(self.weights))
         checks.key("key", self.key)
         checks.optional_positive("loss_scale", self.loss_scale)
 

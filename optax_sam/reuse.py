@@ -54,7 +54,7 @@ class DecayedDifference:
 
     def init(self, params: Any) -> DecayedDifferenceState:
         # With its dtype named, the zero of a weakly typed leaf keeps the leaf's sharding.
-        difference = jax.tree.map(lambda x: jnp.zeros_like(x, dtype=x.dtype), params)
+        difference = jax.tree.map(lambda x: jnp.zeros_like(x, dtype=jnp.result_type(x)), params)
         return DecayedDifferenceState(difference, jnp.full([], self.steps, jnp.int32))
 
     def refresh(self, state: Any, grads: Any, perturbed_grads: Any, context: Context) -> Any:

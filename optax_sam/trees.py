@@ -67,7 +67,7 @@ def norm(tree: Any) -> jax.Array:
     wide = jnp.float64 if is_double else jnp.float32
 
     def sum_of_squares(scale):
-        return sum(_sum_of_squares(x, scale).astype(wide) for x in leaves)
+        return sum(_sum_of_squares(x, scale, wide) for x in leaves)
 
     def rescaled():
         power = jnp.asarray(2.0 ** (-jnp.finfo(wide).minexp * 5 // 8), wide)
@@ -79,12 +79,10 @@ def norm(tree: Any) -> jax.Array:
     return lax.cond(ordinary, lambda: jnp.sqrt(square), rescaled)
 
 
-def _sum_of_squares(leaf: jax.Array, scale: jax.Array | None) -> jax.Array:
-    leaf = leaf.astype(accumulator_dtype(leaf.dtype))
-    leaf = leaf if scale is None else times(scale, leaf)
-    if jnp.iscomplexobj(leaf):
-        return jnp.sum(jnp.square(leaf.real) + jnp.square(leaf.imag))
-    return jnp.sum(jnp.square(leaf))
+def _sum_of_squares(leaf: jax.Array, scale: jax.Array | None, dtype: Any) -> jax.Array:
+    parts = (leaf.real, leaf.imag) if jnp.iscomplexobj(leaf) else (leaf,)
+    wide = [x.astype(dtype) if scale is None else times(scale, x.astype(dtype)) for x in parts]
+    return jnp.sum(sum(map(jnp.square, wide)))
 
 
 def divide(tree: Any, divisor: Any) -> Any:

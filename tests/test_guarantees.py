@@ -148,6 +148,16 @@ def test_huge_and_tiny_gradients_have_the_right_norm(name):
         np.testing.assert_allclose(got["perturbation_norm"], wanted["perturbation_norm"], rtol=1e-5)
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e30])
+def test_norm_over_leaves_of_single_and_double_precision(size):
+    with jax.enable_x64(True):
+        params = {"double": jnp.full(2, size, jnp.float64), "single": jnp.full(2, size, jnp.float32)}
+        sam = optax_sam.sam()
+        _, state = sam.update(params, sam.init(params), params, grad_fn=lambda p: p)
+        assert optax_sam.finite(state)
+        np.testing.assert_allclose(optax_sam.info(state)["grad_norm"], 2 * size, rtol=1e-6)
+
+
 @every_method
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_gradient_dtype_is_kept(name, dtype):

@@ -8,6 +8,7 @@ import pickle
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -40,6 +41,15 @@ def test_state_of_weakly_typed_parameters_is_strongly_typed(name):
     after = jax.eval_shape(lambda: one_step(method, params, make_batch(), state=state))[1]
     for tree in (state, after):
         assert not any(x.weak_type for x in jax.tree.leaves(tree))
+
+
+@every_method
+def test_state_of_numpy_arrays_and_python_numbers_is_that_of_arrays(name):
+    params = {"w": np.ones([2, 3]), "b": 0.5}
+    state = VARIANTS[name].make().init(params)
+    wanted = VARIANTS[name].make().init(jax.tree.map(jnp.asarray, params))
+    chex.assert_trees_all_equal(state, wanted)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, wanted)
 
 
 @every_method

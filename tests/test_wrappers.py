@@ -83,3 +83,47 @@ def test_numpy_arrays_are_arguments_too():
     zero = jax.tree.map(np.zeros_like, params)
     _, state = sam.update(zero, sam.init(params), params, grad_fn=gradient)
     assert optax_sam.info(state)["grad_norm"] == 0
+
+
+@pytest.mark.parametrize("wrap", [optax_sam.per_microbatch, optax_sam.accumulated])
+def test_weights_of_low_precision_are_summed_without_overflow(wrap):
+    weights = jnp.where(jnp.arange(16) % 5 == 1, 0.0, 40_000.0)
+    method, params = wrap(optax_sam.sam(), 4), init_params()
+
+    @jax.jit
+    def step(weights):
+        loss, grads, oracle = method.value_and_grad(losses)(
+            params, make_batch(), state=method.init(params), weights=weights
+        )
+        return loss, method.update(grads, method.init(params), params, oracle=oracle)[0]
+
+    assert_trees_close(step(weights.astype(jnp.float16)), step(weights / 40_000), rtol=1e-5)
+
+
+@pytest.mark.parametrize("wrap", [optax_sam.per_microbatch, optax_sam.accumulated])
+def test_weights_of_single_precision_where_double_is_enabled(wrap):
+    with jax.enable_x64(True):
+        method, params = wrap(optax_sam.sam(), 2), jnp.ones(2, jnp.float32)
+        loss, grads, _ = method.value_and_grad(lambda w, x: x @ w)(
+            params, jnp.ones([4, 2], jnp.float32), state=method.init(params), weights=jnp.ones(4, jnp.float32)
+        )
+        assert loss == 2 and grads.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("tilt", [0.0, 1.0, -1.0])
+def test_an_infinite_loss_of_a_draw_with_a_finite_gradient_gives_no_nan(tilt):
+    method, params = optax_sam.tsam(1e30, tilt, num_samples=2, radius=0.0), jnp.array([1.0, 2.0])
+    square = lambda w, batch: jnp.sum(w * (0.5 * w)) * batch["image"][:, 0] ** 0
+    descent, state, _ = one_step(method, params, make_batch(), square)
+    assert optax_sam.finite(state) and np.isnan(optax_sam.info(state)["perturbed_loss"])
+    np.testing.assert_allclose(descent, params / 5**0.5 * 1e30, rtol=1e-5)
+
+
+def test_one_draw_needs_no_loop():
+    method, params = optax_sam.tsam(num_samples=1), jnp.ones(2)
+    with jax.disable_jit():
+        _, grads, oracle = method.value_and_grad(lambda w, x: x @ w)(
+            params, jnp.ones([3, 2]), state=method.init(params)
+        )
+        descent, _ = method.update(grads, method.init(params), params, oracle=oracle)
+    np.testing.assert_allclose(descent, [1.0, 1.0])

@@ -34,7 +34,8 @@ class OverDraws(Wrapper):
         def run(number, started):
             own = trees.like_masked(params, started.first.evaluation.grads)
             outcome = self.inner.finish(own, _draw_state(state, number), params, started, perturb)
-            return outcome, self.log_weight(outcome.loss, state.step)
+            # An infinite loss, whose gradient may be finite, counts as the largest number.
+            return outcome, jnp.nan_to_num(self.log_weight(outcome.loss, state.step))
 
         def one_more(carry, number):
             descent, total, largest, mean = carry
@@ -52,7 +53,9 @@ class OverDraws(Wrapper):
         first, weight = run(0, oracle)
         mean = means.add(means.zeros_like(first.state), 1 / self.num_draws, first.state, is_first=True)
         carry = (trees.widen(first.descent), jnp.ones_like(weight), weight, mean)
-        (descent, total, _, mean), _ = lax.scan(one_more, carry, jnp.arange(1, self.num_draws))
+        if self.num_draws > 1:  # `jax.disable_jit` knows no empty loop
+            carry, _ = lax.scan(one_more, carry, jnp.arange(1, self.num_draws))
+        descent, total, _, mean = carry
         mean = with_gradients_of(state, mean, repeats=self.num_draws)
         descent = optax.tree.cast_like(trees.divide(descent, total), grads)
         return Outcome(descent, mean._replace(key=state.key), first.loss)
