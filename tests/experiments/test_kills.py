@@ -13,7 +13,7 @@ from experiments.checkpoints import KEPT
 from tests.experiments.runs import TINY, metrics, num_lines, outcome, run, start, wait_until
 
 KILLS = 20
-EPOCHS = 80
+EPOCHS = 120
 
 # The moments that are aimed at in turn; what was really hit is read off the folder afterwards.
 MOMENTS = ("starting", "training", "writing a checkpoint", "after a checkpoint")
