@@ -1,90 +1,110 @@
 """Checkpoints of a run, kept by Orbax; an unreadable one falls back to the one before."""
 
+import functools
+import json
 import logging
+import os
+import re
 import shutil
 import sys
+import traceback
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
 
-from experiments.records import sha256
-from experiments.settings import SettingsError
+from experiments.records import disk_errors, sha256
+from experiments.settings import DiskError, SettingsError
 
-State = TypeVar("State")
+T = TypeVar("T")
 
 KEPT = 2
+
+
+class Checkpoint(NamedTuple):
+    """Where a run stands at the end of an epoch.
+
+    Attributes:
+      epoch: epochs done.
+      state: the state after them.
+      lines: their lines in metrics.jsonl, which can be written again from here.
+    """
+
+    epoch: int
+    state: Any
+    lines: list[dict[str, Any]]
 
 
 class Checkpoints:
     """The last two checkpoints of a run, named after the epochs that they end.
 
     Orbax writes into a temporary folder and renames it at the end: what is interrupted leaves no
-    half checkpoint. A digest of the whole state stands beside it, since a bit that changed on the
+    half checkpoint. A digest of the whole content stands beside it, since a bit that changed on the
     disk would otherwise go unnoticed.
     """
 
     def __init__(self, run: Path):
         """Opens `checkpoints` in a run's folder."""
-        # Orbax logs each damaged file before it raises; the user gets one line instead.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        _quiet()
         self.path = (run / "checkpoints").absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=False)
-        self.manager = ocp.CheckpointManager(self.path, options=options)
+        with disk_errors(run):
+            self.manager = ocp.CheckpointManager(self.path, options=options)
 
-    def save(self, epoch: int, state: State) -> None:
-        """Writes the state at the end of an epoch."""
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Writes a checkpoint."""
         arguments = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
-            digest=ocp.args.JsonSave({"sha256": sha256(state)}),
+            state=ocp.args.StandardSave(checkpoint.state),
+            record=ocp.args.JsonSave({"sha256": _digest(checkpoint), "lines": checkpoint.lines}),
         )
-        try:
-            self.manager.save(epoch, args=arguments)
-        except Exception as error:  # the disk's errors come in the types of several libraries
-            raise SettingsError(
-                f"--out {self.path.parent}: the checkpoint of epoch {epoch} cannot be written "
-                f"({_first_line(error)}): make room there, then go on with --resume"
-            ) from error
+        # By force, since Orbax passes over what it finds untimely without a word.
+        _, reason = _attempt(lambda: self.manager.save(checkpoint.epoch, args=arguments, force=True))
+        if reason:
+            raise DiskError(
+                f"--out {self.path.parent}: the checkpoint of epoch {checkpoint.epoch} cannot be written "
+                f"({reason})"
+            )
 
-    def restore(self, fresh: State) -> tuple[int, State]:
+    def restore(self, fresh: Any) -> Checkpoint:
         """Reads the last good checkpoint.
 
         Args:
           fresh: the first state of the run, for structure, shapes and devices.
 
         Returns:
-          The epochs done and the state after them; 0 and `fresh` without any checkpoint.
+          The checkpoint; epoch 0 and `fresh` if there has not been any.
 
         Raises:
           SettingsError: there are checkpoints, and none can be read.
         """
         bad: dict[int, str] = {}
         for epoch in sorted(self.manager.all_steps(), reverse=True):
-            try:
-                state = self._read(epoch, fresh)
-            except Exception as error:  # damage shows in the types of several libraries
-                bad[epoch] = _first_line(error)
-                continue
-            self._drop(bad, epoch)
-            return epoch, state
+            checkpoint, reason = _attempt(functools.partial(self._read, epoch, fresh))
+            if checkpoint:
+                self._drop(bad, epoch)
+                return checkpoint
+            bad[epoch] = reason
         if bad:
             raise SettingsError(
                 f"--out {self.path.parent}: no checkpoint can be read "
                 f"({'; '.join(f'epoch {epoch}: {reason}' for epoch, reason in bad.items())}): "
                 "restore the folder from a copy, or begin again with another --out"
             )
-        return 0, fresh
+        return Checkpoint(0, fresh, [])
 
-    def _read(self, epoch: int, fresh: State) -> State:
+    def _read(self, epoch: int, fresh: Any) -> Checkpoint:
         arguments = ocp.args.Composite(
             state=ocp.args.StandardRestore(jax.eval_shape(lambda: fresh)),
-            digest=ocp.args.JsonRestore(),
+            record=ocp.args.JsonRestore(),
         )
         read: Any = self.manager.restore(epoch, args=arguments)
-        if read.digest["sha256"] != sha256(read.state):
-            raise ValueError("the digest does not fit the state")
-        return read.state
+        checkpoint = Checkpoint(epoch, read.state, read.record["lines"])
+        if read.record["sha256"] != _digest(checkpoint):
+            raise ValueError("the digest does not fit")
+        return checkpoint
 
     def _drop(self, bad: dict[int, str], good: int) -> None:
         # Their epochs will be trained and saved once more.
@@ -93,9 +113,42 @@ class Checkpoints:
                 f"checkpoint of epoch {epoch} is damaged ({reason}): back to epoch {good}",
                 file=sys.stderr,
             )
-            shutil.rmtree(self.path / str(epoch))
+            with disk_errors(self.path.parent):
+                shutil.rmtree(self.path / str(epoch))
         self.manager.reload()
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+def _digest(checkpoint: Checkpoint) -> str:
+    return sha256((checkpoint.epoch, checkpoint.state, json.dumps(checkpoint.lines)))
+
+
+def _attempt(call: Callable[[], T]) -> tuple[T | None, str]:
+    """Calls Orbax: the result and, after a failure, the reason in few words."""
+    try:
+        return call(), ""
+    except Exception as error:  # the disk's errors come in the types of several libraries
+        return None, _reason(error)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # of TensorStore, after long paths
+    if code:
+        return os.strerror(int(code[1]))
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
+
+
+def _quiet() -> None:
+    """Keeps Orbax's event loops and threads from telling of each failure once more, in many lines."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    if getattr(sys.unraisablehook, "func", None) is not _unraisable:
+        sys.unraisablehook = functools.partial(_unraisable, sys.unraisablehook)
+
+
+def _unraisable(others: Callable[[Any], Any], unraisable: Any) -> None:
+    files = [frame.filename for frame in traceback.extract_tb(unraisable.exc_traceback)]
+    if not any("asyncio" in file or "orbax" in file for file in files):
+        others(unraisable)

@@ -156,10 +156,11 @@ def set_aside_if_different(settings: Settings) -> None:
 
 
 def finished(settings: Settings) -> dict[str, Any] | None:
-    """The result of a run that is finished and measured; else None."""
+    """The result of a run that is finished and measured, its metrics.jsonl whole; else None."""
     file = settings.out / "result.json"
     result = records.read_json(file) if file.exists() else {}
-    return result if "top_eigenvalue" in result else None
+    whole = len(records.read_metrics(settings.out / "metrics.jsonl")) == settings.epochs
+    return result if "top_eigenvalue" in result and whole else None
 
 
 def train_one(settings: Settings, data: Data, programs: Programs, listener: Listener) -> dict[str, Any]:

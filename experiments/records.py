@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -18,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.settings import Settings, SettingsError, flag
+from experiments.settings import DiskError, Settings, SettingsError, flag
 
 # Settings that may change from a run to its resumption: they do not decide any number.
 FREE = ("out", "resume", "data_dir", "checkpoint_every")
@@ -40,18 +41,15 @@ class RunFolder:
                 self.path.mkdir(parents=True, exist_ok=True)
             write_json(self.path / "config.json", {"settings": as_json(settings)} | environment())
 
-    def metrics_until(self, epoch: int) -> list[dict[str, Any]]:
-        """The lines of the first epochs; later ones, and a torn last line, leave the file."""
-        file = self.path / "metrics.jsonl"
-        lines = [line for line in read_metrics(file) if line["epoch"] <= epoch]
+    def write_metrics(self, lines: list[dict[str, Any]]) -> None:
+        """Writes metrics.jsonl anew; what else stood there leaves the file."""
         with disk_errors(self.path):
-            _replace(file, "".join(json.dumps(line) + "\n" for line in lines))
-        return lines
+            _replace(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Adds one line, on the disk before this returns."""
         with disk_errors(self.path), (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(finite(line)) + "\n")
+            file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -60,12 +58,38 @@ class RunFolder:
         write_json(self.path / "result.json", result)
 
 
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of a run's folder; the lock ends with the process, however it ends.
+
+    Raises:
+      SettingsError: another process is at work in the folder.
+    """
+    with disk_errors(folder):
+        file = (folder / "config.json").open()
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SettingsError(
+                f"--out {folder} is in use by another process: wait for it, or give another --out"
+            ) from None
+        except OSError:
+            pass  # some network disks have no locks
+        yield
+
+
 def check_folder(settings: Settings) -> None:
     """Refuses a folder that holds another run, or one that is not to be resumed."""
     check_writable(settings.out)
     if (settings.out / "config.json").exists() and not settings.resume:
         raise SettingsError(
             f"--out {settings.out} already holds a run: give --resume to go on with it, or another --out"
+        )
+    if (settings.out / "checkpoints").exists() and not (settings.out / "config.json").exists():
+        raise SettingsError(
+            f"--out {settings.out} holds checkpoints without the config.json of their run: restore that "
+            "file, or give another --out"
         )
     for name, (now, before) in differences(settings).items():
         raise SettingsError(
@@ -80,8 +104,8 @@ def check_writable(folder: Path) -> None:
     nearest = next(path for path in (out, *out.parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise SettingsError(
-            f"--out {folder} cannot be written, since {nearest} is read-only or no folder: give "
-            "another folder"
+            f"--out {folder} cannot be written, since {nearest} is read-only or no folder: make it "
+            "writable, or give another folder"
         )
 
 
@@ -147,12 +171,12 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise SettingsError(f"{file} cannot be read ({error}): give another --out") from error
+        raise SettingsError(f"{file} cannot be read ({error}): restore it, or give another --out") from error
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
     """The whole lines of a metrics.jsonl; none, if there is no such file."""
-    texts = file.read_text().splitlines() if file.exists() else []
+    texts = file.read_text(errors="replace").splitlines() if file.exists() else []
     return [line for line in map(_parsed, texts) if line]
 
 
@@ -168,10 +192,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise SettingsError(
-            f"--out {folder} cannot be written ({error.strerror}): make room there or give "
-            "another folder; what is written stays good for --resume"
-        ) from error
+        raise DiskError(f"--out {folder} cannot be written ({error.strerror or error})") from error
 
 
 def _replace(file: Path, text: str) -> None:

@@ -1,11 +1,14 @@
 """The settings of one training run: what they mean, what they default to, what is refused."""
 
+import contextlib
 import dataclasses
 import functools
 import json
 import math
+import os
+import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +22,10 @@ TUNED = Path(__file__).parent / "tuned"
 
 class SettingsError(Exception):
     """A mistake of the user: one line that names the setting, its value and the repair."""
+
+
+class DiskError(SettingsError):
+    """A disk that is full, read-only or the like: one line, to which the program adds how to go on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,22 +160,44 @@ def tuned(data: str) -> Mapping[str, dict[str, Any]]:
     return {name: entry["best"] for name, entry in json.loads(file.read_text())["methods"].items()}
 
 
-def command_line(kind: type, run: Callable[[Any], Any], args: list[str] | None, after_interrupt: str) -> None:
+def command_line(kind: type, run: Callable[[Any], Any], args: list[str] | None, how_to_go_on: str) -> None:
     """Reads a dataclass from the command line and runs with it.
 
-    Exits with code 2 and one line after a mistake of the user; after Ctrl-C with 130 and a line
+    Exits with code 2 and one line after a mistake of the user or a failure of the disk. Ctrl-C, and
+    SIGTERM with which clusters end a job, end the process at once, with code 130 or 143 and a line
     that says how to go on.
     """
     prog = f"python -m experiments.{run.__name__}"
-    settings = tyro.cli(kind, prog=prog, args=args, config=(tyro.conf.FlagCreatePairsOff,))
     try:
-        run(settings)
+        with _ending_at_once(f"interrupted: {how_to_go_on}\n"):
+            run(tyro.cli(kind, prog=prog, args=args, config=(tyro.conf.FlagCreatePairsOff,)))
+    except DiskError as error:
+        print(f"error: {error}: make room there or make it writable, then {how_to_go_on}", file=sys.stderr)
+        sys.exit(2)
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"interrupted: {after_interrupt}", file=sys.stderr)
-        sys.exit(130)
+
+
+@contextlib.contextmanager
+def _ending_at_once(line: str) -> Iterator[None]:
+    # The files are good at every moment. An exception would be lost in a callback of JAX's every so
+    # often, and would leave threads to the end of the interpreter that print, or crash it.
+    def end(number: int, _: Any) -> None:
+        terminal = "\n\x1b[?25h" if os.isatty(2) else ""  # below the progress bar, the cursor visible again
+        with contextlib.suppress(OSError):
+            os.write(2, (terminal + line).encode())
+        os._exit(128 + number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as a shell sets it for jobs in the background
+            signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def require(fine: bool, settings: Any, name: str, repair: str) -> None:

@@ -11,12 +11,12 @@ import jax
 import numpy as np
 
 from experiments import methods
-from experiments.checkpoints import Checkpoints
+from experiments.checkpoints import Checkpoint, Checkpoints
 from experiments.data import Data, load, with_defaults
 from experiments.inputs import Inputs, make_inputs
 from experiments.models import MODELS
 from experiments.progress import progress_bar
-from experiments.records import RunFolder, check_folder, sha256
+from experiments.records import RunFolder, alone_in, check_folder, finite, sha256
 from experiments.settings import (
     Settings,
     SettingsError,
@@ -80,24 +80,24 @@ def run(
       The content of result.json, and the last state.
     """
     folder = RunFolder(settings)
-    checkpoints = Checkpoints(settings.out)
-    inputs = make_inputs(settings, data)
-    done, state = checkpoints.restore(programs.init(inputs))
-    lines = folder.metrics_until(done)
-    listener(advance=done * programs.steps_per_epoch)
-    for epoch in range(done + 1, settings.epochs + 1):
-        before = lines[-1]["seconds"] if lines else 0.0
-        state, seconds = train_epoch(programs, state, inputs, epoch, listener)
-        line = measured(settings, programs, state, inputs, epoch)
-        steps = programs.steps_per_epoch
-        lines.append(line | {"step_seconds": seconds / steps, "seconds": before + seconds})
-        listener(loss=line["train_loss"], accuracy=line["test_accuracy"])
-        # The line comes first: a checkpoint always finds the lines of all its epochs.
-        folder.append_metrics(lines[-1])
-        if epoch % settings.checkpoint_every == 0 or epoch == settings.epochs:
-            checkpoints.save(epoch, state)
-    result = summary(settings, programs, state, lines)
-    folder.write_result(result)
+    with alone_in(settings.out):
+        checkpoints = Checkpoints(settings.out)
+        inputs = make_inputs(settings, data)
+        done, state, lines = checkpoints.restore(programs.init(inputs))
+        folder.write_metrics(lines)
+        listener(advance=done * programs.steps_per_epoch)
+        for epoch in range(done + 1, settings.epochs + 1):
+            before = lines[-1]["seconds"] if lines else 0.0
+            state, seconds = train_epoch(programs, state, inputs, epoch, listener)
+            line = measured(settings, programs, state, inputs, epoch)
+            steps = programs.steps_per_epoch
+            lines.append(finite(line | {"step_seconds": seconds / steps, "seconds": before + seconds}))
+            listener(loss=line["train_loss"], accuracy=line["test_accuracy"])
+            folder.append_metrics(lines[-1])
+            if epoch % settings.checkpoint_every == 0 or epoch == settings.epochs:
+                checkpoints.save(Checkpoint(epoch, state, lines))
+        result = summary(settings, programs, state, lines)
+        folder.write_result(result)
     return result, state
 
 

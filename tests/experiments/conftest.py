@@ -1,5 +1,6 @@
 """What every test of the experiments needs."""
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -7,10 +8,12 @@ import jax
 import jax.flatten_util
 import pytest
 
+from experiments import train
+from experiments.training import compile_programs
 from tests.experiments.runs import ROOT
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def usual_promotion():
     """Optax's cosine schedule mixes int and float: as users have it, promotion is implicit."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
@@ -30,6 +33,22 @@ def compilation_cache(tmp_path_factory):
     yield {name.upper(): str(value) for name, value in settings.items()}
     for name, value in before.items():
         jax.config.update(name, value)
+
+
+@pytest.fixture(scope="module")
+def compiled_once():
+    """Runs in this process that differ in nothing but their folder share their compiled programs."""
+    compiled = {}
+
+    def programs_of(settings, data):
+        key = dataclasses.replace(settings, out=Path(), resume=False)
+        if key not in compiled:
+            compiled[key] = compile_programs(settings, data)
+        return compiled[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "compile_programs", programs_of)
+        yield
 
 
 @pytest.fixture

@@ -1,6 +1,10 @@
 """Tiny runs of the command line."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +26,46 @@ def metrics(out):
     """The lines of metrics.jsonl without their times."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if "seconds" not in k} for line in lines]
+
+
+def outcome(out):
+    """What does not depend on interruptions: the final parameters' digest, and the metrics."""
+    return json.loads((out / "result.json").read_text())["params_sha256"], metrics(out)
+
+
+def contents(folder):
+    """Every file of a folder."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def start(out, *args, env):
+    """The same in a process of its own, which it returns."""
+    command = [sys.executable, "-m", "experiments.train", *args, "--out", str(out)]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def wait_until(condition, process):
+    """Waits for something that a process does; False if it ends before."""
+    while process.poll() is None:
+        if condition():
+            return True
+        time.sleep(0.001)
+    return False
+
+
+def num_lines(out):
+    """Whole lines of metrics.jsonl."""
+    file = out / "metrics.jsonl"
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def only_line(process):
+    """The one line that a process prints before it ends, and its exit code."""
+    out, error = process.communicate(timeout=120)
+    assert not out and len(error.splitlines()) == 1, (out, error)
+    return error.strip(), process.returncode
 
 
 def message_of(call, capsys):

@@ -70,9 +70,11 @@ def test_comparison_writes_the_summary_and_the_picture_and_reuses_runs(tmp_path,
     results = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*-seed*/result.json")}
     assert len(results) == 4
     (tmp_path / "rst-seed1/result.json").unlink()  # as if interrupted
+    (tmp_path / "sgd-seed0/metrics.jsonl").unlink()
     compare.main(args)
     for file, written in results.items():
-        assert (file.stat().st_mtime_ns == written) == (file.parent.name != "rst-seed1")
+        assert (file.stat().st_mtime_ns == written) == (file.parent.name not in ("rst-seed1", "sgd-seed0"))
+    assert (tmp_path / "sgd-seed0/metrics.jsonl").exists()
     again = json.loads((tmp_path / "summary.json").read_text())["methods"]["rst"]
     assert again["accuracy_mean"] == content["methods"]["rst"]["accuracy_mean"]
 

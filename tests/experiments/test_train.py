@@ -1,4 +1,4 @@
-"""The record of a run, and what interruptions and damage do to it."""
+"""The record of a run, and what interruptions do to it."""
 
 import dataclasses
 import json
@@ -9,12 +9,11 @@ import subprocess
 import sys
 import time
 
-import jax.numpy as jnp
 import pytest
 
-from experiments import checkpoints, train
-from experiments.settings import MethodSettings, Settings
-from tests.experiments.runs import METRICS, ROOT, TINY, message_of, metrics, run
+from experiments import train
+from experiments.settings import MethodSettings, Settings, command_line
+from tests.experiments.runs import METRICS, ROOT, TINY, num_lines, only_line, outcome, run, start, wait_until
 
 # The command line
 
@@ -53,75 +52,65 @@ def test_help_explains_every_setting(capsys):
 # Interruption
 
 
-def test_killed_run_resumes_with_the_numbers_of_an_uninterrupted_one(tmp_path, compilation_cache):
-    args = [*TINY, "--method", "rst", "--rho", "0.1", "--epochs", "25", "--augment", "flip"]
-    whole = run(tmp_path / "whole", *args)
-    killed = tmp_path / "killed"
-    command = [sys.executable, "-m", "experiments.train", *args, "--out", str(killed)]
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | compilation_cache, stderr=subprocess.DEVNULL
-    )
+def started(out, args, environment):
+    """A process that has trained for some epochs."""
+    process = start(out, *args, env=environment)
     epochs = random.randint(1, 10)
-    while not (killed / "metrics.jsonl").exists() or len(metrics(killed)) < epochs:
-        assert process.poll() is None
-        time.sleep(0.01)
+    assert wait_until(lambda: num_lines(out) >= epochs, process), process.communicate()
     time.sleep(random.uniform(0, 0.2))
+    return process
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, compiled_once):
+    """Flags and folder of an uninterrupted run."""
+    args = [*TINY, "--method", "rst", "--rho", "0.1", "--epochs", "25", "--augment", "flip"]
+    out = tmp_path_factory.mktemp("whole") / "x"
+    run(out, *args)
+    return args, out
+
+
+def test_killed_run_resumes_with_the_numbers_of_an_uninterrupted_one(whole, tmp_path, compilation_cache):
+    args, out = whole
+    killed = tmp_path / "killed"
+    process = started(killed, args, compilation_cache)
     process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
     assert not (killed / "result.json").exists()
-    resumed = run(killed, *args, "--resume")
-    assert resumed["params_sha256"] == whole["params_sha256"]
-    assert metrics(killed) == metrics(tmp_path / "whole")
+    run(killed, *args, "--resume")
+    assert outcome(killed) == outcome(out)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_run_says_how_to_go_on_and_does(number, code, whole, tmp_path, compilation_cache):
+    args, out = whole
+    process = started(tmp_path / "x", args, compilation_cache)
+    process.send_signal(number)
+    assert only_line(process) == ("interrupted: --resume goes on", code)
+    assert not (tmp_path / "x/result.json").exists()
+    run(tmp_path / "x", *args, "--resume")
+    assert outcome(tmp_path / "x") == outcome(out)
+
+
+def test_signals_are_left_as_they_were_and_an_ignored_ctrl_c_stays_ignored():
+    seen = []
+
+    def train(settings):
+        seen.append([signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)])
+
+    before = [signal.signal(signal.SIGINT, signal.SIG_IGN), signal.getsignal(signal.SIGTERM)]
+    try:
+        command_line(Settings, train, [], "")
+        assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == [signal.SIG_IGN, before[1]]
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+    assert seen[0][0] == signal.SIG_IGN and callable(seen[0][1])
 
 
 def test_resume_of_a_finished_run_changes_nothing(tmp_path):
     args = [*TINY, "--method", "sgd", "--epochs", "2"]
-    first = run(tmp_path / "x", *args, "--resume")  # in an empty folder, just starts
-    before = metrics(tmp_path / "x")
-    again = run(tmp_path / "x", *args, "--resume")
-    assert again["params_sha256"] == first["params_sha256"]
-    assert metrics(tmp_path / "x") == before
-
-
-def damage(folder):
-    """Cuts every file of a checkpoint in half."""
-    for file in folder.rglob("*"):
-        if file.is_file():
-            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-
-def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capsys):
-    args = [*TINY, "--method", "sgd", "--epochs", "3"]
-    whole = run(tmp_path / "x", *args)
-    lines = metrics(tmp_path / "x")
-    damage(tmp_path / "x/checkpoints/3")
-    (tmp_path / "x/checkpoints/4.orbax-checkpoint-tmp-7").mkdir()
-    resumed = run(tmp_path / "x", *args, "--resume")
-    assert "checkpoint of epoch 3 is damaged" in capsys.readouterr().err
-    assert resumed["params_sha256"] == whole["params_sha256"]
-    assert metrics(tmp_path / "x") == lines
-
-
-def test_without_a_good_checkpoint_one_line_and_nothing_deleted(tmp_path, capsys):
-    args = [*TINY, "--method", "sgd", "--epochs", "2"]
-    run(tmp_path / "x", *args)
-    for epoch in ("1", "2"):
-        damage(tmp_path / "x/checkpoints" / epoch)
-    before = {file: file.read_bytes() for file in (tmp_path / "x").rglob("*") if file.is_file()}
-    capsys.readouterr()
-    line = message_of(lambda: run(tmp_path / "x", *args, "--resume"), capsys)
-    assert "no checkpoint can be read" in line and "epoch 2" in line
-    after = {file: file.read_bytes() for file in (tmp_path / "x").rglob("*") if file.is_file()}
-    assert after == before
-
-
-def test_changed_bit_in_a_checkpoint_is_noticed(tmp_path):
-    fresh, state = {"w": jnp.zeros(3)}, {"w": jnp.arange(3.0)}
-    kept = checkpoints.Checkpoints(tmp_path)
-    kept.save(1, state)
-    other = checkpoints.Checkpoints(tmp_path / "other")
-    other.save(1, {"w": jnp.arange(3.0) + 1})
-    digest = (tmp_path / "other/checkpoints/1/digest/metadata").read_bytes()
-    (tmp_path / "checkpoints/1/digest/metadata").write_bytes(digest)
-    with pytest.raises(checkpoints.SettingsError, match="digest"):
-        checkpoints.Checkpoints(tmp_path).restore(fresh)
+    run(tmp_path / "x", *args, "--resume")  # in an empty folder, just starts
+    before = outcome(tmp_path / "x")
+    run(tmp_path / "x", *args, "--resume")
+    assert outcome(tmp_path / "x") == before
