@@ -50,7 +50,7 @@ def add(total: Any, share: Any, tree: Any, is_first: Any = False) -> Any:
 
 def zeros_like(tree: Any) -> Any:
     """Where a sum of such trees begins."""
-    return trees.widen(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree))
+    return trees.widen(jax.tree.map(lambda x: jnp.zeros_like(x, dtype=x.dtype), tree))
 
 
 def mean(shares: jax.Array, stacked: Any) -> Any:

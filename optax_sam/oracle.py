@@ -162,7 +162,8 @@ class Oracle:
         weights = None if parts.weights is None else parts.weights.sum(axis=1)
         shares = means.shares(weights, self.num_slices, params)
         mean, (losses, aux) = means.mean_by_scan(on_slice, shares, (parts, jnp.arange(self.num_slices)))
-        losses = None if losses is None else losses.reshape(-1)
+        if losses is not None:
+            losses = sharding.join_rows(losses, like=jax.tree.leaves(self.batch)[0])
         return mean._replace(losses=losses, aux=aux)
 
     def _gradient(self, params: Any) -> Evaluation:

@@ -83,6 +83,11 @@ def split_rows(x: jax.Array, num_parts: int) -> jax.Array:
     return jax.sharding.reshard(parts, PartitionSpec(None, axis, *rest))
 
 
+def join_rows(parts: jax.Array, like: jax.Array) -> jax.Array:
+    """`[num_parts, rows]` as `[num_parts * rows]`, split over devices as `like` is."""
+    return split_as(replicated(parts).reshape(-1), like)
+
+
 def _split_along(x: jax.Array, axis: Any) -> jax.Array:
     """`x` with its first axis split over a mesh axis."""
     if axis is None:

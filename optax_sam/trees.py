@@ -58,25 +58,39 @@ def norm(tree: Any) -> jax.Array:
 
     One pass over the tree as long as the sum of squares neither overflows nor underflows; else a
     second pass over entries scaled by a power of two, so that float32 entries of 1e30 or 1e-30 have
-    the right norm too. Infinite or NaN entries give an infinite or NaN norm.
+    the right norm too. Infinite or NaN entries give an infinite or NaN norm. The derivative at zero is
+    zero.
     """
     leaves = [x for x in jax.tree.leaves(tree) if is_inexact(x) and x.size]
-    if not leaves:
-        return jnp.zeros([], jnp.float32)
+    return _norm(leaves) if leaves else jnp.zeros([], jnp.float32)
+
+
+@jax.custom_jvp
+def _norm(leaves: list[jax.Array]) -> jax.Array:
     is_double = any(jnp.finfo(x.dtype).bits > 32 for x in leaves)
     wide = jnp.float64 if is_double else jnp.float32
 
     def sum_of_squares(scale):
         return sum(_sum_of_squares(x, scale, wide) for x in leaves)
 
-    def rescaled():
+    def rescaled(_):
         power = jnp.asarray(2.0 ** (-jnp.finfo(wide).minexp * 5 // 8), wide)
         scale = jnp.where(square > 1, 1 / power, power)
-        return jnp.sqrt(sum_of_squares(scale)) / scale
+        return jnp.ones([], bool), jnp.sqrt(sum_of_squares(scale)) / scale
 
     square = sum_of_squares(None)
     ordinary = jnp.isfinite(square) & (square > jnp.finfo(wide).tiny / jnp.finfo(wide).eps)
-    return lax.cond(ordinary, lambda: jnp.sqrt(square), rescaled)
+    # A loop of one turn at most: under `vmap`, a conditional would select between whole leaves.
+    return lax.while_loop(lambda found: ~found[0], rescaled, (ordinary, jnp.sqrt(square)))[1]
+
+
+@_norm.defjvp
+def _norm_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (leaves,), (changes,) = primals, tangents
+    norm = _norm(leaves)
+    units = divide(widen(leaves), norm)
+    along = [jnp.sum((jnp.conj(u) * dx.astype(u.dtype)).real) for u, dx in zip(units, changes, strict=True)]
+    return norm, jnp.sum(jnp.stack([x.astype(norm.dtype) for x in along]))
 
 
 def _sum_of_squares(leaf: jax.Array, scale: jax.Array | None, dtype: Any) -> jax.Array:
