@@ -79,7 +79,7 @@ def nnx_value_and_grad(
       batch is gone through in slices, the model gets the mean of their statistics, weighted as they are.
 
     Raises:
-      ValueError: see `SharpnessAware.value_and_grad`.
+      ValueError: `has_aux`, but `loss_fn` returns no pair; see also `SharpnessAware.value_and_grad`.
 
     Example:
       >>> import jax.numpy as jnp, optax, optax_sam.flax
@@ -104,6 +104,10 @@ def nnx_value_and_grad(
             if key is not None:
                 nnx.update(copy, _folded(nnx.state(copy, nnx.RngKey), key))
             returned = loss_fn(copy, batch)
+            if has_aux and (not isinstance(returned, tuple) or len(returned) != 2):
+                raise ValueError(
+                    f"has_aux=True, but loss_fn returned {type(returned).__name__}: return (losses, aux)."
+                )
             found, aux = returned if has_aux else (returned, None)
             return found, (aux, _changed(copy, rest))
 

@@ -22,7 +22,7 @@ class Net(eqx.Module):
         self.first = eqx.nn.Linear(5, 6, key=first)
         self.norm = eqx.nn.BatchNorm(6, axis_name="batch", mode="ema", momentum=0.9)
         self.drop = eqx.nn.Dropout(0.3)
-        self.last = eqx.nn.MLP(6, 3, 4, 1, key=last)
+        self.last = eqx.nn.MLP(6, 3, 4, 0, key=last)
 
     def __call__(self, x, state, key):
         x, state = self.norm(self.first(x), state)

@@ -29,8 +29,8 @@ SLICES = {"m_rst": 4, "accumulated": 4}
 class Net(nn.Module):
     @nn.compact
     def __call__(self, x):
-        x = nn.BatchNorm(use_running_average=False, momentum=0.9)(nn.Dense(6)(x))
-        return nn.Dense(3)(nn.Dropout(0.3, deterministic=False)(jnp.tanh(x)))
+        x = nn.BatchNorm(use_running_average=False, momentum=0.9)(nn.Dense(3)(x))
+        return nn.Dropout(0.3, deterministic=False)(x)
 
 
 class StateWithStatistics(TrainState):
