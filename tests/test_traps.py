@@ -3,8 +3,6 @@
 The faults that these tests would find are reproduced in `test_traps_in_optax.py`.
 """
 
-import inspect
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +11,7 @@ import pytest
 
 import optax_sam
 from tests.quadratic import CURVATURE, INDICES, ROWS, START, gradient, length, losses, watched
-from tests.registry import GATED, METHODS, VARIANTS, WRAPPED, assert_trees_equal
+from tests.registry import GATED, VARIANTS, WRAPPED, assert_trees_equal
 
 every_method = pytest.mark.parametrize("name", WRAPPED)
 
@@ -151,75 +149,7 @@ def test_decay_before_steers_the_perturbation_and_is_not_descended_on():
     np.testing.assert_allclose(descent, wanted, rtol=1e-5)
 
 
-@every_method
-def test_an_optimizer_that_needs_the_loss_gets_it(name):
-    method = VARIANTS[name].make()
-    tx = optax.chain(method, optax.polyak_sgd())
-    state = tx.init(START)
-
-    @jax.jit
-    def step():
-        loss, grads, oracle = begin(method, state)
-        descent, _ = method.update(grads, state[0], START, oracle=oracle)
-        return loss, descent, tx.update(grads, state, START, oracle=oracle, value=loss)[0]
-
-    loss, descent, updates = step()
-    np.testing.assert_allclose(updates, -min(loss / np.sum(descent**2), 1.0) * descent, rtol=1e-4)
-
-
-def test_a_line_search_behind_takes_a_loss_that_accepts_the_oracle():
-    sam = optax_sam.sam(0.1)
-    tx = optax.chain(sam, optax.sgd(1.0), optax.scale_by_backtracking_linesearch(20))
-    state = tx.init(START)
-
-    def step(value_fn):
-        loss, grads, oracle = begin(sam, state)
-        return tx.update(grads, state, START, oracle=oracle, value=loss, grad=grads, value_fn=value_fn)[0]
-
-    with pytest.raises(TypeError, match="oracle"):
-        step(lambda params: jnp.mean(losses(params, ROWS)))
-    updates = step(lambda params, oracle: jnp.mean(oracle.losses(params, oracle.batch)))
-    assert np.mean(losses(START + updates, ROWS)) < np.mean(losses(START, ROWS))
-
-
 # Accumulation.
-
-
-@every_method
-def test_multi_steps_behind_descends_on_the_mean_of_the_micro_batches(name):
-    method = VARIANTS[name].make()
-    tx = optax.chain(method, optax.MultiSteps(optax.sgd(0.1), 4))
-
-    def micro_step(carry, shift):
-        chained, alone = carry
-        _, grads, oracle = begin(method, chained, rows=ROWS + shift)
-        updates, chained = tx.update(grads, chained, START, oracle=oracle)
-        _, grads, oracle = begin(method, alone, rows=ROWS + shift)
-        descent, alone = method.update(grads, alone, START, oracle=oracle)
-        return (chained, alone), (updates, descent)
-
-    @jax.jit
-    def run():
-        shifts = jnp.array([0.0, 0.5, -0.3, 0.9])
-        return jax.lax.scan(micro_step, (tx.init(START), method.init(START)), shifts)[1]
-
-    updates, descents = run()
-    np.testing.assert_array_equal(updates[:3], 0)
-    np.testing.assert_allclose(updates[3], -0.1 * np.mean(descents, axis=0), rtol=1e-5)
-
-
-def test_multi_steps_behind_sam_is_sam_per_microbatch():
-    sam = optax_sam.sam(0.5)
-    whole = np.concatenate([ROWS, ROWS + 0.5, ROWS - 0.3])
-    sliced = optax_sam.per_microbatch(sam, 3)
-    _, grads, oracle = sliced.value_and_grad(losses)(START, whole, state=sliced.init(START))
-    wanted, _ = sliced.update(grads, sliced.init(START), START, oracle=oracle)
-    tx = optax.chain(sam, optax.MultiSteps(optax.sgd(1.0), 3))
-    state = tx.init(START)
-    for rows in np.split(whole, 3):
-        _, grads, oracle = begin(sam, state, rows=rows)
-        updates, state = tx.update(grads, state, START, oracle=oracle)
-    np.testing.assert_allclose(updates, -wanted, rtol=1e-5)
 
 
 @every_method
@@ -232,61 +162,3 @@ def test_where_optax_strips_keywords_the_error_names_both_doors(name):
 
 
 # Hyperparameters, finite checks, masks.
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_inject_hyperparams_without_static_arguments_works_or_says_what_to_do(name):
-    case = METHODS[name]
-    arguments = {**case.required, **case.own}
-    tx = optax.inject_hyperparams(case.method)(**arguments)
-    oracle = optax_sam.Oracle(losses, ROWS, indices=INDICES)
-    defaults = {key: value.default for key, value in inspect.signature(case.method).parameters.items()}
-    shaping = [(defaults | arguments)[key] for key in optax_sam.static_arguments(case.method)]
-
-    @jax.jit
-    def step():
-        return tx.update(START, tx.init(START), START, oracle=oracle)[0]
-
-    if any(isinstance(value, int | float) and not isinstance(value, bool) for value in shaping):
-        with pytest.raises(TypeError, match=r"an array.*static_arguments"):
-            step()
-    else:
-        assert np.all(np.isfinite(step()))
-
-
-def test_apply_if_finite_around_the_chain_judges_the_first_gradient_alone():
-    sam = optax_sam.sam()
-    around = optax.apply_if_finite(optax.chain(sam, optax.sgd(0.1)), 3)
-    behind = optax.chain(sam, optax.apply_if_finite(optax.sgd(0.1), 3))
-    for tx, passes in ((around, True), (behind, False)):
-        updates, state = tx.update(
-            START, tx.init(START), START, grad_fn=lambda params: jnp.full_like(params, jnp.inf)
-        )
-        assert bool(np.all(np.isinf(updates))) == passes
-        assert bool(np.all(np.asarray(updates) == 0)) != passes
-        own = optax_sam.info(state)
-        assert np.isnan(own["perturbed_grad_norm"]) and own["perturbed"] == 1
-        leaves = jax.tree.leaves(state)
-        assert all(np.all(np.isfinite(x)) for x in leaves)
-
-
-@every_method
-def test_partition_leaves_the_other_part_to_its_own_optimizer(name):
-    method = VARIANTS[name].make()
-    labels = {"near": "sharp", "far": "plain"}
-    tx = optax.partition({"sharp": optax.chain(method, optax.sgd(0.1)), "plain": optax.sgd(0.5)}, labels)
-    params = {"near": jnp.asarray(START), "far": jnp.asarray(-START)}
-    state = tx.init(params)
-
-    @jax.jit
-    def step():
-        _, grads, oracle = begin(
-            method, state, params, loss_fn=lambda p, rows: losses(p["near"], rows) + losses(p["far"], rows)
-        )
-        return tx.update(grads, state, params, oracle=oracle, perturb=True), grads
-
-    (updates, after), grads = step()
-    np.testing.assert_allclose(updates["far"], -0.5 * grads["far"], rtol=1e-6)
-    assert np.all(np.isfinite(updates["near"]))
-    assert optax_sam.info(after)["perturbation_norm"] > 0.04
-    assert not np.allclose(updates["near"], -0.1 * grads["near"], rtol=1e-5)
