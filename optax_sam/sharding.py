@@ -45,6 +45,15 @@ def split_as(x: jax.Array, other: jax.Array) -> jax.Array:
     return _split_along(x, _spec(other)[0])
 
 
+def split_like(tree: Any, like: Any) -> Any:
+    """The arrays of `tree` split over devices as those of `like`, where their types say how."""
+
+    def on_leaf(x, y):
+        return x if _spec(x) == _spec(y) else jax.sharding.reshard(x, PartitionSpec(*_spec(y)))
+
+    return jax.tree.map(on_leaf, tree, like)
+
+
 def take_rows(x: jax.Array, positions: jax.Array) -> jax.Array:
     """Rows of `x` by their positions inside each of several contiguous parts.
 

@@ -165,7 +165,10 @@ class DrawnByScore:
         if self.score == "loss_difference":
             scores = jnp.abs(there.losses - here.losses)
         else:
-            scores = per_example.gradient_norms(oracle.losses_alone, oracle.params, oracle.batch)
+            size = None if oracle.num_slices == 1 else oracle.size // oracle.num_slices
+            scores = per_example.gradient_norms(
+                oracle.losses_alone, oracle.params, oracle.batch, microbatch_size=size
+            )
         written = (oracle.weights != 0) & self._in_range(oracle.indices) & jnp.isfinite(scores)
         indices = jnp.where(written, oracle.indices, self.num_examples)
         indices, scores = map(sharding.replicated, (indices, scores))

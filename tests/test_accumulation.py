@@ -41,6 +41,13 @@ def test_accumulated_is_the_big_batch(name):
     assert_trees_close(got, wanted, rtol=1e-5, atol=1e-6)
 
 
+def test_scores_by_gradient_norm_are_accumulated_too():
+    ausam = optax_sam.ausam(48, score="gradient_norm")
+    state = one_step(optax_sam.accumulated(ausam, 4), init_params(), BATCH)[1]
+    wanted = one_step(ausam, init_params(), BATCH)[1]
+    assert_trees_close(state.start, wanted.start, rtol=1e-5, atol=1e-6)
+
+
 def test_mean_losses_and_aux_of_slices():
     sam = optax_sam.accumulated(optax_sam.sam(), 4)
     mean = lambda p, b: (jnp.mean(losses(p, b)), {"label": b["label"]})

@@ -215,6 +215,14 @@ def test_batch_that_the_devices_do_not_divide_is_refused():
         method.value_and_grad(losses)(init_params(), make_batch(0, 12), state=method.init(init_params()))
 
 
+def test_inside_another_shard_map_it_says_what_to_do():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    method = optax_sam.per_device(optax_sam.sam())
+    step = jax.shard_map(stepper(method), mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec())
+    with pytest.raises(ValueError, match="axis_name='data' belongs to a shard_map that is around"):
+        step(init_params(), method.init(init_params()), *rows(0))
+
+
 @every_axis_type
 def test_other_axes_of_the_mesh_are_left_alone(kind):
     """Parameters split over a second axis stay split: per-device means per place along `data`."""

@@ -58,27 +58,39 @@ def run(method, place, gather):
     return params, state, types
 
 
+def made(name, per_part):
+    """A method of the registry; after "per part of", in as many parts as devices."""
+    inner = METHODS[name.removeprefix("per part of ")].make()
+    return per_part(inner) if name.startswith("per part of ") else inner
+
+
 @functools.cache
 def on_one_device(name):
-    params, state, _ = run(METHODS[name].make(), lambda tree: tree, lambda x: x)
+    method = made(name, lambda inner: optax_sam.per_microbatch(inner, 8))
+    params, state, _ = run(method, lambda tree: tree, lambda x: x)
     return jax.device_get((params, optax_sam.info(state)))
 
 
 @every_axis_type
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*METHODS, "per part of sam", "per part of vsam"])
 def test_split_parameters_stay_split_and_norms_are_global(name, kind):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
     split = NamedSharding(mesh, PartitionSpec("data"))
 
     def gather(x):
+        if name.startswith("per part of "):
+            return x  # the step has gathered them
         whole = PartitionSpec(*(None,) * x.ndim)
         if kind == AxisType.Explicit:
             return jax.sharding.reshard(x, whole)
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, whole))
 
     with jax.set_mesh(mesh):
-        params, state, types = run(METHODS[name].make(), lambda tree: jax.device_put(tree, split), gather)
-        for tree in (params, state[0].reuse, state[1]):
+        params, state, types = run(
+            made(name, optax_sam.per_device), lambda tree: jax.device_put(tree, split), gather
+        )
+        own = () if kind == AxisType.Auto and name.startswith("per part of ") else state[0].reuse
+        for tree in (params, own, state[1]):
             leaves = [x for x in jax.tree.leaves(tree) if x.ndim]
             assert all(x.sharding.spec[0] == "data" for x in leaves)
         if kind == AxisType.Explicit:

@@ -31,6 +31,11 @@ class PerDevice(PerSlice):
                 f"{list(mesh.axis_names)}: call the step inside `with jax.set_mesh(mesh):`, or name "
                 f"the axis along which the batch is split."
             )
+        if self.axis_name in mesh.manual_axes:
+            raise ValueError(
+                f"axis_name={self.axis_name!r} belongs to a shard_map that is around this step already: "
+                f"call the step outside of it; per_device is a shard_map of its own."
+            )
         size = mesh.shape[self.axis_name]
         if oracle.size is None or oracle.size % size:
             raise ValueError(
@@ -96,9 +101,10 @@ def per_device(method: SharpnessAware, axis_name: str = "data") -> SharpnessAwar
     a gradient, as many as SGD. (`method` alone, on a batch that is split over devices, perturbs for the
     whole batch, and needs one for each gradient.)
 
-    The parameters and the state are whole on every device of the axis. What `value_and_grad` returns,
-    `aux` and the state: as in `per_microbatch`. The state's float leaves are averaged, which is a
-    further all-reduce where they are large: the remembered gradient of vSAM, the scores of AUSAM.
+    Parameters that are split over the axis are gathered for the step; on explicit axes descent and
+    state are split like them again, on automatic ones that is XLA's choice. What `value_and_grad`
+    returns, `aux` and the state: as in `per_microbatch`. The state's float leaves are averaged, which is
+    a further all-reduce where they are large: the remembered gradient of vSAM, the scores of AUSAM.
 
     Args:
       method: any sharpness-aware method.

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import means, trees
+from optax_sam import means, sharding, trees
 from optax_sam.method import Outcome
 from optax_sam.oracle import Evaluation, First, Oracle
 from optax_sam.state import SharpnessAwareState
@@ -78,7 +78,8 @@ class PerSlice(Wrapper):
         slices, weights = self.each(on_slice, parts, shared)
         shares = means.shares(weights, number_of_slices, oracle.params)
         found = slices.first.evaluation
-        mean = Evaluation(means.mean(shares, found.grads), means.mean(shares, found.loss), aux=found.aux)
+        grads = sharding.split_like(means.mean(shares, found.grads), params)
+        mean = Evaluation(grads, means.mean(shares, found.loss), aux=found.aux)
         return dataclasses.replace(
             oracle,
             method=self,
@@ -111,8 +112,9 @@ class PerSlice(Wrapper):
         shared = Shared(state, None, params, oracle.params, oracle.key, oracle.loss_scale, arrays)
         parts = oracle.split(len(shares)), jnp.arange(len(shares))
         mean = self.mean(on_slice, shares, (parts, slices), shared)
-        descent = optax.tree.cast_like(mean.descent, grads)
-        return Outcome(descent, with_gradients_of(state, mean.state, repeats=1), mean.loss)
+        descent = optax.tree.cast_like(sharding.split_like(mean.descent, params), grads)
+        new = with_gradients_of(state, sharding.split_like(mean.state, state), repeats=1)
+        return Outcome(descent, new, mean.loss)
 
 
 def _of_slice(part: Any, shared: Shared, oracle: Oracle, rebuild: Callable[..., Any]) -> Oracle:
