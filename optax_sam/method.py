@@ -100,18 +100,21 @@ class Method(abc.ABC):
         if params is None:
             raise ValueError("params=None: pass the parameters, update(grads, state, params, ...).")
         self._check_call(oracle, grad_fn, perturb)
-        params = jax.tree.map(jnp.asarray, params)
+        structure = jax.tree.structure(updates)
+        oracle = self._with_params(oracle, grad_fn, params)
+        params = jax.tree.map(jnp.asarray, trees.plain(params))
         updates = like_params("grads", updates, params)
-        oracle = self._started(oracle, grad_fn, updates, state, params)
+        if isinstance(oracle, GradientOracle):
+            oracle = dataclasses.replace(oracle, grads=updates)
         if isinstance(oracle, Oracle) and oracle.method is not self:
             oracle = self.begin(state, state, oracle.params, oracle.origin or oracle)
             first = trees.like_masked(params, oracle.first.evaluation.grads)
             updates = optax.tree.cast_like(first, updates)
         perturb = None if perturb is None else bool(perturb)
         outcome = self.finish(updates, state, params, oracle, perturb)
-        return outcome.descent, outcome.state
+        return jax.tree.unflatten(structure, jax.tree.leaves(outcome.descent)), outcome.state
 
-    def _started(self, oracle, grad_fn, updates, state, params) -> Any:
+    def _with_params(self, oracle, grad_fn, params) -> Any:
         """The oracle with the full parameters; or the gradient function as one."""
         hidden = trees.has_masked(params)
         if oracle is None:
@@ -121,7 +124,7 @@ class Method(abc.ABC):
                     "parameters are out of sight: pass the oracle of value_and_grad, or "
                     "oracle=Oracle(losses, batch, params=params)."
                 )
-            return GradientOracle(grad_fn, updates)
+            return GradientOracle(grad_fn, jax.tree.structure(params))
         if oracle.params is not None:
             return oracle
         if hidden:
@@ -222,7 +225,6 @@ class SharpnessAware(optax.GradientTransformationExtraArgs):
             loss_scale=None,
         ) -> tuple[Any, Any, Oracle]:
             own = states.find(state)
-            params = jax.tree.map(jnp.asarray, params)
             states.check_no_multi_steps(state)
             oracle = Oracle(
                 loss_fn,
@@ -235,9 +237,10 @@ class SharpnessAware(optax.GradientTransformationExtraArgs):
                 key=key,
                 loss_scale=loss_scale,
             )
-            oracle = self.method.begin(own, state, params, oracle)
+            oracle = self.method.begin(own, state, oracle.params, oracle)
             first = oracle.first.evaluation
-            return (first.loss, first.aux) if has_aux else first.loss, first.grads, oracle
+            grads = jax.tree.unflatten(oracle.structure, jax.tree.leaves(first.grads))
+            return (first.loss, first.aux) if has_aux else first.loss, grads, oracle
 
         return value_and_grad
 

@@ -96,6 +96,7 @@ class Oracle:
     key: Any = None
     loss_scale: Any = None
     # The rest is set by the library: what a method has made of the oracle.
+    structure: Any = dataclasses.field(default=None, repr=False)
     needs_losses: bool = dataclasses.field(default=False, repr=False)
     num_slices: int = dataclasses.field(default=1, repr=False)
     fraction: float = dataclasses.field(default=1.0, repr=False)
@@ -109,6 +110,9 @@ class Oracle:
     def __post_init__(self):
         for name in Rows._fields:
             object.__setattr__(self, name, jax.tree.map(jnp.asarray, getattr(self, name)))
+        if self.params is not None and self.structure is None:
+            object.__setattr__(self, "structure", jax.tree.structure(self.params))
+            object.__setattr__(self, "params", jax.tree.map(jnp.asarray, trees.plain(self.params)))
         checks.function("losses", self.losses, "losses(params, batch) -> [batch]")
         checks.boolean("has_aux", self.has_aux)
         checks.boolean("whole_batch", self.whole_batch)
@@ -117,6 +121,7 @@ class Oracle:
             object.__setattr__(self, "weights", trees.widen(self.weights))
         checks.key("key", self.key)
         checks.optional_positive("loss_scale", self.loss_scale)
+        object.__setattr__(self, "loss_scale", jax.tree.map(jnp.asarray, self.loss_scale))
 
     @property
     def size(self) -> int | None:
@@ -175,7 +180,8 @@ class Oracle:
         def scaled_loss(floats):
             supply = iter(floats)
             point = [next(supply) if d else x for x, d in zip(leaves, differentiable, strict=True)]
-            losses, aux = self._call(jax.tree.unflatten(treedef, point), self.batch)
+            structure = treedef if self.structure is None else self.structure
+            losses, aux = self._call(jax.tree.unflatten(structure, point), self.batch)
             losses = self._checked(losses)
             loss = _weighted_mean(losses, self.weights, floats)
             scaled = loss if self.loss_scale is None else trees.times(self.loss_scale, loss)
@@ -250,8 +256,8 @@ class Oracle:
             raise ValueError(
                 f"losses returned shape {list(shape)} for a batch of {self.size} examples: return "
                 f"one loss per example, shape [{self.size}]; reduce further axes inside the "
-                f"function, for example losses.mean(axis=-1), or with a mask of the valid positions "
-                f"(losses * mask).sum(axis=-1) / mask.sum(axis=-1)."
+                f"function, for example losses.mean(axis=-1), or over the valid positions alone, "
+                f"losses.mean(axis=-1, where=mask)."
             )
         return losses
 
@@ -261,7 +267,8 @@ class GradientOracle:
     """The narrower door: a gradient function of the parameters, without losses or examples."""
 
     grad_fn: Callable[[Any], Any]
-    grads: Any
+    structure: Any
+    grads: Any = None
     params = None
     fraction = 1.0
 
@@ -277,12 +284,14 @@ class GradientOracle:
 
     def evaluate(self, params: Any) -> Evaluation:
         """The gradient at `params`."""
+        params = jax.tree.unflatten(self.structure, jax.tree.leaves(params))
         grads = canonical_convolutions(self.grad_fn)(params)
         return Evaluation(like_params("grad_fn(params)", grads, params))
 
 
 def like_params(name: str, grads: Any, params: Any) -> Any:
     """The gradient as arrays, zeros for integer leaves; refuses what is no tree like the parameters."""
+    grads, params = trees.plain(grads), trees.plain(params)
     if (got := jax.tree.structure(grads)) != (wanted := jax.tree.structure(params)):
         raise ValueError(
             f"{name} has the tree structure {got}, the parameters have {wanted}: pass a gradient "

@@ -53,8 +53,13 @@ class DecayedDifference:
     steps: int
 
     def init(self, params: Any) -> DecayedDifferenceState:
-        # With its dtype named, the zero of a weakly typed leaf keeps the leaf's sharding.
-        difference = jax.tree.map(lambda x: jnp.zeros_like(x, dtype=jnp.result_type(x)), params)
+        def zeros(x):
+            # With its dtype named, the zero of a weakly typed leaf keeps the leaf's sharding. Differences
+            # of float16 gradients overflow in float16, and those under a loss scale underflow.
+            dtype = jnp.result_type(x)
+            return jnp.zeros_like(x, dtype=jnp.float32 if dtype == jnp.float16 else dtype)
+
+        difference = jax.tree.map(zeros, params)
         return DecayedDifferenceState(difference, jnp.full([], self.steps, jnp.int32))
 
     def refresh(self, state: Any, grads: Any, perturbed_grads: Any, context: Context) -> Any:

@@ -49,6 +49,7 @@ class Assembly(Method):
         return self.start.perturbs
 
     def init(self, params: Any) -> SharpnessAwareState:
+        params = trees.plain(params)
         key = jax.random.key_data(jax.random.key(self.seed, impl="threefry2x32"))
         state = SharpnessAwareState(
             step=jnp.zeros([], jnp.int32),

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optax_sam import trees
+
 MEASURED = ("loss", "perturbed_loss", "grad_norm", "perturbed_grad_norm", "perturbation_norm")
 
 
@@ -115,9 +117,7 @@ def find(opt_state: Any) -> SharpnessAwareState:
             f"state holds {len(found)} states of sharpness-aware methods, at {paths}: pass the "
             f"sub-state of the one that is meant."
         )
-    return jax.tree.map(
-        lambda x: x.__jax_array__() if _is_variable(x) else x, found[0][1], is_leaf=_is_variable
-    )
+    return trees.plain(found[0][1])
 
 
 def check_no_multi_steps(opt_state: Any) -> None:
@@ -220,10 +220,6 @@ def info(state: Any) -> dict[str, Any]:
         "perturbed": found.perturbed.astype(values.dtype)[()],
         "gradients": parts.sum(axis=-1),
     }
-
-
-def _is_variable(leaf: Any) -> bool:
-    return callable(getattr(leaf, "__jax_array__", None))
 
 
 def _is_ours(leaf: Any) -> bool:

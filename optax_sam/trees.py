@@ -23,6 +23,15 @@ def is_masked(leaf: Any) -> bool:
     return isinstance(leaf, optax.MaskedNode)
 
 
+def plain(tree: Any) -> Any:
+    """The tree without Flax NNX's variables, in each of which stands an array."""
+
+    def is_variable(part):
+        return callable(getattr(part, "__jax_array__", None))
+
+    return jax.tree.map(lambda x: x.__jax_array__() if is_variable(x) else x, tree, is_leaf=is_variable)
+
+
 def accumulator_dtype(dtype: Any) -> Any:
     """The dtype in which values of `dtype` are summed: float32 or wider."""
     return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype

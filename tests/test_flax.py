@@ -326,3 +326,23 @@ def test_aux_that_was_promised_or_not_is_asked_for():
         with pytest.raises(ValueError, match=repair):
             value_and_grad(model, jnp.ones([2, 5]), optimizer=optimizer)
     assert model.norm.mean[...].max() == 0
+
+
+@pytest.mark.parametrize("name", ["tsam", "m_sam"])
+def test_parameters_split_by_hand_suit_every_method(name):
+    """As in the first test of this file, whose method takes its first gradient at the parameters."""
+    method = VARIANTS[name].make()
+    model, optimizer = make(method, model=nnx.Linear(5, 3, rngs=nnx.Rngs(0)))
+    other, wanted = make(method, model=nnx.Linear(5, 3, rngs=nnx.Rngs(0)))
+
+    @nnx.jit
+    def step(model, optimizer, batch):
+        graph, params = nnx.split(model, nnx.Param)
+        loss_fn = lambda params, batch: losses_of_images(nnx.merge(graph, params), batch)
+        _, grads, oracle = method.value_and_grad(loss_fn)(params, batch, state=optimizer.opt_state)
+        optimizer.update(model, grads, oracle=oracle)
+
+    losses_of_images = lambda model, batch: jnp.sum(model(batch) ** 2, axis=-1)
+    step(model, optimizer, make_batch()["image"])
+    one_step(method, other, wanted, make_batch()["image"], losses_of_images)
+    assert_leaves_close(nnx.as_pure(nnx.state(model)), nnx.as_pure(nnx.state(other)))

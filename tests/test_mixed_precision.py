@@ -195,3 +195,35 @@ def test_training_under_a_dynamic_scale_follows_the_verdict():
         run = tuple(after)
     # Flax grows the scale in the step after `growth_interval` good ones.
     assert scales == [2.0**k for k in (13, 13, 13, 14, 13, 13, 13, 14, 13)]
+
+
+@pytest.mark.parametrize(("steepness", "loss_scale"), [(5e-9, 2.0**20), (5e4, 2.0**-4)])
+def test_what_vsam_remembers_neither_underflows_nor_overflows_in_float16(steepness, loss_scale):
+    method = optax_sam.vsam(0.5, window=4, slices=2)
+
+    def steep(params, batch):
+        w = params["w"].astype(jnp.float32)
+        return steepness * jnp.sum(jnp.arange(1.0, 4.0) * w**2) * jnp.ones_like(batch)
+
+    def descent_after_a_perturbed_step(dtype):
+        params = {"w": jnp.asarray([1.0, -2.0, 3.0], dtype)}
+        state = method.init(params)
+        for perturb in (True, False):
+            _, grads, oracle = method.value_and_grad(steep)(
+                params, jnp.ones(2), state=state, loss_scale=loss_scale
+            )
+            descent, state = method.update(grads, state, params, oracle=oracle, perturb=perturb)
+        return descent["w"]
+
+    wanted = descent_after_a_perturbed_step(jnp.float32)
+    np.testing.assert_allclose(descent_after_a_perturbed_step(jnp.float16), wanted, rtol=2e-3)
+
+
+def test_a_python_number_is_a_loss_scale_on_every_device():
+    method = optax_sam.per_device(optax_sam.sam(0.1))
+    params = init_params()["layer_0"]
+    with jax.set_mesh(jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])):
+        _, grads, _ = method.value_and_grad(losses)(
+            params, make_batch(), state=method.init(params), loss_scale=8.0
+        )
+    assert grads["bias"].dtype == jnp.float32

@@ -164,7 +164,7 @@ REQUIRED = {
 def arguments_of(function):
     """The arguments that users give; an oracle's later fields are the library's."""
     names = list(inspect.signature(function).parameters)
-    return names[: names.index("needs_losses")] if function is optax_sam.Oracle else names
+    return names[: names.index("structure")] if function is optax_sam.Oracle else names
 
 
 def public_functions():
