@@ -12,7 +12,7 @@ demo: .venv/experiments  ## train and compare the methods on real data: table an
 	$(BIN)/python -m experiments.compare --out runs/demo
 
 test: .venv/test  ## everything but the slow tests, on two cores
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-slow: .venv/test  ## the slow tests too
 	$(BIN)/python -m pytest -n 2
