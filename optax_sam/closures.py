@@ -1,7 +1,8 @@
-"""The arrays that a function closes over, to be handed to it as arguments.
+"""What a function closes over: held as it is now, or handed to it as arguments.
 
-Inside `jax.shard_map` a function may not use arrays from outside on explicit mesh axes; but a loss
-function closes over batch statistics and keys.
+A loss function closes over batch statistics and keys. Its later passes must not see what is assigned
+to those names after the first one; and inside `jax.shard_map` it may not use arrays from outside on
+explicit mesh axes.
 """
 
 import functools
@@ -10,6 +11,19 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+
+
+def as_of_now(function: Callable[..., Any], parents: tuple[Any, ...] = ()) -> Callable[..., Any]:
+    """`function` with the variables that it closes over as they are now."""
+    if isinstance(function, functools.partial):
+        now = as_of_now(function.func, parents)
+        return functools.partial(now, *function.args, **function.keywords)
+    if not isinstance(function, types.FunctionType) or any(function is parent for parent in parents):
+        return function
+    parents = (*parents, function)
+    cells = function.__closure__ or ()
+    held = [c if _is_empty(c) else types.CellType(as_of_now(c.cell_contents, parents)) for c in cells]
+    return _with_cells(function, held, function.__defaults__, function.__kwdefaults__)
 
 
 def closed_over(function: Callable[..., Any]) -> tuple[list[jax.Array], Callable[..., Any]]:
@@ -54,15 +68,8 @@ def _collect_inside(value: Any, arrays: list[jax.Array], parents: tuple[Any, ...
         def function(supply):
             fresh = map(types.CellType, contents(supply))
             new_cells = tuple(cell if _is_empty(cell) else next(fresh) for cell in cells)
-            new = types.FunctionType(
-                value.__code__,
-                value.__globals__,
-                value.__name__,
-                tuple(defaults(supply)),
-                new_cells or None,
-            )
-            new.__kwdefaults__ = dict(zip(value.__kwdefaults__ or {}, keyword_defaults(supply), strict=True))
-            return new
+            keywords = dict(zip(value.__kwdefaults__ or {}, keyword_defaults(supply), strict=True))
+            return _with_cells(value, new_cells, tuple(defaults(supply)), keywords)
 
         return function
     if isinstance(value, functools.partial):
@@ -82,6 +89,15 @@ def _collect_inside(value: Any, arrays: list[jax.Array], parents: tuple[Any, ...
         return lambda supply: value
     parts = each(leaves)
     return lambda supply: jax.tree.unflatten(treedef, parts(supply))
+
+
+def _with_cells(function: Any, cells: Any, defaults: Any, keyword_defaults: Any) -> Any:
+    """The same function with other variables and defaults."""
+    new = types.FunctionType(
+        function.__code__, function.__globals__, function.__name__, defaults, tuple(cells) or None
+    )
+    new.__kwdefaults__ = keyword_defaults
+    return functools.update_wrapper(new, function)
 
 
 def _is_empty(cell: types.CellType) -> bool:

@@ -12,6 +12,7 @@ import optax
 
 from optax_sam import checks, trees
 from optax_sam import state as states
+from optax_sam.closures import as_of_now
 from optax_sam.oracle import GradientOracle, Oracle, like_params
 from optax_sam.state import SharpnessAwareState
 
@@ -194,6 +195,7 @@ class SharpnessAware(optax.GradientTransformationExtraArgs):
           loss_scale=None)` that returns `loss, grads, oracle`, or `(loss, aux), grads, oracle`. `state`
           is any optimizer state that holds this transformation's; the other arguments are those of
           `Oracle`. Pass the gradient and the oracle on: `tx.update(grads, state, params, oracle=oracle)`.
+          Later passes see the variables that `loss_fn` closes over as they were in the first one.
 
         Raises:
           ValueError: `state` holds no state of ours, several, or one inside `optax.MultiSteps`; see
@@ -227,7 +229,7 @@ class SharpnessAware(optax.GradientTransformationExtraArgs):
             own = states.find(state)
             states.check_no_multi_steps(state)
             oracle = Oracle(
-                loss_fn,
+                as_of_now(loss_fn),
                 batch,
                 params=params,
                 has_aux=has_aux,

@@ -31,6 +31,27 @@ def test_aux_and_loss_are_those_of_the_clean_pass():
         np.testing.assert_allclose(loss, jnp.mean(losses(params, batch)), rtol=1e-6)
 
 
+def test_names_assigned_between_the_passes_do_not_reach_the_second_one():
+    sam, params, seen = optax_sam.sam(), init_params(), []
+    stats, key = jnp.zeros(3), jax.random.key(0)
+
+    def helper():
+        seen.append((stats, key))
+        return stats
+
+    def losses_and_stats(params, batch):
+        return losses(params, batch), helper() + 1
+
+    state = sam.init(params)
+    (_, stats), grads, oracle = sam.value_and_grad(losses_and_stats, has_aux=True)(
+        params, make_batch(), state=state
+    )
+    key = None
+    sam.update(grads, state, params, oracle=oracle)
+    np.testing.assert_array_equal(stats, [1, 1, 1])
+    assert len(seen) > 1 and all(key is not None and np.all(old == 0) for old, key in seen)
+
+
 def test_aux_gets_a_leading_axis_of_slices():
     for loop in ("scan", "vmap"):
         method = optax_sam.per_microbatch(optax_sam.sam(), 4, loop=loop)
