@@ -1,15 +1,24 @@
 """Every test runs strictly: implicit dtype and rank promotion are errors, as are warnings."""
 
 import os
+import tempfile
 
 # Eight devices for the tests of sharding; most of the tests' time is compilation, hence the cheap kind.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_force_host_platform_device_count=8 "
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false",
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "agg")
+
+# Many tests compile the same programs, in several processes.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    folder = tempfile.TemporaryDirectory(prefix="compiled_by_tests_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
