@@ -135,3 +135,11 @@ def test_one_draw_needs_no_loop():
         )
         descent, _ = method.update(grads, method.init(params), params, oracle=oracle)
     np.testing.assert_allclose(descent, [1.0, 1.0])
+
+
+def test_python_numbers_are_parameters_too():
+    losses = lambda params, x: params["w"] * x
+    loss, grads = optax_sam.Oracle(losses, jnp.arange(3.0)).value_and_grad({"w": 2.0})
+    norms = optax_sam.per_example.gradient_norms(losses, {"w": 2.0}, jnp.arange(3.0))
+    assert (loss, grads) == (2.0, {"w": 1.0})
+    np.testing.assert_array_equal(norms, [0.0, 1.0, 2.0])
