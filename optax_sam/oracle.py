@@ -173,7 +173,7 @@ class Oracle:
 
     def _gradient(self, params: Any) -> Evaluation:
         """The evaluation on all examples at once, whatever the content of padding."""
-        leaves, treedef = jax.tree.flatten(params)
+        leaves, treedef = jax.tree.flatten(jax.tree.map(jnp.asarray, params))
         differentiable = [trees.is_inexact(leaf) for leaf in leaves]
         floats = [x for x, inexact in zip(leaves, differentiable, strict=True) if inexact]
 

@@ -67,7 +67,8 @@ class DecayedDifference:
 
         def on_leaf(old, g, p):
             wide = trees.accumulator_dtype(g.dtype)
-            return (p.astype(wide) - g.astype(wide)).astype(old.dtype)
+            # Gradients may be wider than parameters, as with a loss scale.
+            return jnp.nan_to_num((p.astype(wide) - g.astype(wide)).astype(old.dtype))
 
         difference = trees.map_inexact(on_leaf, state.difference, grads, perturbed_grads)
         return DecayedDifferenceState(difference, jnp.zeros_like(state.age))

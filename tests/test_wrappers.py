@@ -76,6 +76,14 @@ def test_a_burst_of_huge_gradients_does_not_stop_vsam():
     assert sum(perturbed[20:]) >= 5  # at least one step in each of five windows
 
 
+def test_vsam_remembers_a_finite_difference_of_gradients_wider_than_the_parameters():
+    method, params = optax_sam.vsam(1.0), jnp.ones(4, jnp.float16)
+    gradient = lambda p: 1e6 * p.astype(jnp.float32)
+    _, state = method.update(gradient(params), method.init(params), params, grad_fn=gradient, perturb=True)
+    assert optax_sam.finite(state) and state.reuse.difference.dtype == jnp.float16
+    np.testing.assert_array_equal(state.reuse.difference, jnp.finfo(jnp.float16).max)
+
+
 def test_numpy_arrays_are_arguments_too():
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), init_params())
     sam = optax_sam.sam()
@@ -127,3 +135,11 @@ def test_one_draw_needs_no_loop():
         )
         descent, _ = method.update(grads, method.init(params), params, oracle=oracle)
     np.testing.assert_allclose(descent, [1.0, 1.0])
+
+
+def test_python_numbers_are_parameters_too():
+    losses = lambda params, x: params["w"] * x
+    loss, grads = optax_sam.Oracle(losses, jnp.arange(3.0)).value_and_grad({"w": 2.0})
+    norms = optax_sam.per_example.gradient_norms(losses, {"w": 2.0}, jnp.arange(3.0))
+    assert (loss, grads) == (2.0, {"w": 1.0})
+    np.testing.assert_array_equal(norms, [0.0, 1.0, 2.0])
