@@ -241,7 +241,7 @@ class SharpnessAware(optax.GradientTransformationExtraArgs):
             )
             oracle = self.method.begin(own, state, oracle.params, oracle)
             first = oracle.first.evaluation
-            grads = jax.tree.unflatten(oracle.structure, jax.tree.leaves(first.grads))
+            grads = jax.tree.unflatten(jax.tree.structure(params), jax.tree.leaves(first.grads))
             return (first.loss, first.aux) if has_aux else first.loss, grads, oracle
 
         return value_and_grad

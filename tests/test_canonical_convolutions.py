@@ -10,40 +10,13 @@ from jax import lax
 
 from optax_sam import canonical_convolutions
 from optax_sam.jaxprs import _has_convolution
-
-CANONICAL = {
-    3: lax.ConvDimensionNumbers((0, 2, 1), (2, 1, 0), (0, 2, 1)),
-    4: lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2)),
-    5: lax.ConvDimensionNumbers((0, 4, 1, 2, 3), (4, 3, 0, 1, 2), (0, 4, 1, 2, 3)),
-}
-
-
-def convolutions(jaxpr):
-    """Every convolution of a jaxpr, the nested ones too."""
-    for equation in jaxpr.eqns:
-        if equation.primitive is lax.conv_general_dilated_p:
-            yield equation
-        for value in equation.params.values():
-            for inner in value if isinstance(value, tuple) else (value,):
-                if hasattr(inner, "eqns"):
-                    yield from convolutions(inner)
-                elif hasattr(inner, "jaxpr"):
-                    yield from convolutions(inner.jaxpr)
+from tests.convolutions import assert_all_canonical, assert_same, normal
 
 
 def assert_canonical_and_equal(function, *args, rtol=1e-5, atol=1e-5):
     canonical = canonical_convolutions(function)
-    found = list(convolutions(jax.make_jaxpr(canonical)(*args).jaxpr))
-    assert found and all(e.params["dimension_numbers"] == CANONICAL[e.invars[0].aval.ndim] for e in found)
-    got, wanted = jax.jit(canonical)(*args), jax.jit(function)(*args)
-    assert jax.tree.structure(got) == jax.tree.structure(wanted)
-    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
-        assert x.dtype == y.dtype and x.shape == y.shape
-        np.testing.assert_allclose(np.asarray(x, np.float64), np.asarray(y, np.float64), rtol=rtol, atol=atol)
-
-
-def normal(seed, *shape, dtype=jnp.float32):
-    return jax.random.normal(jax.random.key(seed), shape).astype(dtype)
+    assert_all_canonical(canonical, *args)
+    assert_same(jax.jit(canonical)(*args), jax.jit(function)(*args), rtol=rtol, atol=atol)
 
 
 SPECS = {
