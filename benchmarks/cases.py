@@ -132,6 +132,7 @@ def cases() -> list[Case]:
         Case("ausam(fraction=0.5)", ours(ausam), 1, limit=("sgd", 1.0), most_flops=1.05),
         Case('ausam(score="gradient_norm")', ours(by_norm), 1.5, False),
         Case("tsam(num_samples=3)", ours(optax_sam.tsam(RHO)), 6, False),
+        Case("accumulated(sam, 8)", ours(optax_sam.accumulated(sam, 8)), 2, False),
         Case("per_microbatch(sam, 8)", ours(m_sam), 2, False),
         Case('per_microbatch(sam, 8, "vmap")', ours(m_sam_vmap), 2, False),
     ]
