@@ -114,7 +114,7 @@ def test_sequences_count_the_same_without_weights():
 def test_losses_that_were_not_reduced_are_refused():
     sam, params = optax_sam.sam(), make_params()
     wanted = (
-        r"shape \[8, 7\] for a batch of 8 examples: return one loss per example.*mask of the valid positions"
+        r"shape \[8, 7\] for a batch of 8 examples: return one loss per example.*the valid positions alone"
     )
     with pytest.raises(ValueError, match=wanted):
         sam.value_and_grad(token_losses)(params, make_batch(), state=sam.init(params))

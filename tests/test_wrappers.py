@@ -80,8 +80,8 @@ def test_vsam_remembers_a_finite_difference_of_gradients_wider_than_the_paramete
     method, params = optax_sam.vsam(1.0), jnp.ones(4, jnp.float16)
     gradient = lambda p: 1e6 * p.astype(jnp.float32)
     _, state = method.update(gradient(params), method.init(params), params, grad_fn=gradient, perturb=True)
-    assert optax_sam.finite(state) and state.reuse.difference.dtype == jnp.float16
-    np.testing.assert_array_equal(state.reuse.difference, jnp.finfo(jnp.float16).max)
+    assert optax_sam.finite(state) and state.reuse.difference.dtype == jnp.float32
+    np.testing.assert_allclose(state.reuse.difference, 5e5, rtol=1e-2)
 
 
 def test_numpy_arrays_are_arguments_too():
