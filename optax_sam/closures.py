@@ -5,6 +5,7 @@ to those names after the first one; and inside `jax.shard_map` it may not use ar
 explicit mesh axes.
 """
 
+import dis
 import functools
 import types
 from collections.abc import Callable
@@ -21,8 +22,8 @@ def as_of_now(function: Callable[..., Any], parents: tuple[Any, ...] = ()) -> Ca
     if not isinstance(function, types.FunctionType) or any(function is parent for parent in parents):
         return function
     parents = (*parents, function)
-    cells = function.__closure__ or ()
-    held = [c if _is_empty(c) else types.CellType(as_of_now(c.cell_contents, parents)) for c in cells]
+    cells, read = function.__closure__ or (), set(map(id, _read_alone(function)))
+    held = [types.CellType(as_of_now(c.cell_contents, parents)) if id(c) in read else c for c in cells]
     return _with_cells(function, held, function.__defaults__, function.__kwdefaults__)
 
 
@@ -60,14 +61,14 @@ def _collect_inside(value: Any, arrays: list[jax.Array], parents: tuple[Any, ...
 
     if isinstance(value, types.FunctionType):
         cells = value.__closure__ or ()
-        full = [cell for cell in cells if not _is_empty(cell)]
-        contents = each([cell.cell_contents for cell in full])
+        read = _read_alone(value)
+        contents, read = each([cell.cell_contents for cell in read]), set(map(id, read))
         defaults = each(value.__defaults__ or ())
         keyword_defaults = each((value.__kwdefaults__ or {}).values())
 
         def function(supply):
             fresh = map(types.CellType, contents(supply))
-            new_cells = tuple(cell if _is_empty(cell) else next(fresh) for cell in cells)
+            new_cells = tuple(next(fresh) if id(cell) in read else cell for cell in cells)
             keywords = dict(zip(value.__kwdefaults__ or {}, keyword_defaults(supply), strict=True))
             return _with_cells(value, new_cells, tuple(defaults(supply)), keywords)
 
@@ -100,6 +101,26 @@ def _with_cells(function: Any, cells: Any, defaults: Any, keyword_defaults: Any)
     return functools.update_wrapper(new, function)
 
 
+def _read_alone(function: types.FunctionType) -> list[types.CellType]:
+    """The variables that a function closes over, but those without a value and those it assigns itself."""
+    assigned = _assigned(function.__code__)
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    return [cell for name, cell in cells if name not in assigned and not _is_empty(cell)]
+
+
+def _assigned(code: types.CodeType) -> set[str]:
+    """The names from outside to which a function, or one inside it, assigns (`nonlocal`)."""
+    stored = {i.argval for i in dis.get_instructions(code) if i.opname == "STORE_DEREF"}
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            stored |= _assigned(inner)
+    return stored & set(code.co_freevars)
+
+
 def _is_empty(cell: types.CellType) -> bool:
     """Whether the variable of the cell has no value yet."""
-    return cell == types.CellType()
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return True
+    return False

@@ -5,7 +5,7 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 
-from optax_sam.closures import closed_over
+from optax_sam.closures import as_of_now, closed_over
 
 HIDDEN = jnp.ones(2)
 
@@ -59,3 +59,43 @@ def test_a_function_that_calls_itself_is_left_at_peace():
     arrays, rebuild = closed_over(count)
     assert len(arrays) == 1
     np.testing.assert_array_equal(rebuild([3 * array])(0), [3.0])
+
+
+def test_variables_that_the_function_assigns_itself_stay_shared():
+    calls, weights = 0, jnp.ones(1)
+
+    def bump():
+        nonlocal calls
+        calls += 1
+
+    def loss(x):
+        bump()
+
+        def inner():
+            nonlocal calls
+            calls += 10
+
+        inner()
+        return x + weights
+
+    as_of_now(loss)(jnp.ones(1))
+    arrays, rebuild = closed_over(loss)
+    rebuild(arrays)(jnp.ones(1))
+    assert calls == 22 and len(arrays) == 1
+
+
+def test_a_function_is_held_as_it_is_now():
+    scale, later = 2.0, None
+
+    def inner(x):
+        return scale * x
+
+    def loss(x, *, shift=1.0):
+        """Documented."""
+        return functools.partial(inner)(x) + shift if later is None else later
+
+    held = as_of_now(loss)
+    scale, later = 5.0, 7.0
+    assert held(1.0) == 3.0 and held(1.0, shift=0.0) == 2.0 and loss(1.0) == 7.0
+    assert held.__doc__ == "Documented." and held.__name__ == "loss"
+    assert as_of_now(np.sin) is np.sin
