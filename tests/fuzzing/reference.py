@@ -188,7 +188,10 @@ class Step:
     def _climb(self, uphill: list[Near], dtypes: list[Any], wide: Any) -> tuple[list[Near], Near]:
         """The perturbation, and its norm."""
         case = self.case
-        rho = near(case.rho if self.number == 0 or case.rho_kind != "schedule" else case.rho / 2)
+        # A NumPy number, and an array where float64 is not enabled, are float32.
+        is_single = case.rho_kind == "numpy" or not case.x64
+        given = float(np.float32(case.rho)) if is_single else case.rho
+        rho = near(given if self.number == 0 or case.rho_kind != "schedule" else given / 2)
         rho = rho.plus_or_minus(case.rho if case.rho < 1e-37 else 0.0)
         weights = [x.abs() for x in self._params]
         if case.method == "asam":
