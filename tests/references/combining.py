@@ -28,7 +28,10 @@ def gsam(
     minimize_clean: bool = False,
     **base: Unpack[Base],
 ) -> Record:
-    """GSAM (2203.08065): g' - alpha (g orthogonal to g'); `minimize_clean`: g + alpha (g' orthogonal to g)."""
+    """GSAM (2203.08065): g' - alpha (g orthogonal to g').
+
+    `minimize_clean`: g + alpha (g' orthogonal to g).
+    """
     run = Training(params, batches, **base)
     for t in run:
         g = run.gradient()
