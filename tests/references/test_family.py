@@ -281,6 +281,39 @@ def test_elementwise_sizes_are_those_of_asam_on_kernels():
     np.testing.assert_allclose(np.abs(second["bias"]), 10 * (np.abs(PARAMS["layer_1"]["bias"]) + 0.01))
 
 
+def test_graphsam_averages_descents_whose_leaves_have_length_one():
+    run = d.graphsam(PARAMS, BATCHES, refresh_steps=4, decay=0.7, adaptive=False, max_leaf_norm=9.0, **BASE)
+    assert run["refreshed"] == [t % 4 == 0 for t in range(STEPS)]
+    points = [PARAMS, *run["params"]]
+    for t in range(STEPS):
+        if t % 4 == 0:
+            wanted = leaves(network.gradient(points[t], BATCHES[t]))
+        else:
+            last = [leaf / np.linalg.norm(leaf) for leaf in leaves(run["descent"][t - 1])]
+            wanted = [0.7 * old + 0.3 * new for old, new in zip(wanted, last, strict=True)]
+        length = np.sqrt(sum(np.sum(leaf**2) for leaf in wanted))
+        for part, leaf in zip(leaves(run["perturbation"][t]), wanted, strict=True):
+            np.testing.assert_allclose(part, 0.05 * leaf / length, rtol=1e-9)
+
+
+def test_methods_of_one_gradient_measure_it_where_it_is_taken():
+    for run in (
+        d.single_step_sam(PARAMS, BATCHES, **BASE),
+        d.momentum_sam(PARAMS, BATCHES, reads_base=True, **BASE),
+        d.extrapolation(PARAMS, BATCHES, step_size=0.1, **BASE),
+        d.graphsam(PARAMS, BATCHES, refresh_steps=3, **BASE),
+        n.adaptive_random_perturbation(PARAMS, BATCHES, noises=NORMALS, noise_scale=0.1, **BASE),
+    ):
+        points = [PARAMS, *run["params"]]
+        for t in range(STEPS):
+            there = add(points[t], run["perturbation"][t])
+            assert run["loss"][t] == network.losses(there, BATCHES[t]).mean()
+            assert run["grad_norm"][t] == norm(network.gradient(there, BATCHES[t]))
+            assert run["perturbation_norm"][t] == norm(run["perturbation"][t])
+        assert all(run["perturbed"])
+        assert np.isnan(run["perturbed_loss"] + run["perturbed_grad_norm"]).all()
+
+
 def test_fisher_perturbations_have_their_radius_in_the_fisher_norm():
     run = d.fisher_sam(PARAMS, BATCHES, rho=0.2, eta=30.0, **BASE)
     for g, e in zip(run["grads"], run["perturbation"], strict=True):
