@@ -1,15 +1,18 @@
 """How far uphill, in which geometry: Optax transformations from a direction to a perturbation."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
-from optax_sam import checks, trees
-from optax_sam.geometry import Geometry, euclidean
-from optax_sam.hyperparameters import ScalarOrSchedule, at_step
+from optax_sam import checks, random_trees, trees
+from optax_sam.geometry import Geometry, euclidean, filter_norms
+from optax_sam.hyperparameters import Scalar, ScalarOrSchedule, at_step
+from optax_sam.oracle import Climb
+from optax_sam.pieces import Context
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,33 +34,39 @@ class ToRadius:
 
     def climb(self, direction: Any, params: Any, step: Any) -> tuple[Any, jax.Array]:
         """The perturbation, and its L2 norm."""
-        if callable(self.rho) and step is None:
-            raise ValueError("rho is a schedule, but step=None: pass the step count, update(..., step=step).")
-        rho = at_step(self.rho, step)
+        rho = _at_given_step("rho", self.rho, step)
         dual, norm, length = self.geometry.steepest(direction, params)
         perturbation = trees.map_wide(lambda x: trees.times(rho, x), trees.divide(dual, norm))
         perturbation = optax.tree.cast_like(perturbation, direction)
         return perturbation, trees.times(rho, trees.divide(length, norm))
 
 
-def climb(
-    ascent: optax.GradientTransformation, direction: Any, state: Any, params: Any, step: Any
-) -> tuple[Any, Any, jax.Array]:
-    """The perturbation of any ascent, its new state, and the L2 norm of the perturbation.
+def climb(ascent: optax.GradientTransformation, direction: Any, state: Any, context: Context) -> Climb:
+    """The perturbation of any ascent along a direction.
 
     Leaves that `optax.masked` leaves out of the ascent come back as they went in, and are not
     perturbed. Where the ascent knows that norm it is not computed: on a CPU, XLA would write the whole
     perturbation once more only to add up its squares.
     """
     known: Any = getattr(ascent.update, "__self__", None)
+    uphill = optax.tree.conj(direction)
     if isinstance(known, ToRadius):
-        perturbation, length = known.climb(direction, params, step)
-        return perturbation, state, length
+        perturbation, length = known.climb(uphill, context.params, context.step)
+        return Climb(direction, perturbation, state, length)
     ascent = optax.with_extra_args_support(ascent)
-    perturbation, new_state = ascent.update(direction, state, params, step=step)
+    extra = {"step": context.step, "key": context.key, "oracle": context.oracle}
+    perturbation, new_state = ascent.update(uphill, state, context.params, **extra)
     if _has_mask(state):
-        perturbation = jax.tree.map(lambda e, d: jnp.zeros_like(d) if e is d else e, perturbation, direction)
-    return perturbation, new_state, trees.norm(perturbation)
+        perturbation = jax.tree.map(lambda e, d: jnp.zeros_like(d) if e is d else e, perturbation, uphill)
+    return Climb(direction, perturbation, new_state, trees.norm(perturbation))
+
+
+def evaluations(state: Any) -> Any:
+    """Gradients that an ascent took itself, in units of the step's first gradient.
+
+    An ascent that takes some tells so in a field `evaluations` of its state.
+    """
+    return sum(value for _, value in optax.tree.get_all_with_path(state, "evaluations"))
 
 
 def _has_mask(state: Any) -> bool:
@@ -89,3 +98,158 @@ def to_radius(
     checks.piece("geometry", geometry, "steepest")
     ascent = ToRadius(rho, euclidean() if geometry is None else geometry)
     return optax.GradientTransformationExtraArgs(ascent.init, ascent.update)
+
+
+@dataclasses.dataclass(frozen=True)
+class InProportion:
+    """See `in_proportion`."""
+
+    scale: ScalarOrSchedule
+    to_filters: bool
+
+    def init(self, params: Any) -> optax.EmptyState:
+        del params
+        return optax.EmptyState()
+
+    def update(self, updates: Any, state: Any, params: Any = None, *, step: Any = None, **extra_args: Any):
+        del extra_args
+        scale = _at_given_step("scale", self.scale, step)
+        if not self.to_filters:
+            return trees.map_wide(lambda d: trees.times(scale, d), updates), state
+
+        def on_leaf(d, w):
+            return trees.times(scale, filter_norms(w).astype(d.dtype) * d)
+
+        return trees.map_wide(on_leaf, updates, params), state
+
+
+def in_proportion(scale: ScalarOrSchedule, to_filters: bool = False) -> optax.GradientTransformationExtraArgs:
+    """`e = scale d`: as far as the direction is long, in no ball.
+
+    Args:
+      scale: a number, or a schedule of the step count.
+      to_filters: whether `e = scale ||w_f|| d` in each output filter `f` (the last axis; a leaf with
+        one axis or none is one filter): noise that rescaled weights feel alike.
+    """
+    checks.number_or_schedule("scale", scale)
+    checks.boolean("to_filters", to_filters)
+    ascent = InProportion(scale, bool(to_filters))
+    return optax.GradientTransformationExtraArgs(ascent.init, ascent.update)
+
+
+class RepeatedState(NamedTuple):
+    """State of `repeated`.
+
+    Attributes:
+      inner: of the ascent that is repeated.
+      evaluations: `float32[]`, gradients that the last climb took itself.
+    """
+
+    inner: Any
+    evaluations: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Repeated:
+    """See `repeated`."""
+
+    ascent: optax.GradientTransformation
+    num_steps: int
+
+    def init(self, params: Any) -> RepeatedState:
+        return RepeatedState(self.ascent.init(params), jnp.zeros([], jnp.float32))
+
+    def update(self, updates: Any, state: RepeatedState, params: Any = None, **extra_args: Any):
+        ascent = optax.with_extra_args_support(self.ascent)
+        oracle = extra_args["oracle"]
+
+        def one_more(carry, _):
+            perturbation, inner = carry
+            grads = oracle.evaluate_moved(perturbation, params).grads
+            uphill = optax.tree.cast_like(optax.tree.conj(grads), updates)
+            step, inner = ascent.update(uphill, inner, params, **extra_args)
+            return (trees.map_wide(jnp.add, perturbation, step), inner), None
+
+        carry = ascent.update(updates, state.inner, params, **extra_args)
+        if self.num_steps > 1:  # `jax.disable_jit` knows no empty loop
+            carry, _ = lax.scan(one_more, carry, length=self.num_steps - 1)
+        return carry[0], RepeatedState(carry[1], jnp.asarray(self.num_steps - 1, jnp.float32))
+
+
+def repeated(ascent: optax.GradientTransformation, num_steps: int) -> optax.GradientTransformationExtraArgs:
+    """Several steps of an ascent, each along the gradient where the one before has led.
+
+    Args:
+      ascent: of a single step, such as `to_radius(rho / num_steps)`.
+      num_steps: 1 or more; each after the first takes one gradient.
+    """
+    checks.integer("num_steps", num_steps, low=1)
+    ascent = Repeated(ascent, num_steps)
+    return optax.GradientTransformationExtraArgs(ascent.init, ascent.update)
+
+
+@dataclasses.dataclass(frozen=True)
+class KeepRandomFraction:
+    """See `keep_random_fraction`."""
+
+    fraction: Scalar
+
+    def init(self, params: Any) -> optax.EmptyState:
+        del params
+        return optax.EmptyState()
+
+    def update(self, updates: Any, state: Any, params: Any = None, *, key: Any, **extra_args: Any):
+        del params, extra_args
+        kept = random_trees.coins(key, self.fraction, updates)
+        return trees.map_inexact(lambda d, k: jnp.where(k, d, jnp.zeros_like(d)), updates, kept), state
+
+
+def keep_random_fraction(fraction: Scalar) -> optax.GradientTransformationExtraArgs:
+    """Each leaf as it is with probability `fraction`, else zero; another draw in every step (ESAM).
+
+    Before `to_radius`, the radius is that of what is kept.
+
+    Args:
+      fraction: from 0 to 1.
+    """
+    checks.number("fraction", fraction, low=0, high=1)
+    ascent = KeepRandomFraction(fraction)
+    return optax.GradientTransformationExtraArgs(ascent.init, ascent.update)
+
+
+@dataclasses.dataclass(frozen=True)
+class WithinLeafNorm:
+    """See `within_leaf_norm`."""
+
+    max_norm: ScalarOrSchedule
+
+    def init(self, params: Any) -> optax.EmptyState:
+        del params
+        return optax.EmptyState()
+
+    def update(self, updates: Any, state: Any, params: Any = None, *, step: Any = None, **extra_args: Any):
+        del params, extra_args
+        largest = _at_given_step("max_norm", self.max_norm, step)
+
+        def on_leaf(e):
+            norm = trees.norm(e)
+            return trees.times(jnp.minimum(norm, jnp.asarray(largest, norm.dtype)), trees.divide(e, norm))
+
+        return trees.map_wide(on_leaf, updates), state
+
+
+def within_leaf_norm(max_norm: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
+    """Each leaf shortened to the L2 norm `max_norm`, where it is longer (GraphSAM).
+
+    Args:
+      max_norm: 0 or more; a number, or a schedule of the step count.
+    """
+    checks.number_or_schedule("max_norm", max_norm, low=0)
+    ascent = WithinLeafNorm(max_norm)
+    return optax.GradientTransformationExtraArgs(ascent.init, ascent.update)
+
+
+def _at_given_step(name: str, value: ScalarOrSchedule, step: Any) -> Any:
+    if callable(value) and step is None:
+        raise ValueError(f"{name} is a schedule, but step=None: pass the step count, update(..., step=step).")
+    return at_step(value, step)

@@ -50,10 +50,12 @@ class Elementwise:
     """See `elementwise`."""
 
     eta: Scalar
+    biases: bool
 
     def steepest(self, direction: Any, params: Any) -> Steepest:
         def size(path, d, w):
-            return jnp.ones_like(d) if _is_bias(path) else jnp.abs(w).astype(d.dtype) + eta.astype(d.dtype)
+            unscaled = not self.biases and _is_bias(path)
+            return jnp.ones_like(d) if unscaled else jnp.abs(w).astype(d.dtype) + eta.astype(d.dtype)
 
         direction, eta = trees.widen(direction), jnp.asarray(self.eta)
         sizes = jax.tree.map_with_path(size, direction, params)
@@ -78,7 +80,7 @@ def euclidean() -> Euclidean:
     return Euclidean()
 
 
-def elementwise(eta: Scalar = 0.0) -> Elementwise:
+def elementwise(eta: Scalar = 0.0, biases: bool = False) -> Elementwise:
     """`e = rho T^2 d / ||T d||` with `T = |w| + eta`, and `T = 1` for biases (ASAM).
 
     The radius is measured as `||T^-1 e||`, which does not change when weights are rescaled. Biases
@@ -86,14 +88,107 @@ def elementwise(eta: Scalar = 0.0) -> Elementwise:
 
     Args:
       eta: 0 or more, in the units of the weights.
+      biases: whether biases too have `T = |w| + eta`.
     """
     checks.number("eta", eta, low=0)
-    return Elementwise(eta)
+    checks.boolean("biases", biases)
+    return Elementwise(eta, bool(biases))
 
 
 def magnitude() -> Magnitude:
     """`e = rho |w| d / || |w| d ||`: larger weights move further; the size is the L2 norm (PUGD)."""
     return Magnitude()
+
+
+@dataclasses.dataclass(frozen=True)
+class Layerwise:
+    """See `layerwise`."""
+
+    def steepest(self, direction: Any, params: Any) -> Steepest:
+        def on_leaf(d, w):
+            return trees.times(trees.norm(w), trees.divide(d, trees.norm(d)))
+
+        dual = trees.map_inexact(on_leaf, trees.widen(direction), params)
+        return Steepest(dual, jnp.ones([], trees.norm(dual).dtype), trees.norm(dual))
+
+
+def layerwise() -> Layerwise:
+    """`e = rho (||w|| / ||d||) d` in each leaf: every layer moves by the same part of its size.
+
+    The radius is a part of the norm of each leaf, as the learning rate of LAMB is (Look-LayerSAM).
+    """
+    return Layerwise()
+
+
+@dataclasses.dataclass(frozen=True)
+class Fisher:
+    """See `fisher`."""
+
+    eta: Scalar
+
+    def steepest(self, direction: Any, params: Any) -> Steepest:
+        del params
+
+        def damped(d, w):
+            size = trees.times(jnp.sqrt(self.eta), jnp.abs(w))
+            return d / jnp.hypot(jnp.ones_like(size), size).astype(d.dtype)
+
+        wide = trees.widen(direction)
+        root = trees.map_inexact(damped, wide, wide)
+        dual = trees.map_inexact(damped, root, wide)
+        return Steepest(dual, trees.norm(root), trees.norm(dual))
+
+
+def fisher(eta: Scalar = 1.0) -> Fisher:
+    """`e = rho u / sqrt(<d, u>)`, `u = d / (1 + eta d^2)`: the ball of the Fisher information.
+
+    `d^2`, the square of the batch's mean gradient, stands for the diagonal of the Fisher matrix.
+
+    Args:
+      eta: 0 (the Euclidean ball) or more; its effect depends on the scale of the gradient.
+    """
+    checks.number("eta", eta, low=0)
+    return Fisher(eta)
+
+
+@dataclasses.dataclass(frozen=True)
+class Signs:
+    """See `signs`."""
+
+    eta: Scalar
+
+    def steepest(self, direction: Any, params: Any) -> Steepest:
+        def on_leaf(d, w):
+            return (jnp.abs(w).astype(d.dtype) + jnp.asarray(self.eta).astype(d.dtype)) * jnp.sign(d)
+
+        dual = trees.map_inexact(on_leaf, trees.widen(direction), params)
+        length = trees.norm(dual)
+        return Steepest(dual, jnp.ones([], length.dtype), length)
+
+
+def signs(eta: Scalar = 0.0) -> Signs:
+    """`e = rho T sign(d)`, `T = |w| + eta`: every weight moves by the same part of its size.
+
+    The radius is measured in the largest entry of `T^-1 e` (ASAM with the norm of order infinity).
+
+    Args:
+      eta: 0 or more, in the units of the weights.
+    """
+    checks.number("eta", eta, low=0)
+    return Signs(eta)
+
+
+def filter_norms(leaf: jax.Array) -> jax.Array:
+    """The L2 norm of each output filter (the last axis), shaped to multiply the leaf; else of the leaf."""
+    if leaf.ndim < 2:
+        return trees.norm(leaf)
+    wide = trees.widen(leaf)
+    return jnp.sqrt(filter_sums(jnp.real(wide * jnp.conj(wide))))
+
+
+def filter_sums(leaf: jax.Array) -> jax.Array:
+    """Sums over each output filter (the last axis); the leaf itself with one axis or none."""
+    return leaf if leaf.ndim < 2 else jnp.sum(leaf, axis=tuple(range(leaf.ndim - 1)), keepdims=True)
 
 
 def _is_bias(path: tuple[Any, ...]) -> bool:

@@ -1,10 +1,12 @@
 """Arguments of methods: numbers, schedules of the step, and what shapes the compiled program."""
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import Any
 
 import chex
+import jax.numpy as jnp
 import optax
 
 Scalar = float | int | chex.Array
@@ -19,6 +21,35 @@ _MAY_BE_ARRAYS = (Scalar, ScalarOrSchedule, ScalarOrSchedule | None)
 def at_step(value: ScalarOrSchedule, step: Any) -> Any:
     """The number, or what the schedule gives at `step`."""
     return value(step) if callable(value) else value
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaled:
+    """A schedule times a number."""
+
+    schedule: optax.Schedule
+    factor: float
+
+    def __call__(self, step: Any) -> Any:
+        return self.schedule(step) * self.factor
+
+
+def scaled(value: ScalarOrSchedule, factor: float) -> ScalarOrSchedule:
+    """A number, or a schedule, times a Python number."""
+    return Scaled(value, factor) if callable(value) else value * factor
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """From `start` to `end` within `total_steps` steps, then `end`."""
+
+    start: Scalar
+    end: Scalar
+    total_steps: int
+
+    def __call__(self, step: Any) -> Any:
+        part = jnp.minimum(jnp.asarray(step, float) / self.total_steps, 1)
+        return part * self.end + (1 - part) * self.start
 
 
 def static_arguments(method: Callable[..., Any]) -> tuple[str, ...]:

@@ -13,7 +13,8 @@ import optax
 from optax_sam import checks, trees
 from optax_sam import state as states
 from optax_sam.closures import as_of_now
-from optax_sam.oracle import GradientOracle, Oracle, like_params
+from optax_sam.gradient_oracle import GradientOracle, like_params
+from optax_sam.oracle import Oracle
 from optax_sam.state import SharpnessAwareState
 
 
@@ -43,6 +44,16 @@ class Method(abc.ABC):
     @abc.abstractmethod
     def perturbs_at_start(self) -> bool:
         """Whether the first gradient is not the one at the parameters."""
+
+    @property
+    def first_follows_gate(self) -> bool:
+        """Whether the first gradient of a perturbed step is another one than that of an unpaid step."""
+        return False
+
+    def due(self, state: SharpnessAwareState, grads: Any) -> jax.Array:
+        """Whether the next step is perturbed; `grads` only for gates that must see them."""
+        del grads
+        return states.due(state)
 
     @abc.abstractmethod
     def init(self, params: Any) -> SharpnessAwareState:
@@ -107,8 +118,10 @@ class Method(abc.ABC):
         updates = like_params("grads", updates, params)
         if isinstance(oracle, GradientOracle):
             oracle = dataclasses.replace(oracle, grads=updates)
-        if isinstance(oracle, Oracle) and oracle.method is not self:
-            oracle = self.begin(state, state, oracle.params, oracle.origin or oracle)
+        forced = perturb is not None and self.first_follows_gate
+        if isinstance(oracle, Oracle) and (oracle.method is not self or forced):
+            decided = state._replace(due=jnp.asarray(bool(perturb))) if forced else state
+            oracle = self.begin(decided, state, oracle.params, oracle.origin or oracle)
             first = trees.like_masked(params, oracle.first.evaluation.grads)
             updates = optax.tree.cast_like(first, updates)
         perturb = None if perturb is None else bool(perturb)
@@ -254,10 +267,9 @@ class SharpnessAware(optax.GradientTransformationExtraArgs):
           grads: the step's first gradient; only for gates that must see it before they decide.
 
         Raises:
-          ValueError: `state` holds no state of ours, or several.
+          ValueError: `state` holds no state of ours, or several; the gate must see `grads`.
         """
-        del grads
-        return states.due(state)
+        return self.method.due(states.find(state), grads)
 
 
 def from_method(method: Method) -> SharpnessAware:

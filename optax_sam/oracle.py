@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from optax_sam import checks, means, sharding, trees
 from optax_sam.jaxprs import canonical_convolutions
@@ -33,16 +34,34 @@ class Evaluation(NamedTuple):
     aux: Any = None
 
 
+class Climb(NamedTuple):
+    """A perturbation that was made.
+
+    Attributes:
+      direction: what pointed uphill.
+      perturbation: a tree like the parameters.
+      state: of the ascent, after it.
+      length: `float[]`, the L2 norm of the perturbation.
+    """
+
+    direction: Any
+    perturbation: Any
+    state: Any
+    length: jax.Array
+
+
 class First(NamedTuple):
     """The first evaluation of a step.
 
     Attributes:
       point: where it was taken; None for the parameters themselves.
       evaluation: what it gave.
+      climb: the perturbation that led to the point; None where none has.
     """
 
     point: Any
     evaluation: Evaluation
+    climb: Climb | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -152,9 +171,7 @@ class Oracle:
 
     def evaluate(self, params: Any) -> Evaluation:
         """Loss, losses per example, aux and gradient at `params`; on a CPU at full speed anywhere."""
-        oracle = self
-        if self.weights is not None:
-            oracle = dataclasses.replace(self, batch=without_padding(self.batch, self.weights))
+        oracle = self._without_padding()
         if self.num_slices == 1:
             return oracle._gradient(params)
 
@@ -171,6 +188,45 @@ class Oracle:
             losses = sharding.join_rows(losses, like=jax.tree.leaves(self.batch)[0])
         return mean._replace(losses=losses, aux=aux)
 
+    def evaluate_moved(self, perturbation: Any, params: Any) -> Evaluation:
+        """The evaluation at the first point moved by `perturbation`, as far as `params` is visible."""
+        there = self.evaluate(self.moved(perturbation, params))
+        return there._replace(grads=trees.like_masked(params, there.grads))
+
+    def moved(self, perturbation: Any, params: Any) -> Any:
+        """The first point of the step, moved by `perturbation`."""
+        full = params if self.params is None else self.params
+        point = full if self.first is None or self.first.point is None else self.first.point
+        return trees.add_perturbation(point, perturbation)
+
+    def losses_at(self, params: Any) -> jax.Array:
+        """One loss per example at `params`, `float[batch]`: one forward pass."""
+        oracle = dataclasses.replace(self, needs_losses=True)._without_padding()
+        if self.num_slices == 1:
+            return oracle._forward(params)
+
+        def on_slice(part):
+            rows, number = part
+            return oracle.with_rows(rows).with_key(number)._forward(params)
+
+        losses = lax.map(on_slice, (oracle.split(self.num_slices), jnp.arange(self.num_slices)))
+        return sharding.join_rows(losses, like=jax.tree.leaves(self.batch)[0])
+
+    def _forward(self, params: Any) -> jax.Array:
+        structure = jax.tree.structure(params) if self.structure is None else self.structure
+
+        def losses_of(leaves):
+            return self._checked(self._call(jax.tree.unflatten(structure, leaves), self.batch)[0])
+
+        losses = canonical_convolutions(losses_of)(jax.tree.leaves(params))
+        return losses.astype(trees.accumulator_dtype(losses.dtype))
+
+    def _without_padding(self) -> "Oracle":
+        """The oracle with a real row in the place of each row of padding."""
+        if self.weights is None:
+            return self
+        return dataclasses.replace(self, batch=without_padding(self.batch, self.weights))
+
     def _gradient(self, params: Any) -> Evaluation:
         """The evaluation on all examples at once, whatever the content of padding."""
         leaves, treedef = jax.tree.flatten(jax.tree.map(jnp.asarray, params))
@@ -183,7 +239,7 @@ class Oracle:
             structure = treedef if self.structure is None else self.structure
             losses, aux = self._call(jax.tree.unflatten(structure, point), self.batch)
             losses = self._checked(losses)
-            loss = _weighted_mean(losses, self.weights, floats)
+            loss = weighted_mean(losses, self.weights, floats)
             scaled = loss if self.loss_scale is None else trees.times(self.loss_scale, loss)
             return scaled, (loss, losses, aux)
 
@@ -262,54 +318,7 @@ class Oracle:
         return losses
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class GradientOracle:
-    """The narrower door: a gradient function of the parameters, without losses or examples."""
-
-    grad_fn: Callable[[Any], Any]
-    structure: Any
-    grads: Any = None
-    params = None
-    fraction = 1.0
-
-    def with_key(self, number: Any) -> "GradientOracle":
-        """Itself: what the gradient function closes over is the same in all passes."""
-        del number
-        return self
-
-    @property
-    def first(self) -> First:
-        """The gradient that the caller brought."""
-        return First(None, Evaluation(self.grads))
-
-    def evaluate(self, params: Any) -> Evaluation:
-        """The gradient at `params`."""
-        params = jax.tree.unflatten(self.structure, jax.tree.leaves(params))
-        grads = canonical_convolutions(self.grad_fn)(params)
-        return Evaluation(like_params("grad_fn(params)", grads, params))
-
-
-def like_params(name: str, grads: Any, params: Any) -> Any:
-    """The gradient as arrays, zeros for integer leaves; refuses what is no tree like the parameters."""
-    grads, params = trees.plain(grads), trees.plain(params)
-    if (got := jax.tree.structure(grads)) != (wanted := jax.tree.structure(params)):
-        raise ValueError(
-            f"{name} has the tree structure {got}, the parameters have {wanted}: pass a gradient "
-            f"tree like params, without auxiliary values."
-        )
-    for (path, g), p in zip(jax.tree.leaves_with_path(grads), jax.tree.leaves(params), strict=True):
-        if jnp.shape(g) != jnp.shape(p):
-            raise ValueError(
-                f"{name}{jax.tree_util.keystr(path)} has shape {jnp.shape(g)}, the parameter has "
-                f"{jnp.shape(p)}: pass the gradient with respect to params."
-            )
-    # The gradient of an integer leaf has no arithmetic in JAX (float0).
-    return jax.tree.map(
-        lambda g, p: jnp.asarray(g) if trees.is_inexact(p) else jnp.zeros_like(p), grads, params
-    )
-
-
-def _weighted_mean(losses: jax.Array, weights: jax.Array | None, params: Any) -> jax.Array:
+def weighted_mean(losses: jax.Array, weights: jax.Array | None, params: Any) -> jax.Array:
     """The mean over the examples; inside a `shard_map`, over those of all devices with these `params`."""
     losses = losses.astype(trees.accumulator_dtype(losses.dtype))
     weights = jnp.ones_like(losses) if weights is None else weights.astype(losses.dtype)

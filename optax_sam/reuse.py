@@ -1,13 +1,14 @@
 """What an unpaid step remembers of the last perturbed one."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from optax_sam import checks, trees
-from optax_sam.hyperparameters import Scalar
+from optax_sam.hyperparameters import Scalar, ScalarOrSchedule, at_step
 from optax_sam.pieces import Context
 
 
@@ -53,14 +54,7 @@ class DecayedDifference:
     steps: int
 
     def init(self, params: Any) -> DecayedDifferenceState:
-        def zeros(x):
-            # With its dtype named, the zero of a weakly typed leaf keeps the leaf's sharding. Differences
-            # of float16 gradients overflow in float16, and those under a loss scale underflow.
-            dtype = jnp.result_type(x)
-            return jnp.zeros_like(x, dtype=jnp.float32 if dtype == jnp.float16 else dtype)
-
-        difference = jax.tree.map(zeros, params)
-        return DecayedDifferenceState(difference, jnp.full([], self.steps, jnp.int32))
+        return DecayedDifferenceState(trees.memory_like(params), jnp.full([], self.steps, jnp.int32))
 
     def refresh(self, state: Any, grads: Any, perturbed_grads: Any, context: Context) -> Any:
         del context
@@ -92,3 +86,99 @@ def decayed_difference(decay: Scalar, steps: int) -> DecayedDifference:
     checks.number("decay", decay, low=0, high=1)
     checks.integer("steps", steps, low=0)
     return DecayedDifference(decay, steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class OrthogonalComponent:
+    """See `orthogonal_component`."""
+
+    alpha: ScalarOrSchedule
+
+    def init(self, params: Any) -> Any:
+        return trees.memory_like(params)
+
+    def refresh(self, state: Any, grads: Any, perturbed_grads: Any, context: Context) -> Any:
+        del context
+        return remembered(trees.perpendicular(perturbed_grads, to=grads), state)
+
+    def recall(self, state: Any, grads: Any, context: Context) -> tuple[Any, Any]:
+        return added(grads, state, at_step(self.alpha, context.step)), state
+
+
+def orthogonal_component(alpha: ScalarOrSchedule) -> OrthogonalComponent:
+    """`g + alpha (||g|| / ||v||) v`, `v` the part of the last `g'` orthogonal to its `g` (LookSAM).
+
+    That part, which leads to the flatter minimum, changes more slowly than the gradient. Before the
+    first perturbed step it is `g`.
+
+    Args:
+      alpha: a number, or a schedule of the step count.
+    """
+    checks.number_or_schedule("alpha", alpha)
+    return OrthogonalComponent(alpha)
+
+
+class SurrogateState(NamedTuple):
+    """State of `components_beyond`: trees like the parameters, which change in perturbed steps.
+
+    Attributes:
+      of_grads: the part of the first gradient orthogonal to the surrogate's.
+      of_perturbed: the part of the perturbed gradient orthogonal to the surrogate's.
+    """
+
+    of_grads: Any
+    of_perturbed: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class ComponentsBeyond:
+    """See `components_beyond`."""
+
+    surrogate_losses: Callable[[Any, Any], Any]
+    mix: ScalarOrSchedule
+    alpha: ScalarOrSchedule
+
+    evaluations: ClassVar[int] = 1
+
+    def init(self, params: Any) -> SurrogateState:
+        return SurrogateState(trees.memory_like(params), trees.memory_like(params))
+
+    def refresh(self, state: Any, grads: Any, perturbed_grads: Any, context: Context) -> Any:
+        oracle = dataclasses.replace(context.oracle, losses=self.surrogate_losses)
+        cheap = trees.like_masked(context.params, oracle.evaluate(oracle.params).grads)
+        return SurrogateState(
+            remembered(trees.perpendicular(grads, to=cheap), state.of_grads),
+            remembered(trees.perpendicular(perturbed_grads, to=cheap), state.of_perturbed),
+        )
+
+    def recall(self, state: Any, grads: Any, context: Context) -> tuple[Any, Any]:
+        alpha, mix = (at_step(x, context.step) for x in (self.alpha, self.mix))
+        guessed = added(grads, state.of_grads, 1.0)
+        perturbed = added(grads, state.of_perturbed, alpha)
+        return trees.map_wide(lambda p, g: p + trees.times(mix, g), perturbed, guessed), state
+
+
+def components_beyond(
+    surrogate_losses: Callable[[Any, Any], Any], mix: ScalarOrSchedule, alpha: ScalarOrSchedule
+) -> ComponentsBeyond:
+    """What the surrogate's gradient `m` lacks, from the last perturbed step (FGSAM+).
+
+    With `u` and `v` the parts of the last `g` and `g'` orthogonal to `m` then, an unpaid step, whose
+    gradient is `m`, descends along `m + alpha (||m|| / ||v||) v + mix (m + (||m|| / ||u||) u)`.
+    Arguments: see `fgsam_plus`.
+    """
+    checks.function("surrogate_losses", surrogate_losses, "surrogate_losses(params, batch) -> [batch]")
+    checks.number_or_schedule("mix", mix)
+    checks.number_or_schedule("alpha", alpha)
+    return ComponentsBeyond(surrogate_losses, mix, alpha)
+
+
+def remembered(tree: Any, like: Any) -> Any:
+    """The tree in the dtypes of `like`, finite."""
+    return trees.map_inexact(lambda old, x: jnp.nan_to_num(x.astype(old.dtype)), like, tree)
+
+
+def added(grads: Any, component: Any, alpha: Any) -> Any:
+    """`g + alpha (||g|| / ||v||) v`, and `g` where `v` is zero."""
+    unit, norm = trees.divide(trees.widen(component), trees.norm(component)), trees.norm(grads)
+    return trees.map_wide(lambda g, u: g + trees.times(alpha, trees.times(norm, u)), grads, unit)

@@ -1,19 +1,162 @@
-"""Which examples see a gradient: draws of a static number of them."""
+"""Which examples see a gradient: a static number of them, drawn or chosen."""
 
+import dataclasses
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from optax_sam.oracle import Evaluation
+from optax_sam import checks, sharding
+from optax_sam.oracle import Evaluation, Oracle
 from optax_sam.pieces import Context
 
 
-def everything(oracle: Any, here: Evaluation, context: Context) -> Any:
+def everything(oracle: Any, here: Evaluation, there: Any, context: Context) -> Any:
     """The second gradient sees the examples that the first one saw."""
-    del here, context
+    del here, there, context
     return oracle
+
+
+def whole_batch(oracle: Oracle, here: Evaluation, there: Any, context: Context) -> Oracle:
+    """The second gradient sees the batch as the caller gave it, whatever the first one saw."""
+    del here, there, context
+    return of_caller(oracle)
+
+
+@dataclasses.dataclass(frozen=True)
+class LargestIncrease:
+    """See `largest_increase`."""
+
+    fraction: float
+    strata: int
+
+    def __call__(self, oracle: Oracle, here: Evaluation, there: Any, context: Context) -> Oracle:
+        del context
+        increase = oracle.losses_at(there) - here.losses
+        return take_highest(oracle, increase, self.fraction, self.strata)
+
+
+def largest_increase(fraction: float, strata: int = 1) -> LargestIncrease:
+    """The examples whose loss rises most from the first point to the perturbed one (ESAM).
+
+    Costs one forward pass on all examples. Padding comes last.
+
+    Args:
+      fraction: `int(fraction B / strata)` examples of each stratum, 1 or more.
+      strata: the number of contiguous parts of the batch from which is chosen separately.
+    """
+    check_fraction(fraction)
+    checks.integer("strata", strata, low=1)
+    return LargestIncrease(fraction, strata)
+
+
+@dataclasses.dataclass(frozen=True)
+class OnPart:
+    """See `on_part`."""
+
+    part: int
+    num_parts: int
+    strata: int
+
+    def __call__(self, oracle: Oracle, here: Evaluation, there: Any, context: Context) -> Oracle:
+        del here, there, context
+        return take_part(of_caller(oracle), self.part, self.num_parts, self.strata)
+
+
+def on_part(part: int, num_parts: int, strata: int = 1) -> OnPart:
+    """One of several equal parts of the batch, in the order of its rows.
+
+    As a selection the second gradient sees that part; `starts.on_part` is the same for the first.
+
+    Args:
+      part: from 0 to `num_parts - 1`.
+      num_parts: 1 or more; with `strata` they divide the batch.
+      strata: the number of contiguous parts of the batch, each of which is split by itself.
+    """
+    checks.integer("num_parts", num_parts, low=1)
+    checks.integer("part", part, low=0, high=num_parts - 1)
+    checks.integer("strata", strata, low=1)
+    return OnPart(part, num_parts, strata)
+
+
+@dataclasses.dataclass(frozen=True)
+class OnSurrogate:
+    """See `on_surrogate`."""
+
+    surrogate_losses: Callable[[Any, Any], Any]
+
+    def __call__(self, oracle: Oracle, here: Evaluation, there: Any, context: Context) -> Oracle:
+        del here, there, context
+        return dataclasses.replace(oracle, losses=self.surrogate_losses)
+
+
+def on_surrogate(surrogate_losses: Callable[[Any, Any], Any]) -> OnSurrogate:
+    """The second gradient is that of another, cheaper loss of the same parameters (FGSAM).
+
+    Args:
+      surrogate_losses: called and returning as the loss function of `value_and_grad`.
+    """
+    checks.function("surrogate_losses", surrogate_losses, "surrogate_losses(params, batch) -> [batch]")
+    return OnSurrogate(surrogate_losses)
+
+
+def take_highest(oracle: Oracle, scores: jax.Array, fraction: float, strata: int) -> Oracle:
+    """The oracle of the examples with the highest scores, those of weight 0 last."""
+    if fraction == 1:
+        return oracle
+    scores = sharding.replicated(scores)
+    if oracle.weights is not None:
+        scores = jnp.where(sharding.replicated(oracle.weights) != 0, scores, -jnp.inf)
+    number = number_of(fraction, oracle.size, strata)
+    _, positions = lax.top_k(scores.reshape(strata, -1), number)
+    return oracle.take(jnp.sort(positions, axis=1))
+
+
+def take_part(oracle: Oracle, part: int, num_parts: int, strata: int) -> Oracle:
+    """The oracle of one of `num_parts` equal parts of each stratum."""
+    if oracle.size is None or oracle.size % (num_parts * strata):
+        raise ValueError(
+            f"{num_parts} parts do not divide the batch of {oracle.size} examples (strata={strata}): take "
+            f"a batch of which they are a divisor, or pad it with examples of weight 0."
+        )
+    number = oracle.size // (num_parts * strata)
+    positions = part * number + jnp.arange(number, dtype=jnp.int32)
+    return oracle.take(jnp.broadcast_to(positions, [strata, number]))
+
+
+def of_caller(oracle: Oracle) -> Oracle:
+    """The oracle with the examples as the caller gave them."""
+    given = oracle.origin
+    return dataclasses.replace(
+        oracle,
+        **given.rows._asdict(),
+        fraction=given.fraction,
+        weight_before_draw=given.weight_before_draw,
+    )
+
+
+def number_of(fraction: float, size: int | None, strata: int) -> int:
+    """How many examples of each stratum a fraction is."""
+    if size is None or size % strata:
+        raise ValueError(f"strata={strata} does not divide the batch of {size} examples: choose a divisor.")
+    number = int(fraction * size / strata)
+    if number < 1:
+        enough = math.ceil(1000 * strata / size) / 1000
+        raise ValueError(
+            f"fraction={fraction} of a batch of {size} examples in strata={strata} "
+            f"parts leaves no example: raise fraction to {enough:g} or more, or take a larger batch."
+        )
+    return number
+
+
+def check_fraction(fraction: Any, name: str = "fraction") -> None:
+    """Refuses what is no Python number above 0, up to 1."""
+    checks.static_number(name, fraction, low=0, high=1)
+    if fraction == 0:
+        raise ValueError(f"{name}=0 leaves no example: pass a number above 0, up to 1.")
 
 
 def draw(log_weights: jax.Array, num_drawn: int, strata: int, key: jax.Array) -> jax.Array:

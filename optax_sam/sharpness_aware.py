@@ -15,15 +15,15 @@ from jax import lax
 
 from optax_sam import checks, combinations, selections, trees
 from optax_sam import state as states
-from optax_sam.ascents import climb
+from optax_sam.ascents import climb, evaluations
 from optax_sam.directions import gradient
 from optax_sam.gates import always
 from optax_sam.hyperparameters import Scalar
 from optax_sam.method import Method, Outcome, SharpnessAware, from_method
-from optax_sam.oracle import Evaluation, First, Oracle
-from optax_sam.pieces import Combination, Context, Direction, Gate, Reuse, Selection, Start
+from optax_sam.oracle import Climb, First, Oracle, weighted_mean
+from optax_sam.pieces import Combination, Context, Direction, Gate, Gradients, Reuse, Selection, Start
 from optax_sam.reuse import nothing
-from optax_sam.starts import at_params
+from optax_sam.starts import Ahead, at_params
 from optax_sam.state import SharpnessAwareState
 
 
@@ -42,11 +42,16 @@ class Assembly(Method):
 
     @property
     def needs_oracle(self) -> bool:
-        return self.start.needs_oracle or self.selection is not selections.everything
+        chosen = self.selection is not selections.everything
+        return self.start.needs_oracle or self.direction.needs_oracle or chosen
 
     @property
     def perturbs_at_start(self) -> bool:
         return self.start.perturbs
+
+    @property
+    def first_follows_gate(self) -> bool:
+        return self.start.follows_gate
 
     def init(self, params: Any) -> SharpnessAwareState:
         params = trees.plain(params)
@@ -54,7 +59,7 @@ class Assembly(Method):
         state = SharpnessAwareState(
             step=jnp.zeros([], jnp.int32),
             key=key,
-            due=jnp.zeros([], bool),
+            due=() if self.gate.needs_gradient else jnp.zeros([], bool),
             start=self.start.init(params),
             direction=self.direction.init(params),
             gate=self.gate.init(params),
@@ -64,10 +69,22 @@ class Assembly(Method):
         )
         return self._decide_next(state)
 
+    def due(self, state: SharpnessAwareState, grads: Any) -> jax.Array:
+        if not self.gate.needs_gradient or grads is None:
+            return states.due(state)
+        return self.gate.due(state.gate, grads, _context(state, "gate"))
+
     def begin(self, state: SharpnessAwareState, opt_state: Any, params: Any, oracle: Oracle) -> Oracle:
-        context = _context(state, "start", params, oracle)
-        point, seen = self.start.begin(state.start, opt_state, context)
-        first = First(None if point is params else point, seen.evaluate(point))
+        context = _context(state, "start", params, oracle, opt_state)
+        point, seen = self.start.begin(state.start, context)
+        climbed = None
+        if self._is_ahead:
+            climbed = self._climb(None, state, params, oracle, opt_state)
+            point = oracle.moved(climbed.perturbation, params)
+        found = seen.evaluate(point)
+        if self.start.reweights:
+            found = found._replace(loss=weighted_mean(found.losses, oracle.weights, params))
+        first = First(None if point is params else point, found, climbed)
         return dataclasses.replace(seen, method=self, first=first, origin=oracle)
 
     def finish(
@@ -80,6 +97,8 @@ class Assembly(Method):
     ) -> Outcome:
         here = oracle.first.evaluation._replace(grads=grads)
         grad_norm = trees.norm(grads)
+        if self._is_ahead:
+            return self._step_from_ahead(here, grad_norm, state, params, oracle)
         decision = self.gate.constant if perturb is None else perturb
 
         def paid():
@@ -89,73 +108,105 @@ class Assembly(Method):
             return self._plain_step(here, grad_norm, state, params, oracle)
 
         if decision is None:
-            descent, new, loss = lax.cond(state.due, paid, unpaid)
+            outcome = Outcome(*lax.cond(self.due(state, grads), paid, unpaid))
         else:
-            descent, new, loss = paid() if decision else unpaid()
-        return Outcome(descent, self._decide_next(new), loss)
+            outcome = paid() if decision else unpaid()
+        return outcome._replace(state=self._decide_next(outcome.state))
 
     def _perturbed_step(self, here, grad_norm, state, params, oracle) -> Outcome:
         context = {kind: _context(state, kind, params, oracle) for kind in _KINDS}
-        grads = here.grads
-        direction = self.direction.read(state.direction, grads, context["direction"])
-        uphill = optax.tree.conj(direction)
-        perturbation, ascent_state, length = climb(self.ascent, uphill, state.ascent, params, state.step)
-        seen = self.selection(oracle, here, context["selection"])
-        there = self._evaluate_at(perturbation, seen.with_key(1), params)
-        descent = self.combination(grads, there.grads, context["combination"])
+        climbed = self._climb(here.grads, state, params, oracle)
+        point = oracle.moved(climbed.perturbation, params)
+        seen = self.selection(oracle, here, point, context["selection"])
+        there = seen.with_key(1).evaluate(point)
+        there = there._replace(grads=trees.like_masked(params, there.grads))
+        descent = self.combination(here.grads, there.grads, context["combination"])
         perturbed_grad_norm = trees.norm(there.grads)
         finite = jnp.isfinite(grad_norm) & jnp.isfinite(perturbed_grad_norm)
+        made = Gradients(here.grads, descent, climbed.direction, there.grads)
         new = self._with_pieces(
             state,
             finite,
             start=self.start.update(state.start, here, there, context["start"]),
-            direction=self.direction.write(state.direction, grads, descent, context["direction"]),
-            gate=self.gate.update(state.gate, grads, there.grads, context["gate"]),
-            ascent=ascent_state,
-            reuse=self.reuse.refresh(state.reuse, grads, there.grads, context["reuse"]),
+            direction=self.direction.write(state.direction, made, context["direction"]),
+            gate=self.gate.update(state.gate, here.grads, there.grads, context["gate"]),
+            ascent=climbed.state,
+            reuse=self.reuse.refresh(state.reuse, here.grads, there.grads, context["reuse"]),
         )
-        new = _with_diagnostics(
-            new,
-            cost=(1 + self.start.evaluations) * oracle.fraction + seen.fraction,
+        further = sum(
+            getattr(piece, "evaluations", 0) for piece in (self.start, self.combination, self.reuse)
+        )
+        further += self.direction.evaluations(context["direction"]) + evaluations(climbed.state)
+        diagnostics = states.diagnostics(
+            state.diagnostics,
+            cost=(1 + further) * oracle.fraction + seen.fraction,
             perturbed=True,
             finite=finite,
             loss=here.loss,
-            perturbed_loss=there.loss if seen is oracle else None,
+            perturbed_loss=there.loss if _see_the_same(seen, oracle) else None,
             grad_norm=grad_norm,
             perturbed_grad_norm=perturbed_grad_norm,
-            perturbation_norm=length,
+            perturbation_norm=climbed.length,
         )
-        return Outcome(optax.tree.cast_like(descent, grads), new, there.loss)
+        new = new._replace(diagnostics=diagnostics)
+        return Outcome(optax.tree.cast_like(descent, here.grads), new, there.loss)
 
     def _plain_step(self, here, grad_norm, state, params, oracle) -> Outcome:
         context = {kind: _context(state, kind, params, oracle) for kind in _KINDS}
         descent, reuse_state = self.reuse.recall(state.reuse, here.grads, context["reuse"])
-        finite = jnp.isfinite(grad_norm)
+        made, finite = Gradients(here.grads, descent), jnp.isfinite(grad_norm)
         new = self._with_pieces(
             state,
             finite,
-            start=state.start,
-            direction=self.direction.write(state.direction, here.grads, descent, context["direction"]),
+            direction=self.direction.write(state.direction, made, context["direction"]),
             gate=self.gate.update(state.gate, here.grads, None, context["gate"]),
-            ascent=state.ascent,
             reuse=reuse_state,
         )
-        new = _with_diagnostics(
-            new,
+        diagnostics = states.diagnostics(
+            state.diagnostics,
             cost=oracle.fraction,
             perturbed=False,
             finite=finite,
             loss=here.loss,
             grad_norm=grad_norm,
         )
+        new = new._replace(diagnostics=diagnostics)
         return Outcome(optax.tree.cast_like(descent, here.grads), new, here.loss)
 
-    def _evaluate_at(self, perturbation: Any, oracle: Any, params: Any) -> Evaluation:
-        """The evaluation at the start moved by `perturbation`, as far as it is visible here."""
-        full = params if oracle.params is None else oracle.params
-        point = full if oracle.first.point is None else oracle.first.point
-        there = oracle.evaluate(trees.add_perturbation(point, perturbation))
-        return there._replace(grads=trees.like_masked(params, there.grads))
+    def _step_from_ahead(self, here, grad_norm, state, params, oracle) -> Outcome:
+        """The step whose one gradient was taken at the perturbed point."""
+        context = _context(state, "direction", params, oracle)
+        climbed, finite = oracle.first.climb, jnp.isfinite(grad_norm)
+        direction = trees.like_masked(params, climbed.direction)
+        made = Gradients(here.grads, here.grads, direction, here.grads)
+        new = self._with_pieces(
+            state,
+            finite,
+            direction=self.direction.write(state.direction, made, context),
+            ascent=climbed.state,
+        )
+        further = self.direction.evaluations(context) + evaluations(climbed.state)
+        diagnostics = states.diagnostics(
+            state.diagnostics,
+            cost=(1 + further) * oracle.fraction,
+            perturbed=True,
+            finite=finite,
+            loss=here.loss,
+            grad_norm=grad_norm,
+            perturbation_norm=climbed.length,
+        )
+        new = self._decide_next(new._replace(diagnostics=diagnostics))
+        return Outcome(here.grads, new, here.loss)
+
+    def _climb(self, grads, state, params, oracle, opt_state=None) -> Climb:
+        """The perturbation, along the direction that the piece finds."""
+        context = _context(state, "direction", params, oracle, opt_state)
+        direction = self.direction.read(state.direction, grads, context)
+        return climb(self.ascent, direction, state.ascent, _context(state, "ascent", params, oracle))
+
+    @property
+    def _is_ahead(self) -> bool:
+        return isinstance(self.start, Ahead)
 
     def _with_pieces(self, state, finite, **pieces) -> SharpnessAwareState:
         """The state with the pieces' new states, unless a gradient of this step was not finite."""
@@ -163,7 +214,9 @@ class Assembly(Method):
         return state._replace(step=optax.safe_increment(state.step), **kept)
 
     def _decide_next(self, state: SharpnessAwareState) -> SharpnessAwareState:
-        return state._replace(due=self.gate.due(state.gate, _context(state, "gate")))
+        if self.gate.needs_gradient:
+            return state
+        return state._replace(due=self.gate.due(state.gate, None, _context(state, "gate")))
 
 
 def sharpness_aware(
@@ -219,49 +272,52 @@ def sharpness_aware(
         ("reuse", reuse, "recall"),
     ):
         checks.piece(name, piece, method)
-    checks.function("selection", selection, "(oracle, here, context) -> oracle, such as everything")
+    checks.function("selection", selection, "(oracle, here, there, context) -> oracle, such as everything")
     checks.function("combination", combination, "(grads, perturbed_grads, context) -> descent, such as unit")
-    return from_method(
-        Assembly(
-            ascent=ascent,
-            start=at_params() if start is None else start,
-            direction=gradient() if direction is None else direction,
-            gate=always() if gate is None else gate,
-            selection=selection,
-            combination=combination,
-            reuse=nothing() if reuse is None else reuse,
-            seed=seed,
-        )
+    method = Assembly(
+        ascent=ascent,
+        start=at_params() if start is None else start,
+        direction=gradient() if direction is None else direction,
+        gate=always() if gate is None else gate,
+        selection=selection,
+        combination=combination,
+        reuse=nothing() if reuse is None else reuse,
+        seed=seed,
     )
+    _check_fit(method)
+    return from_method(method)
 
 
-_KINDS = ("start", "direction", "gate", "selection", "combination", "reuse")
+def _check_fit(method: Assembly) -> None:
+    """Refuses pieces that contradict each other."""
+    if not isinstance(method.start, Ahead):
+        return
+    if method.direction.needs_gradient:
+        raise ValueError(
+            f"direction={method.direction!r} needs the gradient of the step, but start=ahead() moves before "
+            f"it is taken: choose a direction that needs none, such as previous_descent(), or at_params()."
+        )
+    if method.gate.constant is not True or method.selection is not selections.everything:
+        raise ValueError(
+            "start=ahead() takes the one gradient of the step itself: leave gate and selection out."
+        )
 
 
-def _context(state: SharpnessAwareState, kind: str, params: Any = None, oracle: Any = None) -> Context:
+_KINDS = ("start", "direction", "gate", "selection", "combination", "reuse", "ascent")
+
+
+def _context(
+    state: SharpnessAwareState, kind: str, params: Any = None, oracle: Any = None, opt_state: Any = None
+) -> Context:
     """What the pieces of one kind may know of the step that begins with `state`."""
     key = jax.random.wrap_key_data(state.key, impl="threefry2x32")
     key = jax.random.fold_in(jax.random.fold_in(key, state.step), _KINDS.index(kind))
-    return Context(state.step, key, params, oracle)
+    due = None if isinstance(state.due, tuple) else state.due
+    return Context(state.step, key, params, oracle, due, opt_state)
 
 
-def _with_diagnostics(
-    state: SharpnessAwareState,
-    *,
-    cost: float,
-    perturbed: bool,
-    finite: jax.Array,
-    **values: jax.Array | None,
-) -> SharpnessAwareState:
-    numbers, known = states.measured(**values)
-    paid = jnp.asarray(cost, jnp.float32)
-    return state._replace(
-        diagnostics=states.Diagnostics(
-            values=numbers,
-            known=known,
-            perturbed=jnp.asarray(perturbed),
-            gradients=states.add_gradients(state.diagnostics.gradients, paid),
-            cost=paid,
-            not_finite=1 - finite.astype(jnp.float32),
-        )
-    )
+def _see_the_same(oracle: Any, other: Any) -> bool:
+    """Whether two oracles have the same losses of the same examples."""
+    if oracle is other:
+        return True
+    return oracle.batch is other.batch and oracle.losses is other.losses

@@ -1,17 +1,19 @@
 """Where, and on which examples, the first gradient of a step is taken."""
 
 import dataclasses
-import math
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from optax_sam import checks, per_example, sharding, trees
-from optax_sam.hyperparameters import Scalar
+from optax_sam import checks, random_trees, trees
+from optax_sam.geometry import filter_norms
+from optax_sam.hyperparameters import Scalar, ScalarOrSchedule, at_step
 from optax_sam.oracle import Evaluation, Oracle
 from optax_sam.pieces import Context
-from optax_sam.selections import draw
+from optax_sam.selections import check_fraction, take_highest, take_part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +22,8 @@ class AtParams:
 
     needs_oracle: ClassVar[bool] = False
     perturbs: ClassVar[bool] = False
+    follows_gate: ClassVar[bool] = False
+    reweights: ClassVar[bool] = False
 
     @property
     def evaluations(self) -> int:
@@ -29,8 +33,8 @@ class AtParams:
         del params
         return ()
 
-    def begin(self, state: Any, opt_state: Any, context: Context) -> tuple[Any, Oracle]:
-        del state, opt_state
+    def begin(self, state: Any, context: Context) -> tuple[Any, Oracle]:
+        del state
         return context.params, context.oracle
 
     def update(self, state: Any, here: Evaluation, there: Evaluation, context: Context) -> Any:
@@ -54,10 +58,10 @@ class AtRandom(AtParams):
     needs_oracle: ClassVar[bool] = True
     perturbs: ClassVar[bool] = True
 
-    def begin(self, state: Any, opt_state: Any, context: Context) -> tuple[Any, Oracle]:
-        del state, opt_state
+    def begin(self, state: Any, context: Context) -> tuple[Any, Oracle]:
+        del state
         normal, uniform = jax.random.split(context.key)
-        z = _standard_normal(normal, context.params)
+        z = random_trees.standard_normal(normal, context.params)
         norm = trees.norm(z)
         radius = jnp.asarray(self.radius).astype(norm.dtype)
         if self.noise == "gaussian":
@@ -87,154 +91,185 @@ def at_random(radius: Scalar = 1.0, noise_scale: Scalar = 1.0, noise: str = "gau
     return AtRandom(radius, noise_scale, noise)
 
 
-class ScoreState(NamedTuple):
-    """State of `drawn_by_score`.
+@dataclasses.dataclass(frozen=True)
+class AtRandomPerFilter(AtParams):
+    """See `at_random_per_filter`."""
 
-    Attributes:
-      score_sum: `float[num_examples]`, sum of the scores that an example was given.
-      times_scored: `float[num_examples]`, how often it was given one. Both change for drawn examples,
-        in perturbed steps.
+    noise_scale: ScalarOrSchedule
+
+    needs_oracle: ClassVar[bool] = True
+    perturbs: ClassVar[bool] = True
+
+    def begin(self, state: Any, context: Context) -> tuple[Any, Oracle]:
+        del state
+        scale = at_step(self.noise_scale, context.step)
+
+        def on_leaf(z, w):
+            norm, wide = filter_norms(z), filter_norms(w)
+            safe = jnp.where(norm == 0, jnp.ones_like(norm), norm)
+            return trees.times(scale, (wide / safe).astype(z.dtype) * z)
+
+        noise = trees.widen(random_trees.standard_normal(context.key, context.params))
+        noise = trees.map_inexact(on_leaf, noise, context.params)
+        return trees.add_perturbation(context.params, noise), context.oracle
+
+
+def at_random_per_filter(noise_scale: ScalarOrSchedule) -> AtRandomPerFilter:
+    """At `params + n`, `n_f = noise_scale ||w_f|| z / ||z||` in each output filter `f` (R-SAM).
+
+    The last axis of a leaf counts its filters; a leaf with one axis or none is one filter.
+
+    Args:
+      noise_scale: 0 or more, in parts of the filter's norm; a number, or a schedule of the step count.
     """
-
-    score_sum: jax.Array
-    times_scored: jax.Array
+    checks.number_or_schedule("noise_scale", noise_scale, low=0)
+    return AtRandomPerFilter(noise_scale)
 
 
 @dataclasses.dataclass(frozen=True)
-class DrawnByScore:
-    """See `drawn_by_score`."""
+class Ahead(AtParams):
+    """See `ahead`."""
 
-    num_examples: int
+    needs_oracle: ClassVar[bool] = True
+    perturbs: ClassVar[bool] = True
+
+
+def ahead() -> Ahead:
+    """Already at the perturbed point: its gradient is the only one of the step, and its descent.
+
+    The direction must not need the gradient of the same step: `descent_momentum()`,
+    `previous_descent()`, noise. The gate stays open, since there is nothing to save.
+    """
+    return Ahead()
+
+
+@dataclasses.dataclass(frozen=True)
+class OnHighestLoss(AtParams):
+    """See `on_highest_loss`."""
+
     fraction: float
-    score_range: tuple[float, float]
-    ramp_steps: int
-    score: str
     strata: int
 
     needs_oracle: ClassVar[bool] = True
-    perturbs: ClassVar[bool] = False
 
-    @property
-    def evaluations(self) -> int:
-        return 0 if self.score == "loss_difference" else 1
-
-    def init(self, params: Any) -> ScoreState:
-        del params
-        return ScoreState(jnp.zeros([self.num_examples], float), jnp.zeros([self.num_examples], float))
-
-    def begin(self, state: ScoreState, opt_state: Any, context: Context) -> tuple[Any, Oracle]:
-        del opt_state
-        oracle = context.oracle
-        if oracle.indices is None:
-            raise ValueError(
-                "indices=None, but the method keeps a score per example: pass the examples' numbers "
-                "in the data set, indices=int[batch]."
-            )
-        if oracle.indices.dtype.itemsize < 4:
-            oracle = dataclasses.replace(oracle, indices=oracle.indices.astype(jnp.int32))
-        real = self._in_range(oracle.indices)
-        weights = real.astype(float)
-        if oracle.weights is not None:
-            weights = jnp.where(real, oracle.weights, jnp.zeros_like(oracle.weights))
-        oracle = dataclasses.replace(oracle, weights=weights, needs_losses=True)
-        if oracle.whole_batch:
+    def begin(self, state: Any, context: Context) -> tuple[Any, Oracle]:
+        del state
+        oracle = dataclasses.replace(context.oracle, needs_losses=True)
+        if self.fraction == 1 or oracle.whole_batch:
             return context.params, oracle
-        log_weights = self.log_weights(state, oracle.indices, weights, context.step)
-        return context.params, oracle.take(
-            draw(log_weights, self._num_drawn(oracle.size), self.strata, context.key)
-        )
-
-    def log_weights(
-        self, state: ScoreState, indices: jax.Array, weights: jax.Array, step: jax.Array
-    ) -> jax.Array:
-        """`log q`, `float[batch]`: where each example stands between the batch's scores; -inf for padding."""
-        indices, real = map(sharding.replicated, (indices, weights != 0))
-        seen = state.times_scored > 0
-        scores = jnp.where(seen, state.score_sum / jnp.where(seen, state.times_scored, 1), 1.0)
-        scores = scores[jnp.clip(indices, 0, self.num_examples - 1)]
-        lowest = jnp.min(jnp.where(real, scores, jnp.inf))
-        spread = jnp.max(jnp.where(real, scores, -jnp.inf)) - lowest
-        place = jnp.where(spread > 0, (scores - lowest) / jnp.where(spread > 0, spread, 1), 1.0)
-        low, high = self.score_range
-        ramp = jnp.minimum(step.astype(float) / self.ramp_steps, 1) if self.ramp_steps else 1.0
-        q = low + place * ramp * (high - low)
-        return jnp.where(real, jnp.log(jnp.where(q > 0, q, 1)), -jnp.inf)
-
-    def update(self, state: ScoreState, here: Evaluation, there: Evaluation, context: Context) -> ScoreState:
-        oracle = context.oracle
-        if self.score == "loss_difference":
-            scores = jnp.abs(there.losses - here.losses)
-        else:
-            size = None if oracle.num_slices == 1 else oracle.size // oracle.num_slices
-            scores = per_example.gradient_norms(
-                oracle.losses_alone, oracle.params, oracle.batch, microbatch_size=size
-            )
-        written = (oracle.weights != 0) & self._in_range(oracle.indices) & jnp.isfinite(scores)
-        indices = jnp.where(written, oracle.indices, self.num_examples)
-        indices, scores = map(sharding.replicated, (indices, scores))
-        rows, first = jnp.unique(indices, return_index=True, size=indices.size, fill_value=self.num_examples)
-        scores = scores[first].astype(state.score_sum.dtype)
-        return ScoreState(
-            state.score_sum.at[rows].add(scores, mode="drop"),
-            state.times_scored.at[rows].add(jnp.ones_like(scores), mode="drop"),
-        )
-
-    def _in_range(self, indices: jax.Array) -> jax.Array:
-        return (indices >= 0) & (indices < self.num_examples)
-
-    def _num_drawn(self, size: int) -> int:
-        if size % self.strata:
-            raise ValueError(
-                f"strata={self.strata} does not divide the batch of {size} examples: choose a divisor."
-            )
-        num_drawn = int(self.fraction * size / self.strata)
-        if num_drawn < 1:
-            enough = math.ceil(1000 * self.strata / size) / 1000
-            raise ValueError(
-                f"fraction={self.fraction} of a batch of {size} examples in strata={self.strata} "
-                f"parts leaves no example: raise fraction to {enough:g} or more, or take a larger batch."
-            )
-        return num_drawn
+        losses = oracle.losses_at(context.params)
+        return context.params, take_highest(oracle, losses, self.fraction, self.strata)
 
 
-def drawn_by_score(
-    num_examples: int,
-    fraction: float = 0.5,
-    score_range: tuple[float, float] = (0.1, 0.5),
-    ramp_steps: int = 0,
-    score: str = "loss_difference",
-    strata: int = 1,
-) -> DrawnByScore:
-    """At the parameters, on examples drawn without replacement by their scores (AUSAM).
+def on_highest_loss(fraction: float, strata: int = 1) -> OnHighestLoss:
+    """At the parameters, on the examples of the highest losses there (K-SAM).
 
-    Example `i` has probability proportional to
-    `q_i = smin + (score_i - min) / (max - min) (smax(t) - smin)`, minimum and maximum over the batch;
-    `smax(t)` rises linearly from `smin` to its value within `ramp_steps` steps. A score is the mean
-    of what the example was given whenever it was drawn, and 1 before. Arguments: see `ausam`.
+    Costs one forward pass on the whole batch. Padding comes last.
+
+    Args:
+      fraction: `int(fraction B / strata)` examples of each stratum, 1 or more.
+      strata: the number of contiguous parts of the batch from which is chosen separately.
     """
-    checks.integer("num_examples", num_examples, low=1)
-    checks.static_number("fraction", fraction, low=0, high=1)
-    if fraction == 0:
-        raise ValueError("fraction=0 leaves no example: pass a number above 0, up to 1.")
-    if not isinstance(score_range, tuple | list) or len(score_range) != 2:
-        raise TypeError(f"score_range={score_range!r} is no pair: pass two numbers (smin, smax).")
-    low, high = score_range
-    checks.static_number("score_range[0]", low, low=0)
-    if low == 0:
-        raise ValueError("score_range[0]=0 would never draw some examples: pass a number above 0.")
-    checks.static_number("score_range[1]", high, low=low)
-    checks.integer("ramp_steps", ramp_steps, low=0)
-    checks.one_of("score", score, ("loss_difference", "gradient_norm"))
+    check_fraction(fraction)
     checks.integer("strata", strata, low=1)
-    return DrawnByScore(num_examples, fraction, (low, high), ramp_steps, score, strata)
+    return OnHighestLoss(fraction, strata)
 
 
-def _standard_normal(key: jax.Array, params: Any) -> Any:
-    """Independent standard normal entries like the inexact leaves; integer leaves get zeros."""
-    leaves, treedef = jax.tree.flatten(params)
-    keys = jax.random.split(key, max(len(leaves), 1))
-    noise = [
-        jax.random.normal(k, x.shape, x.dtype) if trees.is_inexact(x) else jnp.zeros_like(x)
-        for k, x in zip(keys, leaves, strict=False)
-    ]
-    return jax.tree.unflatten(treedef, noise)
+@dataclasses.dataclass(frozen=True)
+class AtParamsOnPart(AtParams):
+    """See `at_params_on_part`."""
+
+    part: int
+    num_parts: int
+    strata: int
+
+    needs_oracle: ClassVar[bool] = True
+
+    def begin(self, state: Any, context: Context) -> tuple[Any, Oracle]:
+        del state
+        if context.oracle.whole_batch:
+            return context.params, context.oracle
+        return context.params, take_part(context.oracle, self.part, self.num_parts, self.strata)
+
+
+def at_params_on_part(part: int, num_parts: int, strata: int = 1) -> AtParamsOnPart:
+    """At the parameters, on one of several equal parts of the batch; see `on_part` (RWP)."""
+    checks.integer("num_parts", num_parts, low=1)
+    checks.integer("part", part, low=0, high=num_parts - 1)
+    checks.integer("strata", strata, low=1)
+    return AtParamsOnPart(part, num_parts, strata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reweighted(AtParams):
+    """See `reweighted`."""
+
+    weight: ScalarOrSchedule
+    difference_step: ScalarOrSchedule
+
+    needs_oracle: ClassVar[bool] = True
+    reweights: ClassVar[bool] = True
+
+    def begin(self, state: Any, context: Context) -> tuple[Any, Oracle]:
+        del state
+        oracle = dataclasses.replace(context.oracle, needs_losses=True)
+        weight, step = (at_step(x, context.step) for x in (self.weight, self.difference_step))
+        moves = trees.map_wide(
+            lambda z: trees.times(step, z), random_trees.signs(context.key, context.params)
+        )
+        there = oracle.losses_at(trees.add_perturbation(context.params, moves))
+        slopes = jnp.abs(there - oracle.losses_at(context.params)) / jnp.asarray(step).astype(there.dtype)
+        slopes = jnp.nan_to_num(trees.times(weight, slopes))
+        real = jnp.ones_like(slopes) if oracle.weights is None else oracle.weights.astype(slopes.dtype)
+        largest = jnp.max(jnp.where(real != 0, slopes, -jnp.inf))
+        chances = jnp.where(real != 0, jnp.exp(slopes - largest), jnp.zeros_like(slopes)) * real
+        return context.params, dataclasses.replace(
+            oracle, weights=chances, weight_before_draw=oracle.whole_weight
+        )
+
+
+def reweighted(weight: ScalarOrSchedule, difference_step: ScalarOrSchedule) -> Reweighted:
+    """At the parameters, examples with large gradients counting more (RW-SAM).
+
+    Example `i` counts `p_i`, proportional to `exp(weight n_i)` and to its own weight, where
+    `n_i = |l_i(w + difference_step z) - l_i(w)| / difference_step` estimates the norm of its gradient
+    along random signs `z`. Costs one forward pass beside that of the gradient.
+
+    Args:
+      weight: of the norms; 0 is the plain mean. A number, or a schedule of the step count.
+      difference_step: of the finite difference, above 0; a number, or a schedule of the step count.
+    """
+    checks.number_or_schedule("weight", weight)
+    checks.number_or_schedule("difference_step", difference_step, low=0)
+    if isinstance(difference_step, int | float) and difference_step == 0:
+        raise ValueError("difference_step=0 gives no difference: pass a number above 0.")
+    return Reweighted(weight, difference_step)
+
+
+@dataclasses.dataclass(frozen=True)
+class OnSurrogateBetween(AtParams):
+    """See `on_surrogate_between`."""
+
+    surrogate_losses: Callable[[Any, Any], Any]
+
+    needs_oracle: ClassVar[bool] = True
+    follows_gate: ClassVar[bool] = True
+
+    def begin(self, state: Any, context: Context) -> tuple[Any, Oracle]:
+        del state
+        full, cheap, due = context.oracle.losses, self.surrogate_losses, context.due
+
+        def losses(*args):
+            return lax.cond(due, full, cheap, *args)
+
+        return context.params, dataclasses.replace(context.oracle, losses=losses)
+
+
+def on_surrogate_between(surrogate_losses: Callable[[Any, Any], Any]) -> OnSurrogateBetween:
+    """At the parameters; in unpaid steps the gradient is that of a cheaper loss (FGSAM+).
+
+    Args:
+      surrogate_losses: called and returning as the loss function of `value_and_grad`.
+    """
+    checks.function("surrogate_losses", surrogate_losses, "surrogate_losses(params, batch) -> [batch]")
+    return OnSurrogateBetween(surrogate_losses)

@@ -41,7 +41,8 @@ class SharpnessAwareState(NamedTuple):
     Attributes:
       step: `int32[]`, steps taken.
       key: `uint32[2]`, raw data of the PRNG key from which every step derives its own; never changes.
-      due: `bool[]`, whether the next step pays for a perturbed gradient. Changes every step.
+      due: `bool[]`, whether the next step pays for a perturbed gradient. Changes every step. Empty where
+        the gate must see the step's first gradient.
       start: of the start (scores of examples); changes in perturbed steps.
       direction: of the direction (running means); changes every step.
       gate: of the gate; changes every step.
@@ -80,6 +81,22 @@ def measured(**values: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     numbers = jnp.stack([jnp.zeros([], jnp.float32) if v is None else v.astype(jnp.float32) for v in found])
     known = jnp.asarray([v is not None for v in found]) & jnp.isfinite(numbers)
     return jnp.where(known, numbers, jnp.zeros_like(numbers)), known
+
+
+def diagnostics(
+    old: Diagnostics, *, cost: Any, perturbed: bool, finite: jax.Array, **values: jax.Array | None
+) -> Diagnostics:
+    """What a step measured, after what was measured before it; the values are named as in `MEASURED`."""
+    numbers, known = measured(**values)
+    paid = jnp.asarray(cost, jnp.float32)
+    return Diagnostics(
+        values=numbers,
+        known=known,
+        perturbed=jnp.asarray(perturbed),
+        gradients=add_gradients(old.gradients, paid),
+        cost=paid,
+        not_finite=1 - finite.astype(jnp.float32),
+    )
 
 
 def add_gradients(total: jax.Array, cost: jax.Array) -> jax.Array:
@@ -146,9 +163,15 @@ def due(opt_state: Any) -> jax.Array:
       `bool[]`, read from the state.
 
     Raises:
-      ValueError: no state of ours in `opt_state`, or several.
+      ValueError: no state of ours in `opt_state`, or several; the gate must see the gradient first.
     """
-    return find(opt_state).due
+    found = find(opt_state).due
+    if isinstance(found, tuple):
+        raise ValueError(
+            "this method's gate must see the first gradient of a step before it decides: pass it, "
+            "sam.due(state, grads), with the gradient that value_and_grad returned."
+        )
+    return found
 
 
 def finite(opt_state: Any) -> jax.Array:

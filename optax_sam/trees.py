@@ -57,9 +57,32 @@ def map_wide(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     return map_inexact(on_leaf, tree, *rest)
 
 
+def memory_like(params: Any) -> Any:
+    """Zeros in which gradients like `params` are remembered: float16 leaves become float32.
+
+    Sums and differences of float16 gradients overflow in float16, and those under a loss scale
+    underflow.
+    """
+
+    def zeros(x):
+        # With its dtype named, the zero of a weakly typed leaf keeps the leaf's sharding.
+        dtype = jnp.result_type(x)
+        return jnp.zeros_like(x, dtype=jnp.float32 if dtype == jnp.float16 else dtype)
+
+    return jax.tree.map(zeros, params)
+
+
+def saturated(tree: Any) -> Any:
+    """The tree with the largest finite number in the place of what overflowed, and 0 for NaN."""
+    return map_inexact(jnp.nan_to_num, tree)
+
+
 def times(scalar: Any, leaf: jax.Array) -> jax.Array:
-    """`scalar * leaf` in the leaf's dtype, under strict promotion too."""
-    return jnp.asarray(scalar).astype(leaf.dtype) * leaf
+    """`scalar * leaf`, the scalar real, in the leaf's dtype, under strict promotion too."""
+    scalar = jnp.asarray(scalar)
+    if jnp.iscomplexobj(leaf):  # complex arithmetic overflows before the result does
+        return lax.complex(times(scalar, leaf.real), times(scalar, leaf.imag))
+    return scalar.astype(leaf.dtype) * leaf
 
 
 def norm(tree: Any) -> jax.Array:
@@ -108,6 +131,26 @@ def _sum_of_squares(leaf: jax.Array, scale: jax.Array | None, dtype: Any) -> jax
     return jnp.sum(sum(map(jnp.square, wide)))
 
 
+def inner(tree: Any, other: Any) -> jax.Array:
+    """`Re <x, y>` over all inexact leaves, in float32 or wider."""
+    pairs = zip(jax.tree.leaves(widen(tree)), jax.tree.leaves(other), strict=True)
+    parts = [jnp.sum((jnp.conj(x) * y.astype(x.dtype)).real) for x, y in pairs if is_inexact(x)]
+    is_double = any(x.dtype == jnp.float64 for x in parts)
+    return sum((x.astype(jnp.float64 if is_double else jnp.float32) for x in parts), jnp.zeros([]))
+
+
+def perpendicular(tree: Any, to: Any) -> Any:
+    """`x - (<x, y> / <y, y>) y`: the part of `tree` orthogonal to `to`, in float32 or wider.
+
+    Exactly zero where the two are the same.
+    """
+    size = norm(to)
+    x, y = divide(widen(tree), size), divide(widen(to), size)
+    square = inner(y, y)
+    along = inner(y, x) / jnp.where(square == 0, jnp.ones_like(square), square)
+    return map_inexact(lambda x, y: x - times(along, y.astype(x.dtype)), widen(tree), widen(to))
+
+
 def divide(tree: Any, divisor: Any) -> Any:
     """`tree / divisor`, and zeros where the divisor is zero."""
     divisor = jnp.asarray(divisor)
@@ -115,6 +158,8 @@ def divide(tree: Any, divisor: Any) -> Any:
     safe = jnp.where(zero, jnp.ones_like(divisor), divisor)
 
     def on_leaf(x):
+        if jnp.iscomplexobj(x):
+            return lax.complex(on_leaf(x.real), on_leaf(x.imag))
         return jnp.where(zero, jnp.zeros_like(x), x / safe.astype(x.dtype))
 
     return map_wide(on_leaf, tree)

@@ -27,8 +27,9 @@ class Case:
       own: arguments that fit it to a tiny problem.
       required: arguments without a default.
       wrap: what is put around the method.
-      gradients: evaluations of a perturbed step, in full batches.
-      examples: the part of the batch that an evaluation sees.
+      gradients: evaluations of the first step, perturbed, in full batches.
+      examples: the part of the batch that the first gradient sees.
+      second_examples: the part that the second one sees; None for the same.
       gated: whether some steps are not perturbed.
       starts_at_params: whether the first gradient is that of the parameters.
       needs_oracle: whether `grad_fn` is refused.
@@ -41,6 +42,7 @@ class Case:
     wrap: Callable[[Any], Any] = lambda method: method
     gradients: float = 2.0
     examples: float = 1.0
+    second_examples: float | None = None
     gated: bool = False
     starts_at_params: bool = True
     needs_oracle: bool = False
@@ -79,6 +81,104 @@ METHODS: dict[str, Case] = {
         without_radius={"rho": 0.0, "fraction": 1.0},
     ),
 }
+
+
+def surrogate_losses(params: Any, batch: Any) -> jax.Array:
+    """Another loss of the same parameters: the network without its tanh."""
+    hidden = batch["image"] @ params["layer_0"]["kernel"] + params["layer_0"]["bias"][None]
+    logits = hidden @ params["layer_1"]["kernel"] + params["layer_1"]["bias"][None]
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+
+
+def biases(path: Any, leaf: Any) -> bool:
+    """What the tests' network has in the place of normalization layers."""
+    del leaf
+    return "bias" in jax.tree_util.keystr(path)
+
+
+AHEAD = {"gradients": 1.0, "starts_at_params": False, "needs_oracle": True}
+
+FAMILY: dict[str, Case] = {
+    "looksam": Case(optax_sam.looksam, {"every_k": 2}, gated=True),
+    "look_layersam": Case(optax_sam.look_layersam, {"every_k": 2}, gated=True),
+    "late_sam": Case(optax_sam.late_sam, required={"start_step": 2}, gated=True),
+    "aesam": Case(optax_sam.aesam, required={"total_steps": 8}, gated=True),
+    "aelooksam": Case(optax_sam.aelooksam, required={"total_steps": 8}, gated=True),
+    "esam": Case(
+        optax_sam.esam,
+        second_examples=0.5,
+        needs_oracle=True,
+        without_radius={"rho": 0.0, "example_fraction": 1.0},
+    ),
+    "ksam": Case(
+        optax_sam.ksam,
+        gradients=1.0,
+        examples=0.5,
+        needs_oracle=True,
+        without_radius={"rho": 0.0, "fraction": 1.0},
+    ),
+    "reweighted_sam": Case(
+        optax_sam.reweighted_sam, required={"weight": 0.5, "difference_step": 1e-2}, needs_oracle=True
+    ),
+    "friendly_sam": Case(optax_sam.friendly_sam),
+    "vasso": Case(optax_sam.vasso),
+    "fisher_sam": Case(optax_sam.fisher_sam),
+    "sam_on": Case(optax_sam.sam_on, {"rho": 0.5}, {"mask": biases}),
+    "usam": Case(optax_sam.usam),
+    "multistep_sam": Case(optax_sam.multistep_sam, gradients=3.0),
+    "gsam": Case(optax_sam.gsam),
+    "gradient_norm_penalty": Case(optax_sam.gradient_norm_penalty),
+    "wsam": Case(optax_sam.wsam),
+    "bilateral_sam": Case(
+        optax_sam.bilateral_sam, gradients=3.0, without_radius={"rho": 0.0, "lower_rho": 0.0}
+    ),
+    "sparse_sam": Case(
+        optax_sam.sparse_sam,
+        {"mask": "dynamic", "sparsity": 0.5, "refresh_steps": 2, "total_steps": 8},
+    ),
+    "fisher_mask_sam": Case(
+        optax_sam.fisher_mask_sam, {"refresh_steps": 2, "num_samples": 4}, gradients=2.25, needs_oracle=True
+    ),
+    "fgsam": Case(
+        optax_sam.fgsam,
+        required={"surrogate_losses": surrogate_losses},
+        needs_oracle=True,
+        without_radius=None,
+    ),
+    "fgsam_plus": Case(
+        optax_sam.fgsam_plus,
+        required={"surrogate_losses": surrogate_losses},
+        gradients=3.0,
+        gated=True,
+        needs_oracle=True,
+        without_radius=None,
+    ),
+    "random_perturbation": Case(
+        optax_sam.random_perturbation,
+        gradients=1.0,
+        examples=0.5,
+        needs_oracle=True,
+        without_radius={"noise_scale": 0.0, "split_batch": False},
+    ),
+    "adaptive_random_perturbation": Case(
+        optax_sam.adaptive_random_perturbation, without_radius={"noise_scale": 0.0}, **AHEAD
+    ),
+    "random_sam": Case(
+        optax_sam.random_sam,
+        starts_at_params=False,
+        needs_oracle=True,
+        without_radius={"rho": 0.0, "noise_scale": 0.0},
+    ),
+    "momentum_sam": Case(optax_sam.momentum_sam, **AHEAD),
+    "single_step_sam": Case(optax_sam.single_step_sam, **AHEAD),
+    "extrapolation": Case(
+        optax_sam.extrapolation, required={"step_size": 0.05}, without_radius={"step_size": 0.0}, **AHEAD
+    ),
+    "graphsam": Case(optax_sam.graphsam, required={"refresh_steps": 3}, **AHEAD | {"gradients": 2.0}),
+}
+"""The rest of the family, each made of pieces; `adasam` and `bsam` are whole optimizers."""
+
+OPTIMIZERS = ("adasam", "bsam")
 
 
 def _slices(loop: str = "scan") -> Callable[[Any], Any]:

@@ -2,8 +2,8 @@
 
 from optax_sam.ascents import to_radius
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
+from optax_sam.scores import drawn_by_score
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
-from optax_sam.starts import drawn_by_score
 
 
 def ausam(

@@ -5,10 +5,10 @@ from typing import Any
 
 from optax_sam import checks
 from optax_sam.ascents import to_radius
-from optax_sam.gates import with_variance_rate
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
 from optax_sam.reuse import decayed_difference
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
+from optax_sam.variance_rate import with_variance_rate
 
 
 def vsam(

@@ -66,7 +66,8 @@ class PerSlice(Wrapper):
 
         def on_slice(part, shared):
             own = _of_slice(part, shared, oracle, rebuild)
-            started = self.inner.begin(shared.state, shared.opt_state, shared.params, own)
+            state = _slice_state(shared.state, part[1])
+            started = self.inner.begin(state, shared.opt_state, shared.params, own)
             # Only arrays may leave the loop; all else is the same for every slice.
             gone = (*Slice._fields, "params", "loss_scale", "origin", "weight_before_draw")
             nothing: dict[str, Any] = dict.fromkeys(gone) | {"batch": (), "losses": oracle.losses}
@@ -107,7 +108,9 @@ class PerSlice(Wrapper):
                 origin=origin,
             )
             visible = trees.like_masked(shared.params, own.first.evaluation.grads)
-            return self.inner.finish(visible, shared.state, shared.params, own, perturb)
+            return self.inner.finish(
+                visible, _slice_state(shared.state, part[1]), shared.params, own, perturb
+            )
 
         shared = Shared(state, None, params, oracle.params, oracle.key, oracle.loss_scale, arrays)
         parts = oracle.split(len(shares)), jnp.arange(len(shares))
@@ -129,3 +132,10 @@ def _of_slice(part: Any, shared: Shared, oracle: Oracle, rebuild: Callable[..., 
         **rows._asdict(),
     )
     return whole.with_key(number)
+
+
+def _slice_state(state: SharpnessAwareState, number: Any) -> SharpnessAwareState:
+    """The state with random numbers of the slice's own; those of the first are the method's."""
+    key = jax.random.wrap_key_data(state.key, impl="threefry2x32")
+    own = jax.random.key_data(jax.random.fold_in(key, number))
+    return state._replace(key=jnp.where(number == 0, state.key, own))

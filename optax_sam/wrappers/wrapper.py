@@ -22,13 +22,20 @@ class Wrapper(Method):
     def perturbs_at_start(self) -> bool:
         return self.inner.perturbs_at_start
 
+    @property
+    def first_follows_gate(self) -> bool:
+        return self.inner.first_follows_gate
+
+    def due(self, state: SharpnessAwareState, grads: Any) -> Any:
+        return self.inner.due(state, grads)
+
     def init(self, params: Any) -> SharpnessAwareState:
         return self.inner.init(params)
 
 
 def method_of(method: Any) -> Method:
     """What stands behind a transformation of this library; refuses any other."""
-    if not isinstance(method, SharpnessAware):
+    if not isinstance(method, SharpnessAware) or not isinstance(method.method, Method):
         raise TypeError(
             f"method={method!r} is no method of this library: pass one, for example optax_sam.sam()."
         )

@@ -1,0 +1,214 @@
+"""Which entries of a perturbation are kept: sparse masks, renewed now and then, as Optax transformations.
+
+A mask stands behind `to_radius`: the radius is that of the whole perturbation, and the mask leaves a
+part of it.
+"""
+
+import dataclasses
+import math
+import re
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from optax_sam import checks, per_example, random_trees, trees
+from optax_sam.hyperparameters import Scalar
+from optax_sam.oracle import Oracle
+
+
+class MaskState(NamedTuple):
+    """State of `fisher_mask` and `dynamic_mask`.
+
+    Attributes:
+      mask: `bool` trees like the parameters: which entries are perturbed. Changes when it is renewed.
+      evaluations: `float32[]`, gradients that the last step took to renew it, in full batches.
+    """
+
+    mask: Any
+    evaluations: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class FisherMask:
+    """See `fisher_mask`."""
+
+    sparsity: float
+    refresh_steps: int
+    num_samples: int
+    pattern: str
+
+    def init(self, params: Any) -> MaskState:
+        mask = jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), bool), params)
+        return MaskState(mask, jnp.zeros([], jnp.float32))
+
+    def update(
+        self, updates: Any, state: MaskState, params: Any = None, *, step: Any, oracle: Any, **extra_args: Any
+    ) -> tuple[Any, MaskState]:
+        del extra_args
+        if not isinstance(oracle, Oracle):
+            raise ValueError(
+                "grad_fn is given, but the Fisher mask needs gradients of single examples: pass the oracle "
+                "of value_and_grad, or oracle=optax_sam.Oracle(losses, batch)."
+            )
+        number = min(self.num_samples, oracle.size)
+        renew = step % self.refresh_steps == 0
+
+        def renewed():
+            point = params if oracle.params is None else oracle.params
+            fisher = per_example.mean_squares(oracle, point, number)
+            return self._kept(trees.like_masked(params, fisher))
+
+        mask = lax.cond(renew, renewed, lambda: state.mask)
+        spent = jnp.where(renew, number / oracle.size, 0.0).astype(jnp.float32)
+        return masked(updates, state.mask), MaskState(mask, spent)
+
+    def _kept(self, fisher: Any) -> Any:
+        if self.pattern == "unstructured":
+            return _largest(fisher, int(_size(fisher) * (1 - self.sparsity)))
+        if self.pattern == "structured":
+            return _largest_leaves(fisher, _size(fisher) * (1 - self.sparsity))
+        kept, group = _n_of_m(self.pattern)
+        return jax.tree.map(lambda x: _largest_of_groups(x, kept, group), fisher)
+
+
+def fisher_mask(
+    sparsity: float, refresh_steps: int, num_samples: int, pattern: str = "unstructured"
+) -> optax.GradientTransformationExtraArgs:
+    """Keeps the entries with the largest diagonal of the empirical Fisher matrix (SSAM-F).
+
+    In every `refresh_steps`-th step, behind its perturbation, the mask is renewed from the squared
+    gradients of the first examples of the batch. Before the first it keeps nothing. Arguments: see
+    `sparse_sam`.
+    """
+    checks.static_number("sparsity", sparsity, low=0, high=1)
+    checks.integer("refresh_steps", refresh_steps, low=1)
+    checks.integer("num_samples", num_samples, low=1)
+    _n_of_m(pattern)
+    mask = FisherMask(sparsity, refresh_steps, num_samples, pattern)
+    return optax.GradientTransformationExtraArgs(mask.init, mask.update)
+
+
+@dataclasses.dataclass(frozen=True)
+class DynamicMask:
+    """See `dynamic_mask`."""
+
+    sparsity: float
+    refresh_steps: int
+    drop_rate: Scalar
+    total_steps: int
+    seed: Scalar
+
+    def init(self, params: Any) -> MaskState:
+        floats = jax.tree.map(lambda x: jnp.asarray(x), params)
+        scores = random_trees.uniform(jax.random.key(self.seed, impl="threefry2x32"), floats)
+        mask = _largest(scores, _num_live(scores, self.sparsity))
+        return MaskState(mask, jnp.zeros([], jnp.float32))
+
+    def update(
+        self, updates: Any, state: MaskState, params: Any = None, *, step: Any, key: Any, **extra_args: Any
+    ) -> tuple[Any, MaskState]:
+        del params, extra_args
+
+        def renewed():
+            size, num_live = _size(updates), _num_live(updates, self.sparsity)
+            turn = jnp.cos(jnp.pi * step.astype(float) / self.total_steps)
+            drop = jnp.asarray(self.drop_rate).astype(turn.dtype) * (1 + turn) / 2
+            num_grown = jnp.minimum(num_live * drop, size - num_live).astype(jnp.int32)
+            num_kept = num_live - num_grown
+            # Live entries outrank dead ones, with a zero gradient too.
+            sizes = trees.map_inexact(lambda e: jnp.abs(e) + jnp.finfo(e.dtype).tiny, trees.widen(updates))
+            kept = _largest(masked(sizes, state.mask), num_kept)
+            dead = jax.tree.map(jnp.logical_not, state.mask)
+            uniform = trees.map_inexact(lambda u: u + 1e-7, random_trees.uniform(key, updates))
+            grown = _largest(masked(uniform, dead), num_grown)
+            return jax.tree.map(lambda x, y: x | y, kept, grown)
+
+        mask = lax.cond(step % self.refresh_steps == 0, renewed, lambda: state.mask)
+        return masked(updates, state.mask), MaskState(mask, state.evaluations)
+
+
+def dynamic_mask(
+    sparsity: float, refresh_steps: int, drop_rate: Scalar, total_steps: int, seed: Scalar = 0
+) -> optax.GradientTransformationExtraArgs:
+    """Keeps a random part; lets the entries with small gradients go, and as many random ones in (SSAM-D).
+
+    In every `refresh_steps`-th step, behind its perturbation, the part `d` of the entries is replaced,
+    `d = drop_rate (1 + cos(pi step / total_steps)) / 2`. Arguments: see `sparse_sam`.
+    """
+    checks.static_number("sparsity", sparsity, low=0, high=1)
+    checks.integer("refresh_steps", refresh_steps, low=1)
+    checks.number("drop_rate", drop_rate, low=0, high=1)
+    checks.integer("total_steps", total_steps, low=1)
+    checks.seed(seed)
+    mask = DynamicMask(sparsity, refresh_steps, drop_rate, total_steps, seed)
+    return optax.GradientTransformationExtraArgs(mask.init, mask.update)
+
+
+def masked(tree: Any, mask: Any) -> Any:
+    """The entries that the mask keeps; zeros elsewhere."""
+    return trees.map_inexact(lambda x, m: jnp.where(m, x, jnp.zeros_like(x)), tree, mask)
+
+
+def _size(tree: Any) -> int:
+    """How many entries could be perturbed."""
+    return sum(x.size for x in jax.tree.leaves(tree) if trees.is_inexact(x))
+
+
+def _num_live(tree: Any, sparsity: float) -> int:
+    """How many of them a dynamic mask keeps."""
+    return _size(tree) - math.ceil(sparsity * _size(tree))
+
+
+def _largest(scores: Any, number: Any) -> Any:
+    """Masks of the `number` largest entries over all leaves."""
+    leaves, treedef = jax.tree.flatten(scores)
+    flat = jnp.concatenate([jnp.zeros([0], jnp.float32), *map(_comparable, leaves)])
+    rank = jnp.argsort(jnp.argsort(-flat, stable=True), stable=True)
+    kept, masks, start = rank < number, [], 0
+    for x in leaves:
+        masks.append(kept[start : start + x.size].reshape(x.shape))
+        start += x.size
+    return jax.tree.unflatten(treedef, masks)
+
+
+def _comparable(leaf: jax.Array) -> jax.Array:
+    """The entries in a row; those that are never perturbed come last."""
+    return jnp.where(trees.is_inexact(leaf), leaf.ravel().astype(jnp.float32), -jnp.inf)
+
+
+def _largest_leaves(scores: Any, wanted: float) -> Any:
+    """Masks of whole leaves, the largest means first, until `wanted` entries are kept."""
+    leaves, treedef = jax.tree.flatten(scores)
+    sizes = jnp.asarray([x.size for x in leaves], jnp.float32)
+    means = jnp.asarray([jnp.mean(_comparable(x)) if x.size else -jnp.inf for x in leaves])
+    order = jnp.argsort(-means, stable=True)
+    before = jnp.cumsum(sizes[order]) - sizes[order]
+    kept = jnp.zeros([len(leaves)], bool).at[order].set(before < wanted)
+    return jax.tree.unflatten(treedef, [jnp.broadcast_to(kept[n], x.shape) for n, x in enumerate(leaves)])
+
+
+def _largest_of_groups(scores: jax.Array, kept: int, group: int) -> jax.Array:
+    """The `kept` largest of each `group` inputs of a matrix `[..., in, out]`; all of what has no group."""
+    if scores.ndim < 2:
+        return jnp.ones(scores.shape, bool)
+    rows = scores.reshape(-1, scores.shape[-1])
+    whole = rows.shape[0] // group * group
+    groups = rows[:whole].reshape(-1, group, rows.shape[1])
+    rank = jnp.argsort(jnp.argsort(-groups, axis=1, stable=True), axis=1, stable=True)
+    mask = jnp.concatenate([(rank < kept).reshape(whole, -1), jnp.ones_like(rows[whole:], bool)])
+    return mask.reshape(scores.shape)
+
+
+def _n_of_m(pattern: Any) -> tuple[int, int]:
+    """The numbers of a pattern such as 2:4; (0, 0) for the patterns with a name."""
+    if pattern in ("unstructured", "structured"):
+        return 0, 0
+    found = re.fullmatch(r"(\d+):(\d+)", pattern) if isinstance(pattern, str) else None
+    if not found or not 0 < int(found[1]) <= int(found[2]):
+        raise ValueError(
+            f"pattern={pattern!r} is unknown: choose unstructured, structured, or N:M such as 2:4."
+        )
+    return int(found[1]), int(found[2])

@@ -1,0 +1,118 @@
+"""AdaSAM: SAM with AMSGrad behind it."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam import checks, trees
+from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
+from optax_sam.methods.sam import sam
+from optax_sam.optimizers import followed_by
+from optax_sam.sharpness_aware import SharpnessAware
+
+
+class ScaleByAdaSAMState(NamedTuple):
+    """State of `scale_by_adasam`: trees like the parameters, which change every step.
+
+    Attributes:
+      first_moment: `m`.
+      second_moment: `v`.
+      maximum: the largest `v` of all steps.
+    """
+
+    first_moment: Any
+    second_moment: Any
+    maximum: Any
+
+
+def scale_by_adasam(
+    b1: Scalar = 0.9, b2: Scalar = 0.999, epsilon: Scalar = 1e-8
+) -> optax.GradientTransformation:
+    """`m / sqrt(max v)`, the maximum over all steps started at `epsilon^2`: AMSGrad as AdaSAM has it.
+
+    `m = b1 m + (1 - b1) g`, `v = b2 v + (1 - b2) |g|^2`, without correction of the bias. Where
+    `optax.scale_by_amsgrad` adds a number to the denominator, this one starts the maximum above zero.
+
+    Args:
+      b1: decay of the first moment, from 0 to 1.
+      b2: decay of the second moment, from 0 to 1.
+      epsilon: above 0; the square root of the first maximum.
+    """
+    checks.number("b1", b1, low=0, high=1)
+    checks.number("b2", b2, low=0, high=1)
+    checks.optional_positive("epsilon", epsilon)
+
+    def init(params):
+        zeros = jax.tree.map(lambda x: jnp.zeros_like(x, dtype=jnp.result_type(x)), params)
+        real = trees.map_inexact(lambda x: jnp.real(trees.widen(x)), zeros)
+        floor = trees.map_inexact(lambda x: jnp.full_like(x, epsilon), real)
+        # The square of 1e-8 is kept as its root: it would vanish in half precision and lose digits.
+        return ScaleByAdaSAMState(zeros, real, floor)
+
+    def update(updates, state, params=None):
+        del params
+
+        def first(m, g):
+            return trees.times(b1, m) + trees.times(1 - jnp.asarray(b1), g)
+
+        def second(v, g):
+            return trees.times(b2, v) + trees.times(1 - jnp.asarray(b2), jnp.real(g * jnp.conj(g)))
+
+        moment = trees.map_wide(first, state.first_moment, updates)
+        square = trees.map_inexact(second, state.second_moment, trees.widen(updates))
+        root = trees.map_inexact(lambda r, v: jnp.maximum(r, jnp.sqrt(v)), state.maximum, square)
+        scaled = trees.map_wide(lambda m, r: m / r.astype(m.dtype), moment, root)
+        return optax.tree.cast_like(scaled, updates), ScaleByAdaSAMState(moment, square, root)
+
+    return optax.GradientTransformation(init, update)
+
+
+def adasam(
+    learning_rate: ScalarOrSchedule,
+    rho: ScalarOrSchedule = 0.05,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    epsilon: Scalar = 1e-8,
+) -> SharpnessAware:
+    """AdaSAM: SAM's gradient in AMSGrad, a whole optimizer.
+
+    The maximum of the second moment started above zero keeps the first steps small, which the authors
+    need for their proof of linear speed-up.
+
+    `g' = grad L(w + rho g / ||g||)`; `m = b1 m + (1 - b1) g'`; `v = b2 v + (1 - b2) g'^2`;
+    `v_max = max(v_max, v)`, at first `epsilon^2`; `w = w - learning_rate m / sqrt(v_max)`.
+
+    Args:
+      learning_rate: a number, or a schedule of the step.
+      rho: radius, in the L2 norm over all parameters; a number or a schedule of the step.
+      b1: decay of the first moment, from 0 to 1.
+      b2: decay of the second moment, from 0 to 1.
+      epsilon: above 0.
+
+    Returns:
+      A `SharpnessAware` that is a whole optimizer: its updates are added to the parameters.
+
+    Raises:
+      ValueError: a number outside its range.
+
+    Cost:
+      2 gradients per step; three parameter-sized buffers.
+
+    Guarantees:
+      it is `optax.chain(sam(rho), scale_by_adasam(b1, b2, epsilon), scale_by_learning_rate(...))`.
+
+    Example:
+      >>> import optax_sam
+      >>> tx = optax_sam.adasam(1e-3, rho=0.05)
+
+    References:
+      Sun et al., `AdaSAM: Boosting Sharpness-Aware Minimization with Adaptive Learning Rate and Momentum
+      for Training Deep Neural Networks <https://arxiv.org/abs/2303.00565>`_, 2023.
+
+    Deviations:
+      the decays and `epsilon` are Adam's usual ones; the paper's were not to be found.
+    """
+    base = optax.chain(scale_by_adasam(b1, b2, epsilon), optax.scale_by_learning_rate(learning_rate))
+    return followed_by(sam(rho), base)

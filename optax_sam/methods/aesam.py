@@ -1,0 +1,118 @@
+"""AE-SAM and AE-LookSAM: SAM where the gradient is large."""
+
+from optax_sam import checks
+from optax_sam.ascents import to_radius
+from optax_sam.gates import when_gradient_is_large
+from optax_sam.hyperparameters import Linear, Scalar, ScalarOrSchedule
+from optax_sam.reuse import orthogonal_component
+from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
+
+
+def aesam(
+    total_steps: int,
+    rho: ScalarOrSchedule = 0.05,
+    decay: Scalar = 0.9,
+    start_threshold: Scalar = 1.0,
+    end_threshold: Scalar = -1.0,
+) -> SharpnessAware:
+    """AE-SAM: a perturbed step where the gradient is large among those before, else a plain one.
+
+    Where gradients are large the region is sharp, and SAM is worth its price. How large, follows running
+    statistics; the threshold falls during training, so that perturbed steps get more frequent.
+
+    With `x = ||g||^2`: `mu = decay mu + (1 - decay) x`,
+    `sigma^2 = decay sigma^2 + (1 - decay) (x - mu)^2`; a SAM step if `x >= mu + c sigma`, else descent
+    `g`; `c` goes from `start_threshold` to `end_threshold` linearly within `total_steps`.
+
+    Args:
+      total_steps: of the training, 1 or more.
+      rho: radius, in the L2 norm over all parameters; a number or a schedule of the step.
+      decay: of the statistics, from 0 to 1.
+      start_threshold: `c` at first, in standard deviations.
+      end_threshold: `c` at last.
+
+    Returns:
+      A `SharpnessAware` transformation, to stand first in an `optax.chain`.
+
+    Raises:
+      ValueError: a number outside its range.
+      TypeError: `total_steps` is no Python integer.
+
+    Cost:
+      from 1 to 2 gradients per step, by the gate; no parameter-sized buffer.
+
+    Guarantees:
+      the gate sees the gradient: `due(state)` raises, `due(state, grads)` tells. Slices of
+      `per_microbatch` decide each for itself. A threshold of minus infinity is SAM.
+
+    Example:
+      >>> import optax, optax_sam
+      >>> tx = optax.chain(optax_sam.aesam(total_steps=1000), optax.sgd(0.1, momentum=0.9))
+
+    References:
+      Jiang et al., `An Adaptive Policy to Employ Sharpness-Aware Minimization
+      <https://arxiv.org/abs/2304.14647>`_, 2023.
+
+    Deviations:
+      the statistics start at zero; the thresholds are inferred from the share of SAM steps reported.
+    """
+    return sharpness_aware(to_radius(rho), gate=_gate(total_steps, decay, start_threshold, end_threshold))
+
+
+def aelooksam(
+    total_steps: int,
+    rho: ScalarOrSchedule = 0.05,
+    alpha: ScalarOrSchedule = 0.7,
+    decay: Scalar = 0.9,
+    start_threshold: Scalar = 1.0,
+    end_threshold: Scalar = -1.0,
+) -> SharpnessAware:
+    """AE-LookSAM: AE-SAM that reuses LookSAM's lasting part in its plain steps.
+
+    The gate is AE-SAM's. Steps that it leaves unpaid add the part of the last perturbed gradient that was
+    orthogonal to its first one.
+
+    A SAM step if `||g||^2 >= mu + c sigma` (see `aesam`), which keeps
+    `v = g' - (<g', g> / ||g||^2) g`; else descent `g + alpha (||g|| / ||v||) v`.
+
+    Args:
+      total_steps: of the training, 1 or more.
+      rho: radius, in the L2 norm over all parameters; a number or a schedule of the step.
+      alpha: how much of the kept part is reused; a number or a schedule of the step.
+      decay: of the statistics, from 0 to 1.
+      start_threshold: `c` at first, in standard deviations.
+      end_threshold: `c` at last.
+
+    Returns:
+      A `SharpnessAware` transformation, to stand first in an `optax.chain`.
+
+    Raises:
+      ValueError: a number outside its range.
+      TypeError: `total_steps` is no Python integer.
+
+    Cost:
+      from 1 to 2 gradients per step, by the gate; one parameter-sized buffer.
+
+    Guarantees:
+      `alpha=0` is AE-SAM. `due(state)` raises, `due(state, grads)` tells.
+
+    Example:
+      >>> import optax, optax_sam
+      >>> tx = optax.chain(optax_sam.aelooksam(total_steps=1000), optax.sgd(0.1, momentum=0.9))
+
+    References:
+      Jiang et al., `An Adaptive Policy to Employ Sharpness-Aware Minimization
+      <https://arxiv.org/abs/2304.14647>`_, 2023.
+
+    Deviations:
+      those of `aesam` and `looksam`.
+    """
+    gate = _gate(total_steps, decay, start_threshold, end_threshold)
+    return sharpness_aware(to_radius(rho), gate=gate, reuse=orthogonal_component(alpha))
+
+
+def _gate(total_steps, decay, start_threshold, end_threshold):
+    checks.integer("total_steps", total_steps, low=1)
+    checks.number("start_threshold", start_threshold)
+    checks.number("end_threshold", end_threshold)
+    return when_gradient_is_large(Linear(start_threshold, end_threshold, total_steps), decay)

@@ -1,0 +1,206 @@
+"""bSAM: SAM as a relaxation of Bayes, an optimizer that learns a variance for each weight."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam import checks, random_trees, trees
+from optax_sam import state as states
+from optax_sam.hyperparameters import Scalar, ScalarOrSchedule, at_step
+from optax_sam.method import Method, Outcome, SharpnessAware, from_method
+from optax_sam.oracle import First, Oracle
+from optax_sam.state import SharpnessAwareState
+from optax_sam.wrappers.per_microbatch import per_microbatch
+
+
+class BSAMState(NamedTuple):
+    """State of `bsam`, kept as the state of the ascent: trees like the parameters, new every step.
+
+    Attributes:
+      mean_gradient: `m`.
+      scale: `s`, the precision of each weight in parts of the number of examples.
+    """
+
+    mean_gradient: Any
+    scale: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BSAM(Method):
+    """See `bsam`: the step of one slice of the batch; the mean over slices is that of the optimizer."""
+
+    learning_rate: ScalarOrSchedule
+    rho: ScalarOrSchedule
+    b1: Scalar
+    b2: Scalar
+    num_effective: float
+    decay: float
+    damping: Scalar
+    initial_scale: Scalar
+    seed: Scalar
+
+    @property
+    def needs_oracle(self) -> bool:
+        return True
+
+    @property
+    def perturbs_at_start(self) -> bool:
+        return True
+
+    def init(self, params: Any) -> SharpnessAwareState:
+        params = trees.plain(params)
+        zeros = trees.map_inexact(jnp.zeros_like, trees.widen(trees.memory_like(params)))
+        scale = trees.map_inexact(lambda x: jnp.full_like(jnp.real(x), self.initial_scale), zeros)
+        return SharpnessAwareState(
+            step=jnp.zeros([], jnp.int32),
+            key=jax.random.key_data(jax.random.key(self.seed, impl="threefry2x32")),
+            due=jnp.ones([], bool),
+            start=(),
+            direction=(),
+            gate=(),
+            ascent=BSAMState(zeros, scale),
+            reuse=(),
+            diagnostics=states.no_diagnostics(),
+        )
+
+    def begin(self, state: SharpnessAwareState, opt_state: Any, params: Any, oracle: Oracle) -> Oracle:
+        del opt_state
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl="threefry2x32"), state.step)
+        noise = random_trees.standard_normal(key, params)
+
+        def deviation(z, s):
+            return (z.astype(jnp.result_type(z.dtype, s.dtype)) / jnp.sqrt(self.num_effective * s)).astype(
+                z.dtype
+            )
+
+        scale = trees.like_masked(params, state.ascent.scale)
+        point = trees.add_perturbation(params, trees.map_inexact(deviation, noise, scale))
+        return dataclasses.replace(
+            oracle, method=self, first=First(point, oracle.evaluate(point)), origin=oracle
+        )
+
+    def finish(
+        self, grads: Any, state: SharpnessAwareState, params: Any, oracle: Any, perturb: bool | None
+    ) -> Outcome:
+        del perturb
+        rho, rate = (at_step(x, state.step) for x in (self.rho, self.learning_rate))
+        old, wide, w = state.ascent, trees.widen(grads), trees.widen(params)
+        perturbation = trees.map_inexact(
+            lambda g, s: trees.times(rho, jnp.conj(g)) / s.astype(g.dtype), wide, old.scale
+        )
+        from_params = dataclasses.replace(oracle, first=None)
+        there = from_params.with_key(1).evaluate_moved(perturbation, params)
+
+        def momentum(m, g, w):
+            decayed = g.astype(m.dtype) + self.decay * w.astype(m.dtype)
+            return trees.times(self.b1, m) + trees.times(1 - jnp.asarray(self.b1), decayed)
+
+        def renewed(s, g):
+            spread = jnp.sqrt(s) * jnp.abs(g).astype(s.dtype)
+            grown = spread + jnp.asarray(self.damping).astype(s.dtype) + self.decay
+            return trees.times(self.b2, s) + trees.times(1 - jnp.asarray(self.b2), grown)
+
+        mean = trees.map_inexact(momentum, old.mean_gradient, there.grads, w)
+        updates = trees.map_inexact(lambda m, s: -trees.times(rate, m) / s.astype(m.dtype), mean, old.scale)
+        updates = jax.tree.map(lambda u, g: u if trees.is_inexact(g) else jnp.zeros_like(g), updates, grads)
+        norms = trees.norm(grads), trees.norm(there.grads)
+        finite = jnp.isfinite(norms[0]) & jnp.isfinite(norms[1])
+        new = BSAMState(mean, trees.map_inexact(renewed, old.scale, wide))
+        new = state._replace(
+            step=optax.safe_increment(state.step),
+            ascent=trees.where(finite, new, old),
+            diagnostics=states.diagnostics(
+                state.diagnostics,
+                cost=2.0,
+                perturbed=True,
+                finite=finite,
+                loss=oracle.first.evaluation.loss,
+                grad_norm=norms[0],
+                perturbed_loss=there.loss,
+                perturbed_grad_norm=norms[1],
+                perturbation_norm=trees.norm(perturbation),
+            ),
+        )
+        return Outcome(optax.tree.cast_like(updates, grads), new, there.loss)
+
+
+def bsam(
+    num_examples: int,
+    learning_rate: ScalarOrSchedule = 0.5,
+    rho: ScalarOrSchedule = 0.01,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    prior_precision: float = 40.0,
+    damping: Scalar = 0.1,
+    initial_scale: Scalar = 1.0,
+    augmentation_factor: float = 4,
+    num_microbatches: int = 8,
+    seed: Scalar = 0,
+) -> SharpnessAware:
+    """bSAM: an Adam-like optimizer of a Gaussian over the weights, whose ascent is SAM's.
+
+    SAM's maximum over a ball is a relaxation of the mean over a Gaussian in Bayes' objective. Taken
+    seriously, each weight gets a variance of its own, which the optimizer learns beside the weights.
+
+    In each of `n` slices of the batch, with `N = augmentation_factor num_examples`,
+    `wd = prior_precision / N`: `g = grad L(w + z / sqrt(N s))`, `z ~ N(0, I)`; `e = rho g / s`;
+    `g' = grad L(w + e)`. With the means over slices
+    `m = b1 m + (1 - b1) (g' + wd w)`, `w = w - learning_rate m / s`,
+    `s = b2 s + (1 - b2) (sqrt(s) |g| + damping + wd)`, `w` by the old `s`.
+
+    Args:
+      num_examples: of the training set.
+      learning_rate: a number, or a schedule of the step.
+      rho: of the ascent, in units of `s / g`; a number or a schedule of the step.
+      b1: decay of the momentum, from 0 to 1.
+      b2: decay of `s`, from 0 to 1.
+      prior_precision: of the Gaussian prior, 0 or more.
+      damping: added to `s`, 0 or more.
+      initial_scale: `s` at first, above 0.
+      augmentation_factor: how many times more examples augmentation makes of one.
+      num_microbatches: `n`; divides the batch.
+      seed: of the noise; an integer, or an integer array.
+
+    Returns:
+      A `SharpnessAware` that is a whole optimizer: its updates are added to the parameters.
+
+    Raises:
+      ValueError: a number outside its range; `n` does not divide the batch; `grad_fn` in place of an
+        oracle.
+      TypeError: `num_examples` or `num_microbatches` is no Python integer.
+
+    Cost:
+      2 gradients per step; two parameter-sized buffers, and one for each slice.
+
+    Guarantees:
+      predictions averaged over samples `w + z / sqrt(N s)` are the method's; `s` is
+      `opt_state.ascent.scale`.
+
+    Example:
+      >>> import optax_sam
+      >>> tx = optax_sam.bsam(num_examples=50_000, learning_rate=0.5)
+
+    References:
+      Moellenhoff and Khan, `SAM as an Optimal Relaxation of Bayes
+      <https://arxiv.org/abs/2210.01620>`_, 2022; code github.com/team-approx-bayes/bayesian-sam.
+
+    Deviations:
+      none from the authors' code, but for its warm-up and its schedule, which are Optax's here.
+    """
+    checks.integer("num_examples", num_examples, low=1)
+    for name, value in (("learning_rate", learning_rate), ("rho", rho)):
+        checks.number_or_schedule(name, value, low=0)
+    for name, value in (("b1", b1), ("b2", b2)):
+        checks.number(name, value, low=0, high=1)
+    checks.static_number("prior_precision", prior_precision, low=0)
+    checks.number("damping", damping, low=0)
+    checks.optional_positive("initial_scale", initial_scale)
+    checks.static_number("augmentation_factor", augmentation_factor, low=1)
+    checks.seed(seed)
+    num_effective = num_examples * augmentation_factor
+    decay = prior_precision / num_effective
+    one = BSAM(learning_rate, rho, b1, b2, num_effective, decay, damping, initial_scale, seed)
+    return per_microbatch(from_method(one), num_microbatches)

@@ -1,0 +1,44 @@
+"""Fisher SAM: the ball of information geometry."""
+
+from optax_sam.ascents import to_radius
+from optax_sam.geometry import fisher
+from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
+from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
+
+
+def fisher_sam(rho: ScalarOrSchedule = 0.1, eta: Scalar = 1.0) -> SharpnessAware:
+    """Fisher SAM: SAM in a ball measured by the change of the model's predictions.
+
+    Equal steps in parameters change predictions unequally. The Fisher information measures that; its
+    diagonal is estimated by the squared gradient of the batch.
+
+    `u = g / (1 + eta g^2)`, `e = rho u / sqrt(<g, u>)`; descent `g' = grad L(w + e)`.
+
+    Args:
+      rho: radius in the Fisher norm; a number or a schedule of the step.
+      eta: 0 or more; what it does depends on the scale of the gradient.
+
+    Returns:
+      A `SharpnessAware` transformation, to stand first in an `optax.chain`.
+
+    Raises:
+      ValueError: `rho` or `eta` is negative.
+
+    Cost:
+      2 gradients per step; no parameter-sized buffer.
+
+    Guarantees:
+      `eta=0` is SAM.
+
+    Example:
+      >>> import optax, optax_sam
+      >>> tx = optax.chain(optax_sam.fisher_sam(0.1), optax.sgd(0.1, momentum=0.9))
+
+    References:
+      Kim et al., `Fisher SAM: Information Geometry and Sharpness Aware Minimisation
+      <https://arxiv.org/abs/2206.04920>`_, 2022.
+
+    Deviations:
+      some re-implementations divide by `||u||`; the norm of the paper is followed.
+    """
+    return sharpness_aware(to_radius(rho, fisher(eta)))

@@ -1,0 +1,45 @@
+"""Gradient-norm penalty, GNP."""
+
+from optax_sam.ascents import to_radius
+from optax_sam.combinations import mix
+from optax_sam.hyperparameters import ScalarOrSchedule
+from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
+
+
+def gradient_norm_penalty(rho: ScalarOrSchedule = 0.1, alpha: ScalarOrSchedule = 0.8) -> SharpnessAware:
+    """GNP: a penalty on the norm of the gradient, by one more gradient nearby.
+
+    The gradient of `||grad L||` is a Hessian-vector product along the gradient, which the difference of
+    two gradients gives.
+
+    `g' = grad L(w + rho g / ||g||)`; descent `(1 - alpha) g + alpha g'`, to first order the gradient
+    of `L + alpha rho ||grad L||`.
+
+    Args:
+      rho: distance of the second gradient, in the L2 norm; a number or a schedule of the step.
+      alpha: weight of the second gradient; a number or a schedule of the step.
+
+    Returns:
+      A `SharpnessAware` transformation, to stand first in an `optax.chain`.
+
+    Raises:
+      ValueError: `rho` is negative.
+
+    Cost:
+      2 gradients per step; no parameter-sized buffer.
+
+    Guarantees:
+      `alpha=1` is SAM, `alpha=0` the base optimizer.
+
+    Example:
+      >>> import optax, optax_sam
+      >>> tx = optax.chain(optax_sam.gradient_norm_penalty(0.1), optax.sgd(0.1, momentum=0.9))
+
+    References:
+      Zhao et al., `Penalizing Gradient Norm for Efficiently Improving Generalization in Deep Learning
+      <https://arxiv.org/abs/2202.03599>`_, 2022; code github.com/zhaoyang-0204/gnp.
+
+    Deviations:
+      by default the authors' code mixes with `g / ||g||`; the formula of the paper is followed.
+    """
+    return sharpness_aware(to_radius(rho), combination=mix(alpha))

@@ -1,0 +1,48 @@
+"""Momentum SAM, MSAM: the perturbation along the momentum, for one gradient a step."""
+
+from optax_sam.ascents import to_radius
+from optax_sam.directions import descent_momentum
+from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
+from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
+from optax_sam.starts import ahead
+
+
+def momentum_sam(rho: ScalarOrSchedule = 0.3, momentum: Scalar = 0.9) -> SharpnessAware:
+    """Momentum SAM: one gradient, taken ahead along the momentum.
+
+    The momentum of the last steps points where the loss is high on average over batches, seen from
+    ahead. It is known before the step's gradient is, so that this is the only one.
+
+    `e = -rho v / ||v||`, `v` the momentum; descent `g = grad L(w + e)`.
+
+    Args:
+      rho: radius, in the L2 norm over all parameters; a number or a schedule of the step.
+      momentum: of the method's own trace, from 0 to 1, used where the base optimizer has none.
+
+    Returns:
+      A `SharpnessAware` transformation, to stand first in an `optax.chain`.
+
+    Raises:
+      ValueError: `rho` is negative, or `momentum` outside [0, 1]; `grad_fn` in place of an oracle.
+
+    Cost:
+      1 gradient per step; one parameter-sized buffer.
+
+    Guarantees:
+      `rho=0` is the base optimizer. The momentum is the base optimizer's own (`trace` or `mu`), if the
+      optimizer state that `value_and_grad` was given has exactly one shaped like the parameters; else
+      the method's, `v = momentum v + g`. `loss` is that of the perturbed point.
+
+    Example:
+      >>> import optax, optax_sam
+      >>> tx = optax.chain(optax_sam.momentum_sam(0.3), optax.sgd(0.1, momentum=0.9))
+
+    References:
+      Becker et al., `Momentum-SAM <https://arxiv.org/abs/2401.12033>`_, 2024; code
+      github.com/MarlonBecker/MSAM.
+
+    Deviations:
+      the parameters stay where they are, and the perturbed point is made anew in each step: evaluate
+      and store `params` as they are. The authors' code keeps the perturbed ones, and decays those.
+    """
+    return sharpness_aware(to_radius(rho), direction=descent_momentum(momentum), start=ahead())

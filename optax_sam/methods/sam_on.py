@@ -1,0 +1,88 @@
+"""SAM-ON: only the normalization layers are perturbed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from optax_sam import checks
+from optax_sam.ascents import to_radius
+from optax_sam.geometry import elementwise, signs
+from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
+from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
+
+
+def sam_on(
+    mask: Callable[[Any, Any], bool], rho: ScalarOrSchedule = 10.0, eta: Scalar = 0.01, order: float = 2
+) -> SharpnessAware:
+    """SAM-ON: perturbs the scales and biases of normalization layers, under one percent of the weights.
+
+    Perturbing them alone generalizes better than perturbing everything, in many nets. The radius is
+    larger, since few parameters carry it.
+
+    `T = |w| + eta` in the leaves that `mask` chooses; `e = rho T^2 g / ||T g||` for `order=2`,
+    `e = rho T sign(g)` for infinite order, zero in all other leaves; descent `g' = grad L(w + e)`.
+
+    Args:
+      mask: `mask(path, leaf) -> bool`, which leaves are perturbed; for Flax's names
+        `optax_sam.is_normalization`.
+      rho: radius, in the norm of that geometry over the chosen leaves; a number or a schedule.
+      eta: floor under the size of a weight, 0 or more.
+      order: 2, or `float("inf")`.
+
+    Returns:
+      A `SharpnessAware` transformation, to stand first in an `optax.chain`.
+
+    Raises:
+      ValueError: `rho` or `eta` is negative, `order` neither 2 nor infinite, or no leaf is chosen.
+      TypeError: `mask` is no function.
+
+    Cost:
+      2 gradients per step; no parameter-sized buffer.
+
+    Guarantees:
+      every leaf descends along the perturbed gradient, those not perturbed too.
+
+    Example:
+      >>> import optax, optax_sam
+      >>> tx = optax.chain(optax_sam.sam_on(optax_sam.is_normalization), optax.sgd(0.1, momentum=0.9))
+
+    References:
+      Mueller et al., `Normalization Layers Are All That Sharpness-Aware Minimization Needs
+      <https://arxiv.org/abs/2306.04226>`_, 2023; code github.com/mueller-mp/SAM-ON.
+
+    Deviations:
+      of the authors' variants the elementwise ones are here; others are
+      `sharpness_aware(optax.masked(to_radius(rho, geometry), mask))`.
+    """
+    checks.function("mask", mask, "mask(path, leaf) -> bool, such as is_normalization")
+    if order not in (2, float("inf")):
+        raise ValueError(f'order={order!r} is neither 2 nor infinite: pass 2, or float("inf").')
+
+    def chosen(params):
+        tree = jax.tree.map_with_path(lambda path, leaf: bool(mask(path, leaf)), params)
+        if jax.tree.leaves(tree) and not any(jax.tree.leaves(tree)):
+            raise ValueError("mask chooses no leaf of the parameters: choose one or more.")
+        return tree
+
+    geometry = elementwise(eta, biases=True) if order == 2 else signs(eta)
+    return sharpness_aware(optax.masked(to_radius(rho, geometry), chosen))
+
+
+def is_normalization(path: Any, leaf: Any) -> bool:
+    """Whether a leaf belongs to a normalization layer, by the names on its path: "norm" or "bn" in one.
+
+    Args:
+      path: keys, as `jax.tree.map_with_path` hands them.
+      leaf: not read.
+
+    Example:
+      >>> import jax, optax_sam
+      >>> params = {"BatchNorm_0": {"scale": 1.0}, "Dense_0": {"kernel": 2.0}}
+      >>> jax.tree.map_with_path(optax_sam.is_normalization, params)
+      {'BatchNorm_0': {'scale': True}, 'Dense_0': {'kernel': False}}
+    """
+    del leaf
+    names = jax.tree_util.keystr(path, simple=True, separator="/").lower()
+    return "norm" in names or any(name.startswith("bn") for name in names.split("/"))

@@ -1,0 +1,53 @@
+"""S2-SAM, single-step SAM, and its friendly form."""
+
+from optax_sam import checks
+from optax_sam.ascents import to_radius
+from optax_sam.directions import batch_specific, gradient, previous_descent
+from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
+from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
+from optax_sam.starts import ahead
+
+
+def single_step_sam(
+    rho: ScalarOrSchedule = 0.05, friendly: bool = False, decay: Scalar = 0.99
+) -> SharpnessAware:
+    """S2-SAM: climbs along the last step's gradient, and takes one of its own.
+
+    The gradient of the step before points uphill well enough. It is at hand, so that SAM costs what SGD
+    costs.
+
+    `e = rho d / ||d||`, `d` the last descent (zero at first); descent `g = grad L(w + e)`. Friendly:
+    `d` minus the running mean of the descents before.
+
+    Args:
+      rho: radius, in the L2 norm over all parameters; a number or a schedule of the step.
+      friendly: whether `d` is what was particular to the last batch (S2FSAM).
+      decay: of that mean, from 0 to 1.
+
+    Returns:
+      A `SharpnessAware` transformation, to stand first in an `optax.chain`. It needs an oracle.
+
+    Raises:
+      ValueError: a number outside its range; `grad_fn` in place of an oracle.
+      TypeError: `friendly` is no Python bool.
+
+    Cost:
+      1 gradient per step; one parameter-sized buffer (friendly: two).
+
+    Guarantees:
+      `rho=0` is the base optimizer. `loss` is that of the perturbed point.
+
+    Example:
+      >>> import optax, optax_sam
+      >>> tx = optax.chain(optax_sam.single_step_sam(0.05), optax.sgd(0.1, momentum=0.9))
+
+    References:
+      Ji et al., `A Single-Step, Sharpness-Aware Minimization is All You Need to Achieve Efficient and
+      Accurate Sparse Training <https://openreview.net/forum?id=MJgMMqMDu4>`_, NeurIPS 2024.
+
+    Deviations:
+      the direction of the friendly form uses the mean before the last descent, as Friendly SAM here.
+    """
+    checks.boolean("friendly", friendly)
+    made = batch_specific(1.0, decay) if friendly else gradient()
+    return sharpness_aware(to_radius(rho), direction=previous_descent(made), start=ahead())

@@ -1,0 +1,131 @@
+"""Sparse SAM (SSAM-F and SSAM-D), and the Fisher-mask SAM of language models."""
+
+import optax
+
+from optax_sam import checks
+from optax_sam.ascents import to_radius
+from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
+from optax_sam.masks import dynamic_mask, fisher_mask
+from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
+
+
+def sparse_sam(
+    rho: ScalarOrSchedule = 0.05,
+    sparsity: float = 0.2,
+    mask: str = "fisher",
+    refresh_steps: int = 2000,
+    num_samples: int = 1024,
+    pattern: str = "unstructured",
+    drop_rate: Scalar = 0.5,
+    total_steps: int | None = None,
+    seed: Scalar = 0,
+) -> SharpnessAware:
+    """Sparse SAM: perturbs a part of the weights, chosen by a mask.
+
+    Half of the perturbation is as good as all of it, if the right half. The mask follows the Fisher
+    information of the weights, or lets small gradients go and random weights in, as in sparse training.
+
+    `e = m rho g / ||g||`, the norm over all parameters; descent `g' = grad L(w + e)`. Every
+    `refresh_steps` steps, behind the perturbation: "fisher" keeps the `(1 - sparsity) N` entries with the
+    largest mean of squared gradients of single examples; "dynamic" replaces the part
+    `drop_rate (1 + cos(pi t / total_steps)) / 2` of the entries, smallest `|g|` out, random ones in.
+
+    Args:
+      rho: radius before the mask, in the L2 norm; a number or a schedule of the step.
+      sparsity: the part of the entries that is not perturbed, from 0 to 1.
+      mask: "fisher" (SSAM-F) or "dynamic" (SSAM-D).
+      refresh_steps: steps between renewals.
+      num_samples: examples of a Fisher renewal, the first of the batch, at most all of it.
+      pattern: of the Fisher mask: "unstructured"; "structured", whole leaves by their mean; or N:M, such
+        as "2:4": of every M inputs of a matrix the N largest, whatever `sparsity` says.
+      drop_rate: of the dynamic mask, from 0 to 1.
+      total_steps: of the training, for the dynamic mask.
+      seed: of the dynamic mask; an integer, or an integer array.
+
+    Returns:
+      A `SharpnessAware` transformation, to stand first in an `optax.chain`. With the Fisher mask it
+      needs examples.
+
+    Raises:
+      ValueError: a number outside its range, an unknown `mask` or `pattern`, `mask="dynamic"` without
+        `total_steps`; `grad_fn` with the Fisher mask.
+      TypeError: an argument that shapes the program is an array.
+
+    Cost:
+      2 gradients per step, and `num_samples` gradients of single examples, one after the other, at a
+      Fisher renewal; one bool per parameter. No step gets cheaper: dense arithmetic computes all
+      entries.
+
+    Guarantees:
+      with `sparsity=0` it is SAM (the Fisher mask: from its first renewal on, before which nothing is
+      perturbed). A dynamic mask keeps its number of entries.
+
+    Example:
+      >>> import optax, optax_sam
+      >>> sparse = optax_sam.sparse_sam(0.1, sparsity=0.5, refresh_steps=400, num_samples=128)
+      >>> tx = optax.chain(sparse, optax.sgd(0.05, momentum=0.9))
+
+    References:
+      Mi et al., `Make Sharpness-Aware Minimization Stronger: A Sparsified Perturbation Approach
+      <https://arxiv.org/abs/2210.05177>`_, 2022, and `Systematic Investigation of Sparse Perturbed
+      Sharpness-Aware Minimization Optimizer <https://arxiv.org/abs/2306.17504>`_, 2023.
+
+    Deviations:
+      the Fisher mask is made from the batch at hand, at the parameters before the step; the authors draw
+      examples anew and take the parameters after it. The first mask is all zeros, as in their code. Where
+      the dynamic mask finds fewer entries to let in than it lets go, which is so for a sparsity below
+      `drop_rate / (1 + drop_rate)`, theirs shrinks; here only as many go as come.
+    """
+    checks.one_of("mask", mask, ("fisher", "dynamic"))
+    if mask == "dynamic" and total_steps is None:
+        raise ValueError('total_steps=None, but mask="dynamic" needs the number of steps: pass it.')
+    if mask == "fisher":
+        kept = fisher_mask(sparsity, refresh_steps, num_samples, pattern)
+    else:
+        kept = dynamic_mask(sparsity, refresh_steps, drop_rate, total_steps or 1, seed)
+    return sharpness_aware(optax.chain(to_radius(rho), kept), seed=seed)
+
+
+def fisher_mask_sam(
+    rho: ScalarOrSchedule = 0.05, sparsity: float = 0.5, refresh_steps: int = 100, num_samples: int = 128
+) -> SharpnessAware:
+    """Fisher-mask SAM: sparse SAM for the fine-tuning of language models.
+
+    Most parameters of a large model hardly matter for a small task. Perturbing those that do, by their
+    Fisher information, generalizes better than perturbing all.
+
+    `e = m rho g / ||g||`, `m` the `(1 - sparsity) N` entries with the largest mean of squared gradients
+    of single examples, renewed every `refresh_steps` steps; descent `g' = grad L(w + e)`.
+
+    Args:
+      rho: radius before the mask, in the L2 norm; a number or a schedule of the step.
+      sparsity: the part of the entries that is not perturbed, from 0 to 1.
+      refresh_steps: steps between renewals.
+      num_samples: examples of a renewal, the first of the batch, at most all of it.
+
+    Returns:
+      A `SharpnessAware` transformation, to stand first in an `optax.chain`. It needs examples.
+
+    Raises:
+      ValueError: a number outside its range; `grad_fn` in place of an oracle.
+      TypeError: an argument that shapes the program is an array.
+
+    Cost:
+      2 gradients per step, and `num_samples` gradients of single examples at a renewal; one bool per
+      parameter.
+
+    Guarantees:
+      that of `sparse_sam` with `mask="fisher"`, whose other name it is.
+
+    Example:
+      >>> import optax, optax_sam
+      >>> tx = optax.chain(optax_sam.fisher_mask_sam(0.05), optax.adamw(2e-5))
+
+    References:
+      Zhong et al., `Improving Sharpness-Aware Minimization with Fisher Mask for Better Generalization on
+      Language Models <https://arxiv.org/abs/2210.05497>`_, 2022.
+
+    Deviations:
+      the number of samples and of steps between renewals are not published: inferred.
+    """
+    return sparse_sam(rho, sparsity, "fisher", refresh_steps, num_samples)

@@ -1,0 +1,38 @@
+"""USAM, unnormalized SAM."""
+
+from optax_sam.ascents import in_proportion
+from optax_sam.hyperparameters import ScalarOrSchedule
+from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
+
+
+def usam(rho: ScalarOrSchedule = 0.05) -> SharpnessAware:
+    """USAM: a perturbation as long as the gradient says.
+
+    Without the normalization the perturbation shrinks with the gradient, and theory gets simpler.
+
+    `e = rho g`; descent `g' = grad L(w + e)`.
+
+    Args:
+      rho: length of the perturbation per length of the gradient; a number or a schedule of the step.
+
+    Returns:
+      A `SharpnessAware` transformation, to stand first in an `optax.chain`.
+
+    Cost:
+      2 gradients per step; no parameter-sized buffer.
+
+    Guarantees:
+      `rho=0` is the base optimizer. A negative `rho` looks ahead downhill, as `extrapolation` does.
+
+    Example:
+      >>> import optax, optax_sam
+      >>> tx = optax.chain(optax_sam.usam(0.05), optax.sgd(0.1, momentum=0.9))
+
+    References:
+      Andriushchenko and Flammarion, `Towards Understanding Sharpness-Aware Minimization
+      <https://arxiv.org/abs/2206.06232>`_, 2022.
+
+    Deviations:
+      none known.
+    """
+    return sharpness_aware(in_proportion(rho))

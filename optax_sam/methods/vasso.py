@@ -1,0 +1,46 @@
+"""VaSSO, variance-suppressed SAM."""
+
+from optax_sam import checks
+from optax_sam.ascents import to_radius
+from optax_sam.directions import running_mean
+from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
+from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
+
+
+def vasso(rho: ScalarOrSchedule = 0.05, theta: Scalar = 0.9) -> SharpnessAware:
+    """VaSSO: climbs along a running mean of the gradients, which is less noisy than one batch's.
+
+    The gradient of one batch is a noisy guess of where the loss of all data rises. A running mean has
+    less variance, and a steadier adversary.
+
+    `d = (1 - theta) d + theta g`, at first `g`; `e = rho d / ||d||`; descent `g' = grad L(w + e)`.
+
+    Args:
+      rho: radius, in the L2 norm over all parameters; a number or a schedule of the step.
+      theta: weight of the present gradient, from 0 to 1.
+
+    Returns:
+      A `SharpnessAware` transformation, to stand first in an `optax.chain`.
+
+    Raises:
+      ValueError: `rho` is negative, or `theta` outside [0, 1].
+
+    Cost:
+      2 gradients per step; one parameter-sized buffer.
+
+    Guarantees:
+      `theta=1` is SAM.
+
+    Example:
+      >>> import optax, optax_sam
+      >>> tx = optax.chain(optax_sam.vasso(0.1, theta=0.4), optax.sgd(0.1, momentum=0.9))
+
+    References:
+      Li and Giannakis, `Enhancing Sharpness-Aware Optimization Through Variance Suppression
+      <https://arxiv.org/abs/2309.15639>`_, 2023; code github.com/BingcongLi/VaSSO.
+
+    Deviations:
+      none known. `theta=0.9` is the code's default; the paper has 0.4 and 0.9.
+    """
+    checks.number("theta", theta, low=0, high=1)
+    return sharpness_aware(to_radius(rho), direction=running_mean(1 - theta))

@@ -1,0 +1,121 @@
+"""Whole optimizers with a method inside: what a chain alone cannot say.
+
+Each is a `SharpnessAware`: its `value_and_grad` is that of the method inside.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import optax
+
+from optax_sam import checks, trees
+from optax_sam import state as states
+from optax_sam.hyperparameters import ScalarOrSchedule, at_step
+from optax_sam.method import Method, SharpnessAware
+from optax_sam.oracle import Oracle
+from optax_sam.wrappers.wrapper import method_of
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FollowedBy:
+    """See `followed_by`."""
+
+    inner: Method
+    base: optax.GradientTransformationExtraArgs
+
+    def init(self, params: Any) -> Any:
+        return self.inner.init(params), self.base.init(params)
+
+    def update(self, updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+        descent, own = self.inner.update(updates, state[0], params, **extra_args)
+        updates, base = self.base.update(descent, state[1], params, **extra_args)
+        return updates, (own, base)
+
+    def begin(self, state: Any, opt_state: Any, params: Any, oracle: Oracle) -> Oracle:
+        return self.inner.begin(state, opt_state, params, oracle)
+
+    def due(self, state: Any, grads: Any) -> jax.Array:
+        return self.inner.due(state, grads)
+
+
+def followed_by(method: SharpnessAware, base: optax.GradientTransformation) -> SharpnessAware:
+    """`optax.chain(method, base)` that keeps `value_and_grad` and `due` of the method.
+
+    Args:
+      method: a sharpness-aware method.
+      base: any Optax transformation.
+
+    Returns:
+      A `SharpnessAware` whose updates are those of `base`.
+
+    Raises:
+      TypeError: `method` is none of this library's.
+    """
+    optimizer: Any = FollowedBy(method_of(method), optax.with_extra_args_support(base))
+    return SharpnessAware(optimizer.init, optimizer.update)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Decoupled(FollowedBy):
+    """See `decoupled`."""
+
+    learning_rate: ScalarOrSchedule
+
+    def update(self, updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+        own, base = state
+        step = states.find(own).step
+        oracle = extra_args.get("oracle")
+        if isinstance(oracle, Oracle) and oracle.method is not self.inner:
+            start = oracle if oracle.params is not None else dataclasses.replace(oracle, params=params)
+            oracle = self.inner.begin(own, own, start.params, start)
+            first = jax.tree.leaves(oracle.first.evaluation.grads)
+            updates = jax.tree.unflatten(jax.tree.structure(updates), first)
+            extra_args = extra_args | {"oracle": oracle}
+        descent, own = self.inner.update(updates, own, params, **extra_args)
+        based, base = self.base.update(updates, base, params, **extra_args)
+        rate = at_step(self.learning_rate, step)
+
+        def on_leaf(u, d, g):
+            return u - trees.times(rate, d - g)
+
+        return trees.map_wide(on_leaf, based, descent, updates), (own, base)
+
+
+def decoupled(
+    method: SharpnessAware, base: optax.GradientTransformation, learning_rate: ScalarOrSchedule
+) -> SharpnessAware:
+    """The base optimizer sees the first gradient; what sharpness adds bypasses it.
+
+    With `g` the first gradient and `S` what `method` makes of it, the update is that of `base` for `g`,
+    minus `learning_rate (S - g)`: neither momentum nor preconditioner touch the sharpness part, as
+    decoupled weight decay. With `wsam` it is the form of WSAM that its authors prefer.
+
+    Args:
+      method: a sharpness-aware method that starts at the parameters, such as `wsam()`.
+      base: an Optax optimizer; its updates are added to the parameters.
+      learning_rate: of the sharpness part, that of `base` in the paper; a number, or a schedule of the
+        step count.
+
+    Returns:
+      A `SharpnessAware` that is the whole optimizer.
+
+    Raises:
+      TypeError: `method` is none of this library's.
+      ValueError: `learning_rate` is negative.
+
+    Cost:
+      that of `method` and `base`.
+
+    Example:
+      >>> import optax, optax_sam
+      >>> base = optax.sgd(0.1, momentum=0.9)
+      >>> tx = optax_sam.decoupled(optax_sam.wsam(0.05), base, learning_rate=0.1)
+
+    References:
+      Yue et al., `Sharpness-Aware Minimization Revisited: Weighted Sharpness as a Regularization Term
+      <https://arxiv.org/abs/2305.15817>`_, 2023.
+    """
+    checks.number_or_schedule("learning_rate", learning_rate, low=0)
+    optimizer: Any = Decoupled(method_of(method), optax.with_extra_args_support(base), learning_rate)
+    return SharpnessAware(optimizer.init, optimizer.update)

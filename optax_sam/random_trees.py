@@ -1,0 +1,38 @@
+"""Random trees like the parameters: one key for each leaf."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optax_sam import trees
+
+
+def standard_normal(key: jax.Array, params: Any) -> Any:
+    """Independent standard normal entries like the inexact leaves; integer leaves get zeros."""
+    return _each(lambda key, x: jax.random.normal(key, x.shape, x.dtype), key, params)
+
+
+def signs(key: jax.Array, params: Any) -> Any:
+    """Entries of -1 or 1 like the inexact leaves; integer leaves get zeros."""
+    return _each(lambda key, x: jax.random.rademacher(key, x.shape, x.dtype), key, params)
+
+
+def uniform(key: jax.Array, params: Any) -> Any:
+    """Entries from [0, 1), real, in float32, like the inexact leaves; integer leaves get zeros."""
+    return _each(lambda key, x: jax.random.uniform(key, x.shape, jnp.float32), key, params)
+
+
+def coins(key: jax.Array, probability: Any, params: Any) -> Any:
+    """One `bool[]` for each leaf, true with `probability`."""
+    return _each(lambda key, x: jax.random.uniform(key, dtype=jnp.float32) < probability, key, params)
+
+
+def _each(draw: Callable[[jax.Array, jax.Array], jax.Array], key: jax.Array, params: Any) -> Any:
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.random.split(key, max(len(leaves), 1))
+    drawn = [
+        draw(k, x) if trees.is_inexact(x) else jnp.zeros_like(x) for k, x in zip(keys, leaves, strict=False)
+    ]
+    return jax.tree.unflatten(treedef, drawn)

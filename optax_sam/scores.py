@@ -1,0 +1,139 @@
+"""AUSAM's start: a score for each example of the data set, by which the step's examples are drawn."""
+
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from optax_sam import checks, per_example, sharding
+from optax_sam.oracle import Evaluation, Oracle
+from optax_sam.pieces import Context
+from optax_sam.selections import check_fraction, draw, number_of
+
+
+class ScoreState(NamedTuple):
+    """State of `drawn_by_score`.
+
+    Attributes:
+      score_sum: `float[num_examples]`, sum of the scores that an example was given.
+      times_scored: `float[num_examples]`, how often it was given one. Both change for drawn examples,
+        in perturbed steps.
+    """
+
+    score_sum: jax.Array
+    times_scored: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawnByScore:
+    """See `drawn_by_score`."""
+
+    num_examples: int
+    fraction: float
+    score_range: tuple[float, float]
+    ramp_steps: int
+    score: str
+    strata: int
+
+    needs_oracle: ClassVar[bool] = True
+    perturbs: ClassVar[bool] = False
+    follows_gate: ClassVar[bool] = False
+    reweights: ClassVar[bool] = False
+
+    @property
+    def evaluations(self) -> int:
+        return 0 if self.score == "loss_difference" else 1
+
+    def init(self, params: Any) -> ScoreState:
+        del params
+        return ScoreState(jnp.zeros([self.num_examples], float), jnp.zeros([self.num_examples], float))
+
+    def begin(self, state: ScoreState, context: Context) -> tuple[Any, Oracle]:
+        oracle = context.oracle
+        if oracle.indices is None:
+            raise ValueError(
+                "indices=None, but the method keeps a score per example: pass the examples' numbers "
+                "in the data set, indices=int[batch]."
+            )
+        if oracle.indices.dtype.itemsize < 4:
+            oracle = dataclasses.replace(oracle, indices=oracle.indices.astype(jnp.int32))
+        real = self._in_range(oracle.indices)
+        weights = real.astype(float)
+        if oracle.weights is not None:
+            weights = jnp.where(real, oracle.weights, jnp.zeros_like(oracle.weights))
+        oracle = dataclasses.replace(oracle, weights=weights, needs_losses=True)
+        if oracle.whole_batch:
+            return context.params, oracle
+        log_weights = self.log_weights(state, oracle.indices, weights, context.step)
+        return context.params, oracle.take(
+            draw(log_weights, number_of(self.fraction, oracle.size, self.strata), self.strata, context.key)
+        )
+
+    def log_weights(
+        self, state: ScoreState, indices: jax.Array, weights: jax.Array, step: jax.Array
+    ) -> jax.Array:
+        """`log q`, `float[batch]`: where each example stands between the batch's scores; -inf for padding."""
+        indices, real = map(sharding.replicated, (indices, weights != 0))
+        seen = state.times_scored > 0
+        scores = jnp.where(seen, state.score_sum / jnp.where(seen, state.times_scored, 1), 1.0)
+        scores = scores[jnp.clip(indices, 0, self.num_examples - 1)]
+        lowest = jnp.min(jnp.where(real, scores, jnp.inf))
+        spread = jnp.max(jnp.where(real, scores, -jnp.inf)) - lowest
+        place = jnp.where(spread > 0, (scores - lowest) / jnp.where(spread > 0, spread, 1), 1.0)
+        low, high = self.score_range
+        ramp = jnp.minimum(step.astype(float) / self.ramp_steps, 1) if self.ramp_steps else 1.0
+        q = low + place * ramp * (high - low)
+        return jnp.where(real, jnp.log(jnp.where(q > 0, q, 1)), -jnp.inf)
+
+    def update(self, state: ScoreState, here: Evaluation, there: Evaluation, context: Context) -> ScoreState:
+        oracle = context.oracle
+        if self.score == "loss_difference":
+            scores = jnp.abs(there.losses - here.losses)
+        else:
+            size = None if oracle.num_slices == 1 else oracle.size // oracle.num_slices
+            scores = per_example.gradient_norms(
+                oracle.losses_alone, oracle.params, oracle.batch, microbatch_size=size
+            )
+        written = (oracle.weights != 0) & self._in_range(oracle.indices) & jnp.isfinite(scores)
+        indices = jnp.where(written, oracle.indices, self.num_examples)
+        indices, scores = map(sharding.replicated, (indices, scores))
+        rows, first = jnp.unique(indices, return_index=True, size=indices.size, fill_value=self.num_examples)
+        scores = scores[first].astype(state.score_sum.dtype)
+        return ScoreState(
+            state.score_sum.at[rows].add(scores, mode="drop"),
+            state.times_scored.at[rows].add(jnp.ones_like(scores), mode="drop"),
+        )
+
+    def _in_range(self, indices: jax.Array) -> jax.Array:
+        return (indices >= 0) & (indices < self.num_examples)
+
+
+def drawn_by_score(
+    num_examples: int,
+    fraction: float = 0.5,
+    score_range: tuple[float, float] = (0.1, 0.5),
+    ramp_steps: int = 0,
+    score: str = "loss_difference",
+    strata: int = 1,
+) -> DrawnByScore:
+    """At the parameters, on examples drawn without replacement by their scores (AUSAM).
+
+    Example `i` has probability proportional to
+    `q_i = smin + (score_i - min) / (max - min) (smax(t) - smin)`, minimum and maximum over the batch;
+    `smax(t)` rises linearly from `smin` to its value within `ramp_steps` steps. A score is the mean
+    of what the example was given whenever it was drawn, and 1 before. Arguments: see `ausam`.
+    """
+    checks.integer("num_examples", num_examples, low=1)
+    check_fraction(fraction)
+    if not isinstance(score_range, tuple | list) or len(score_range) != 2:
+        raise TypeError(f"score_range={score_range!r} is no pair: pass two numbers (smin, smax).")
+    low, high = score_range
+    checks.static_number("score_range[0]", low, low=0)
+    if low == 0:
+        raise ValueError("score_range[0]=0 would never draw some examples: pass a number above 0.")
+    checks.static_number("score_range[1]", high, low=low)
+    checks.integer("ramp_steps", ramp_steps, low=0)
+    checks.one_of("score", score, ("loss_difference", "gradient_norm"))
+    checks.integer("strata", strata, low=1)
+    return DrawnByScore(num_examples, fraction, (low, high), ramp_steps, score, strata)
