@@ -167,7 +167,7 @@ def _largest(scores: Any, number: Any) -> Any:
     leaves, treedef = jax.tree.flatten(scores)
     flat = jnp.concatenate([jnp.zeros([0], jnp.float32), *map(_comparable, leaves)])
     rank = jnp.argsort(jnp.argsort(-flat, stable=True), stable=True)
-    kept, masks, start = rank < number, [], 0
+    kept, masks, start = rank.astype(jnp.int32) < number, [], 0
     for x in leaves:
         masks.append(kept[start : start + x.size].reshape(x.shape))
         start += x.size

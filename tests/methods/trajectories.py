@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 import optax_sam
+from optax_sam.state import find
 from tests.references.network import make_problem
 from tests.references.trees import flatten, leaves
 
@@ -18,7 +19,7 @@ STEPS = len(PROBLEM.batches)
 BASE = {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3}
 MEASURED = ("loss", "perturbed_loss", "grad_norm", "perturbed_grad_norm", "perturbation_norm")
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-GATE = 2  # the gate is the third of the pieces that may draw: start, direction, gate, ...
+KINDS = ("start", "direction", "gate", "selection", "combination", "reuse", "ascent")  # that may draw
 
 
 def rising(first, slope):
@@ -63,10 +64,16 @@ def losses(params, batch):
     return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]), batch["position"]
 
 
-def train(method, problem=PROBLEM, *, weights=None, indices=None, whole_steps=0, record_points=False):
-    """Trains on all batches: the first `whole_steps` with `whole_batch=True`, as in a first epoch."""
+def train(
+    method, problem=PROBLEM, *, weights=None, indices=None, whole_steps=0, record_points=False, tx=None
+):
+    """Trains on all batches: the first `whole_steps` with `whole_batch=True`, as in a first epoch.
+
+    `tx` is the whole optimizer, the method and `BASE` where none is given.
+    """
     base = optax.sgd(BASE["lr"], momentum=BASE["momentum"])
-    tx = optax.chain(method, optax.add_decayed_weights(BASE["weight_decay"]), base)
+    decay = optax.add_decayed_weights(BASE["weight_decay"])
+    tx = optax.chain(method, decay, base) if tx is None else tx
     points = []
 
     def loss_fn(params, batch):
@@ -84,7 +91,8 @@ def train(method, problem=PROBLEM, *, weights=None, indices=None, whole_steps=0,
             )  # fmt: skip
             updates, after = tx.update(grads, opt_state, params, oracle=oracle)
             params = optax.apply_updates(params, updates)
-            return (params, after), (params, opt_state[0], after[0], optax_sam.info(after), loss, seen)
+            own = (params, find(opt_state), find(after), optax_sam.info(after), loss, seen)
+            return (params, after), own
 
         return jax.lax.scan(step, carry, rows)
 
@@ -129,15 +137,32 @@ def unflatten(vector, like):
     return jax.tree.unflatten(jax.tree.structure(like), parts)
 
 
-def uniforms(run, dtype):
-    """What the gate draws in every step: from the state's key, the step, and the kind of piece."""
+def draws(run, kind, draw):
+    """`draw(key)` in every step: the key is made of the state's, the step, and the kind of piece."""
 
-    def draw(key_data, step):
+    def of_step(key_data, step):
         key = jax.random.fold_in(jax.random.wrap_key_data(key_data, impl="threefry2x32"), step)
-        return jax.random.uniform(jax.random.fold_in(key, GATE), dtype=dtype)
+        return draw(jax.random.fold_in(key, KINDS.index(kind)))
 
     steps = jnp.arange(len(run.params), dtype=jnp.int32)
-    return np.asarray(jax.jit(jax.vmap(draw))(run.before.key, steps))
+    return jax.tree.map(np.asarray, jax.jit(jax.vmap(of_step))(run.before.key, steps))
+
+
+def uniforms(run, dtype):
+    """What the gate draws in every step."""
+    return draws(run, "gate", lambda key: jax.random.uniform(key, dtype=dtype))
+
+
+def tree_draws(run, kind, draw, like=PROBLEM.params):
+    """`draw(key, leaf)` with a key for each leaf: one tree a step."""
+    found, treedef = jax.tree.flatten(like)
+
+    def of_tree(key):
+        keys = jax.random.split(key, len(found))
+        return [draw(k, jnp.asarray(x)) for k, x in zip(keys, found, strict=True)]
+
+    drawn = draws(run, kind, of_tree)
+    return [jax.tree.unflatten(treedef, [x[t] for x in drawn]) for t in range(len(run.params))]
 
 
 def assert_same_trajectory(run, record):

@@ -65,10 +65,11 @@ def empirical_fisher(run: Training, num_samples: int) -> Tree:
 
 
 def dynamic_rates(t: int, size: int, sparsity: float, drop_rate: float, total_steps: int) -> tuple[int, int]:
-    """How many entries a refresh keeps, and how many it lets grow."""
+    """How many entries a refresh keeps, and how many it lets grow: their number stays."""
     d = drop_rate * (1 + np.cos(np.pi * t / total_steps)) / 2
-    live = size * (1 - sparsity)
-    return int(live * (1 - d)), int(min(live * d, size * sparsity))
+    live = size - int(np.ceil(sparsity * size))
+    grown = int(min(live * d, size - live))
+    return live - grown, grown
 
 
 def sparse_sam(
