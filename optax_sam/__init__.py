@@ -3,7 +3,9 @@
 from optax_sam import per_example as per_example
 from optax_sam import schedules as schedules
 from optax_sam.ascents import in_proportion as in_proportion
+from optax_sam.ascents import in_turn as in_turn
 from optax_sam.ascents import keep_random_fraction as keep_random_fraction
+from optax_sam.ascents import only as only
 from optax_sam.ascents import repeated as repeated
 from optax_sam.ascents import to_radius as to_radius
 from optax_sam.ascents import within_leaf_norm as within_leaf_norm

@@ -1,6 +1,7 @@
 """How far uphill, in which geometry: Optax transformations from a direction to a perturbation."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -185,6 +186,66 @@ def repeated(ascent: optax.GradientTransformation, num_steps: int) -> optax.Grad
     """
     checks.integer("num_steps", num_steps, low=1)
     ascent = Repeated(ascent, num_steps)
+    return optax.GradientTransformationExtraArgs(ascent.init, ascent.update)
+
+
+@dataclasses.dataclass(frozen=True)
+class InTurn:
+    """See `in_turn`."""
+
+    ascents: tuple[optax.GradientTransformation, ...]
+
+    def init(self, params: Any) -> tuple[Any, ...]:
+        return tuple(ascent.init(params) for ascent in self.ascents)
+
+    def update(self, updates: Any, state: tuple[Any, ...], params: Any = None, **extra_args: Any):
+        new = []
+        for ascent, own in zip(self.ascents, state, strict=True):
+            ascent = optax.with_extra_args_support(ascent)
+            updates, own = ascent.update(updates, own, params, **extra_args)
+            new.append(own)
+        return updates, tuple(new)
+
+
+def in_turn(*ascents: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """One ascent after the other: `optax.chain` that can be pickled.
+
+    A mask before `to_radius` gives what is kept the whole radius; behind it, a part of it.
+    """
+    ascent = InTurn(ascents)
+    return optax.GradientTransformationExtraArgs(ascent.init, ascent.update)
+
+
+@dataclasses.dataclass(frozen=True)
+class Only:
+    """See `only`."""
+
+    mask: Callable[[Any, Any], bool]
+
+    def init(self, params: Any) -> optax.EmptyState:
+        self._chosen(params)
+        return optax.EmptyState()
+
+    def update(self, updates: Any, state: Any, params: Any = None, **extra_args: Any):
+        del extra_args
+        chosen = self._chosen(params)
+        return jax.tree.map(lambda x, c: x if c else jnp.zeros_like(x), updates, chosen), state
+
+    def _chosen(self, params: Any) -> Any:
+        chosen = jax.tree.map_with_path(lambda path, leaf: bool(self.mask(path, leaf)), params)
+        if jax.tree.leaves(chosen) and not any(jax.tree.leaves(chosen)):
+            raise ValueError("mask chooses no leaf of the parameters: choose one or more.")
+        return chosen
+
+
+def only(mask: Callable[[Any, Any], bool]) -> optax.GradientTransformationExtraArgs:
+    """The leaves that a mask chooses; zeros for all others (SAM-ON).
+
+    Args:
+      mask: `mask(path, leaf) -> bool`, with the keys of the leaf's path.
+    """
+    checks.function("mask", mask, "mask(path, leaf) -> bool, such as is_normalization")
+    ascent = Only(mask)
     return optax.GradientTransformationExtraArgs(ascent.init, ascent.update)
 
 

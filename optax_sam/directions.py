@@ -276,7 +276,7 @@ class DampedGaussian(Gaussian):
 
         def on_leaf(z, f):
             damping = jnp.sqrt(1 + trees.times(self.weight, filter_sums(f)))
-            return (trees.widen(z) / damping).astype(z.dtype)
+            return trees.times(1 / damping, trees.widen(z)).astype(z.dtype)
 
         return trees.map_inexact(on_leaf, noise, state)
 

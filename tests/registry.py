@@ -34,6 +34,8 @@ class Case:
       starts_at_params: whether the first gradient is that of the parameters.
       needs_oracle: whether `grad_fn` is refused.
       without_radius: arguments that leave the base optimizer; None where none do.
+      perturbs_by_gradient: whether a zero gradient gives no perturbation; noise does not ask.
+      is_scale_free: whether the perturbation is as long for a gradient of any scale.
     """
 
     method: Callable[..., Any]
@@ -47,6 +49,13 @@ class Case:
     starts_at_params: bool = True
     needs_oracle: bool = False
     without_radius: dict[str, Any] | None = dataclasses.field(default_factory=lambda: {"rho": 0.0})
+    perturbs_by_gradient: bool = True
+    is_scale_free: bool = True
+
+    @property
+    def cost_of_first_step(self) -> float:
+        """Gradient evaluations of a first step that is perturbed, in full batches."""
+        return self.gradients if self.second_examples is None else 1 + self.second_examples
 
     def make(self, **arguments: Any) -> optax_sam.SharpnessAware:
         """The method, with `arguments` over the tests' own."""
@@ -122,9 +131,9 @@ FAMILY: dict[str, Case] = {
     ),
     "friendly_sam": Case(optax_sam.friendly_sam),
     "vasso": Case(optax_sam.vasso),
-    "fisher_sam": Case(optax_sam.fisher_sam),
+    "fisher_sam": Case(optax_sam.fisher_sam, is_scale_free=False),
     "sam_on": Case(optax_sam.sam_on, {"rho": 0.5}, {"mask": biases}),
-    "usam": Case(optax_sam.usam),
+    "usam": Case(optax_sam.usam, is_scale_free=False),
     "multistep_sam": Case(optax_sam.multistep_sam, gradients=3.0),
     "gsam": Case(optax_sam.gsam),
     "gradient_norm_penalty": Case(optax_sam.gradient_norm_penalty),
@@ -159,9 +168,13 @@ FAMILY: dict[str, Case] = {
         examples=0.5,
         needs_oracle=True,
         without_radius={"noise_scale": 0.0, "split_batch": False},
+        perturbs_by_gradient=False,
     ),
     "adaptive_random_perturbation": Case(
-        optax_sam.adaptive_random_perturbation, without_radius={"noise_scale": 0.0}, **AHEAD
+        optax_sam.adaptive_random_perturbation,
+        without_radius={"noise_scale": 0.0},
+        perturbs_by_gradient=False,
+        **AHEAD,
     ),
     "random_sam": Case(
         optax_sam.random_sam,
@@ -205,7 +218,13 @@ VARIANTS: dict[str, Case] = {
 WRAPPED = [*METHODS, "accumulated", "m_sam", "m_rst"]
 """The methods, and wrappers around an ungated and a gated one."""
 
-GATED = [name for name, case in VARIANTS.items() if case.gated]
+EVERY = [*WRAPPED, *FAMILY]
+"""Those, and the rest of the family."""
+
+GATED = [name for name, case in {**VARIANTS, **FAMILY}.items() if case.gated]
+
+CASES = {**VARIANTS, **FAMILY}
+"""Every case by its name."""
 
 
 def init_params(dtype: Any = jnp.float32) -> dict[str, Any]:

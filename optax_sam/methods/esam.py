@@ -1,9 +1,7 @@
 """ESAM, efficient SAM: a part of the weights, and the examples that matter."""
 
-import optax
-
 from optax_sam import checks
-from optax_sam.ascents import in_proportion, keep_random_fraction, to_radius
+from optax_sam.ascents import in_proportion, in_turn, keep_random_fraction, to_radius
 from optax_sam.hyperparameters import ScalarOrSchedule
 from optax_sam.selections import everything, largest_increase
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
@@ -67,8 +65,6 @@ def esam(
         raise ValueError("weight_fraction=0 perturbs nothing: pass a number above 0, up to 1.")
     ascent = to_radius(rho)
     if weight_fraction < 1:
-        ascent = optax.chain(
-            keep_random_fraction(weight_fraction), ascent, in_proportion(1 / weight_fraction)
-        )
+        ascent = in_turn(keep_random_fraction(weight_fraction), ascent, in_proportion(1 / weight_fraction))
     chosen = largest_increase(example_fraction, strata)
     return sharpness_aware(ascent, selection=everything if example_fraction == 1 else chosen, seed=seed)

@@ -1,9 +1,7 @@
 """GraphSAM: the mean of the perturbed gradients before as the direction, for one gradient a step."""
 
-import optax
-
 from optax_sam import checks
-from optax_sam.ascents import to_radius, within_leaf_norm
+from optax_sam.ascents import in_turn, to_radius, within_leaf_norm
 from optax_sam.directions import mean_of_perturbed
 from optax_sam.geometry import elementwise, euclidean
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
@@ -60,7 +58,7 @@ def graphsam(
       and moves biases as weights; both radii fall by its own schedule, which is a schedule here.
     """
     checks.boolean("adaptive", adaptive)
-    ascent = optax.chain(
+    ascent = in_turn(
         to_radius(rho, elementwise() if adaptive else euclidean()), within_leaf_norm(max_leaf_norm)
     )
     return sharpness_aware(ascent, direction=mean_of_perturbed(decay, refresh_steps), start=ahead())

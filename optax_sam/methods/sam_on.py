@@ -4,10 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import optax
 
-from optax_sam import checks
-from optax_sam.ascents import to_radius
+from optax_sam.ascents import in_turn, only, to_radius
 from optax_sam.geometry import elementwise, signs
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
@@ -54,20 +52,12 @@ def sam_on(
 
     Deviations:
       of the authors' variants the elementwise ones are here; others are
-      `sharpness_aware(optax.masked(to_radius(rho, geometry), mask))`.
+      `sharpness_aware(in_turn(only(mask), to_radius(rho, geometry)))`.
     """
-    checks.function("mask", mask, "mask(path, leaf) -> bool, such as is_normalization")
     if order not in (2, float("inf")):
         raise ValueError(f'order={order!r} is neither 2 nor infinite: pass 2, or float("inf").')
-
-    def chosen(params):
-        tree = jax.tree.map_with_path(lambda path, leaf: bool(mask(path, leaf)), params)
-        if jax.tree.leaves(tree) and not any(jax.tree.leaves(tree)):
-            raise ValueError("mask chooses no leaf of the parameters: choose one or more.")
-        return tree
-
     geometry = elementwise(eta, biases=True) if order == 2 else signs(eta)
-    return sharpness_aware(optax.masked(to_radius(rho, geometry), chosen))
+    return sharpness_aware(in_turn(only(mask), to_radius(rho, geometry)))
 
 
 def is_normalization(path: Any, leaf: Any) -> bool:

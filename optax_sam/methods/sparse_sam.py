@@ -1,9 +1,7 @@
 """Sparse SAM (SSAM-F and SSAM-D), and the Fisher-mask SAM of language models."""
 
-import optax
-
 from optax_sam import checks
-from optax_sam.ascents import to_radius
+from optax_sam.ascents import in_turn, to_radius
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
 from optax_sam.masks import dynamic_mask, fisher_mask
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
@@ -83,7 +81,7 @@ def sparse_sam(
         kept = fisher_mask(sparsity, refresh_steps, num_samples, pattern)
     else:
         kept = dynamic_mask(sparsity, refresh_steps, drop_rate, total_steps or 1, seed)
-    return sharpness_aware(optax.chain(to_radius(rho), kept), seed=seed)
+    return sharpness_aware(in_turn(to_radius(rho), kept), seed=seed)
 
 
 def fisher_mask_sam(

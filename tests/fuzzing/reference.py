@@ -116,7 +116,12 @@ class Step:
         verdicts = [o.finite for _, o in counted]
         finite = all(verdicts) if None not in verdicts or False in verdicts else None
         norms = tuple(
-            None if n and not self.due else mean(lambda o, n=n: o.norms[n]) if finite else UNKNOWN
+            # Every slice's is kept in float32 before the mean.
+            None
+            if n and not self.due
+            else mean(lambda o, n=n: o.norms[n].rounded(np.float32))
+            if finite
+            else UNKNOWN
             for n in range(3)
         )
         memory = None
@@ -125,7 +130,7 @@ class Step:
             memory = tree(lambda o: o.memory) if known else [x.plus_or_minus(np.inf) for x in self._params]
         return Wanted(
             mean(lambda o: o.loss),
-            mean(lambda o: o.perturbed_loss) if self.due else None,
+            mean(lambda o: o.perturbed_loss.rounded(np.float32)) if self.due else None,
             tree(lambda o: o.grads),
             tree(lambda o: o.descent),
             finite,

@@ -1,0 +1,276 @@
+"""What every method guarantees, over the whole family: many clauses to one compiled step of each.
+
+The clauses are those of `test_guarantees.py` and `test_state.py`, which ask them one by one of fewer
+methods. The parameters here have a leaf of every kind, and the loss a factor that turns gradients into
+zero, huge, tiny or infinite ones.
+"""
+
+import copy
+import functools
+import pickle
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_sam
+from tests.registry import (
+    CASES,
+    EVERY,
+    FAMILY,
+    assert_trees_close,
+    assert_trees_equal,
+    base_trajectory,
+    init_params,
+    losses,
+    make_batch,
+    make_indices,
+    make_step,
+    train,
+)
+
+every_method = pytest.mark.parametrize("name", FAMILY)
+TARGET = jnp.array([0.3 - 1.0j, 1.2 + 0.4j])
+
+
+def odd_params():
+    """The network, and leaves of every other kind."""
+    return init_params() | {
+        "complex": {"bias": jnp.array([1.0 + 2.0j, -0.5 + 0.3j])},
+        "count": jnp.arange(3),
+        "empty": jnp.zeros([0, 3]),
+        "half": {"bias": jnp.array([0.5, -0.25], jnp.float16), "kernel": jnp.full([2, 4], 0.5, jnp.bfloat16)},
+        "none": None,
+    }
+
+
+def odd_losses(params, batch):
+    """Reads all of them; `batch["factor"]` multiplies everything, `batch["half"]` those in half precision."""
+    assert params["count"].dtype == jnp.int32 and params["none"] is None
+    small = sum(jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(params["half"]))
+    far = jnp.sum(jnp.abs(params["complex"]["bias"] - TARGET) ** 2)
+    wide = losses(params, batch) + 0.1 * far + jnp.sum(params["empty"])
+    return batch["factor"] * wide + batch["half"] * small
+
+
+def batch_of(factor, half=None):
+    factors = {"factor": factor, "half": factor if half is None else half}
+    return make_batch() | {name: jnp.full([16], x, jnp.float32) for name, x in factors.items()}
+
+
+@functools.cache
+def prepared(name):
+    """The method, and one compiled perturbed step that donates its state."""
+    case = FAMILY[name]
+
+    def with_aux(params, batch):
+        return odd_losses(params, batch), batch["label"]
+
+    own = {"surrogate_losses": with_aux} if "surrogate_losses" in case.required else {}
+    method = case.make(**own)
+    tx = optax.chain(method, optax.apply_if_finite(optax.identity(), 5))
+    traces = []
+
+    def step(params, state, batch):
+        traces.append(1)
+        (loss, _), grads, oracle = method.value_and_grad(with_aux, has_aux=True)(
+            params, batch, state=state, indices=make_indices()
+        )
+        updates, after = tx.update(grads, state, params, oracle=oracle, perturb=True, unknown="ignored")
+        return updates, after, (loss, grads)
+
+    return method, tx, jax.jit(step, donate_argnums=1), traces
+
+
+def run(name, factor, state=None, half=None):
+    method, tx, step, traces = prepared(name)
+    state = tx.init(odd_params()) if state is None else jax.tree.map(jnp.copy, state)
+    updates, after, (loss, grads) = step(odd_params(), state, batch_of(factor, half))
+    assert len(traces) == 1
+    return updates, after, loss, grads
+
+
+@every_method
+def test_structures_shapes_and_dtypes_are_kept_and_odd_leaves_pass_through(name):
+    _, tx, *_ = prepared(name)
+    updates, after, _, grads = run(name, 1.0)
+    chex.assert_trees_all_equal_structs(updates, odd_params())
+    for tree in (updates, grads):
+        chex.assert_trees_all_equal_shapes_and_dtypes(tree, odd_params())
+        assert np.all(np.asarray(tree["count"]) == 0)
+    before = tx.init(odd_params())
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, before)
+    assert not any(x.weak_type for x in jax.tree.leaves((before, after)))
+    chex.assert_tree_all_finite((updates, after))
+
+
+@every_method
+def test_a_gradient_of_zero_gives_no_perturbation_and_nothing_is_nan(name):
+    updates, after, *_ = run(name, 0.0)
+    assert all(np.all(np.asarray(x) == 0) for x in jax.tree.leaves(updates))
+    chex.assert_tree_all_finite(after)
+    if FAMILY[name].perturbs_by_gradient:
+        assert optax_sam.info(after)["perturbation_norm"] == 0
+
+
+# Reweighted SAM compares the sizes of gradients in the units of the loss.
+@pytest.mark.parametrize("name", [n for n in FAMILY if n != "reweighted_sam"])
+def test_huge_and_tiny_gradients_have_the_right_norm(name):
+    wanted = optax_sam.info(run(name, 1.0, half=0.0)[1])
+    for factor in (1e30, 1e-30):
+        got = optax_sam.info(run(name, factor, half=0.0)[1])
+        np.testing.assert_allclose(got["grad_norm"] / factor, wanted["grad_norm"], rtol=2e-2)
+        if FAMILY[name].is_scale_free:
+            np.testing.assert_allclose(got["perturbation_norm"], wanted["perturbation_norm"], rtol=2e-2)
+
+
+@every_method
+def test_a_step_that_is_not_finite_is_skipped_and_leaves_nothing_behind(name):
+    _, state, *_ = run(name, 1.0)
+    updates, after, *_ = run(name, np.inf, state)
+    assert all(np.all(np.asarray(x) == 0) for x in jax.tree.leaves(updates))
+    assert not optax_sam.finite(after) and not after[1].last_finite
+    for piece in ("start", "direction", "gate", "reuse", "ascent"):
+        assert_trees_equal(getattr(after[0], piece), getattr(state[0], piece))
+    chex.assert_tree_all_finite(after[0])
+
+
+@every_method
+def test_the_documented_number_of_gradients_is_taken(name):
+    case, calls = FAMILY[name], []
+    method = case.make()
+    _, after, *_ = run(name, 1.0)
+    np.testing.assert_allclose(optax_sam.info(after)["gradients"], case.cost_of_first_step, rtol=1e-6)
+
+    @jax.custom_vjp
+    def counted(x):
+        return x
+
+    def backward(_, g):
+        jax.debug.callback(lambda rows: calls.append(rows), jnp.asarray(g.shape[0]))
+        return (g,)
+
+    counted.defvjp(lambda x: (x, None), backward)
+
+    def counting(params, batch):
+        return counted(losses(params, batch))
+
+    if "surrogate_losses" in case.required:
+        method = case.make(surrogate_losses=counting)
+    step = jax.jit(make_step(method, method, counting))
+    params = init_params()
+    _, state, _ = step(params, method.init(params), make_batch(), make_indices())
+    jax.effects_barrier()
+    spent = float(optax_sam.info(state)["gradients"])
+    np.testing.assert_allclose(sum(map(float, calls)) / 16, spent, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", [n for n in FAMILY if FAMILY[n].without_radius is not None])
+def test_without_a_radius_it_is_the_base_optimizer(name):
+    case = FAMILY[name]
+    params, _, _ = train(case.make(**case.without_radius))
+    assert_trees_close(params, base_trajectory(), rtol=2e-5, atol=2e-6)
+
+
+@every_method
+def test_in_loops_and_under_vmap_the_same_happens(name):
+    method = FAMILY[name].make()
+    tx = optax.chain(method, optax.sgd(0.1))
+    step, params, rows = make_step(method, tx), init_params(), (make_batch(), make_indices())
+    alone = params, tx.init(params)
+    jitted = jax.jit(step)
+    for _ in range(2):
+        alone = jitted(*alone, *rows)[:2]
+
+    @jax.jit
+    def both(params):
+        stacked = jax.tree.map(lambda x: jnp.stack([x, 1.5 * x]), params)
+        carry = stacked, jax.vmap(tx.init)(stacked)
+        many = jax.vmap(lambda params, state: step(params, state, *rows)[:2])
+        return jax.lax.scan(lambda carry, _: (many(*carry), None), carry, length=2)[0]
+
+    together = jax.tree.map(lambda x: x[0], both(params))
+    assert_trees_close(together[0], alone[0], rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_equal_shapes_and_dtypes(together[1], alone[1])
+
+
+@pytest.mark.parametrize("name", [n for n in FAMILY if FAMILY[n].gated])
+def test_the_program_and_the_host_take_the_same_decisions(name):
+    method = FAMILY[name].make()
+    params = init_params()
+
+    def taken(perturb):
+        @jax.jit
+        def step(params, state, batch):
+            _, grads, oracle = method.value_and_grad(losses)(params, batch, state=state)
+            descent, after = method.update(grads, state, params, oracle=oracle, perturb=perturb)
+            return descent, after, grads
+
+        return step
+
+    step = {perturb: taken(perturb) for perturb in (None, False, True)}
+    inside = outside = method.init(params)
+    for number in range(4):
+        batch = make_batch(number)
+        grads = step[None](params, outside, batch)[2]
+        decision = bool(method.due(outside, grads))
+        descent, inside, _ = step[None](params, inside, batch)
+        again, outside, _ = step[decision](params, outside, batch)
+        assert optax_sam.info(inside)["perturbed"] == decision
+        assert_trees_close(again, descent, rtol=1e-5, atol=1e-6)
+    assert 0 < optax_sam.info(inside)["gradients"] - 4
+
+
+@pytest.mark.parametrize("name", ["aesam", "aelooksam"])
+def test_a_gate_that_must_see_the_gradient_says_so(name):
+    method = CASES[name].make()
+    state = method.init(init_params())
+    for due in (optax_sam.due, method.due):
+        with pytest.raises(ValueError, match=r"gate must see the first gradient .* sam.due\(state, grads\)"):
+            due(state)
+    assert method.due(state, init_params()).dtype == bool
+
+
+@pytest.mark.parametrize("name", [n for n in EVERY if CASES[n].needs_oracle])
+def test_what_needs_an_oracle_refuses_a_gradient_function(name):
+    method, params = CASES[name].make(), init_params()
+    state = method.init(params)
+    with pytest.raises(ValueError, match="grad_fn is given, but"):
+        jax.eval_shape(lambda: method.update(params, state, params, grad_fn=lambda p: p, perturb=True))
+
+
+@pytest.mark.parametrize("name", [n for n in FAMILY if not CASES[n].needs_oracle])
+def test_a_gradient_function_serves_what_needs_no_losses(name):
+    method, params = CASES[name].make(), init_params()
+    state, batch = method.init(params), make_batch()
+
+    def grad_fn(params):
+        return jax.grad(lambda p: jnp.mean(losses(p, batch)))(params)
+
+    @jax.jit
+    def both():
+        narrow = method.update(grad_fn(params), state, params, grad_fn=grad_fn, perturb=True)[0]
+        _, grads, oracle = method.value_and_grad(losses)(params, batch, state=state)
+        return narrow, method.update(grads, state, params, oracle=oracle, perturb=True)[0]
+
+    assert_trees_close(*both(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [n for n in EVERY if not CASES[n].starts_at_params])
+def test_what_perturbs_at_its_start_cannot_be_left_unperturbed(name):
+    method, params = CASES[name].make(), init_params()
+    state = method.init(params)
+    oracle = optax_sam.Oracle(losses, make_batch())
+    with pytest.raises(ValueError, match="perturb=False, but this method's first gradient"):
+        jax.eval_shape(lambda: method.update(params, state, params, oracle=oracle, perturb=False))
+
+
+@every_method
+def test_copies_and_pickles_are_the_method(name):
+    method = FAMILY[name].make()
+    for form in (copy.deepcopy(method), method._replace(), pickle.loads(pickle.dumps(method))):
+        assert isinstance(form, optax_sam.SharpnessAware)
+        chex.assert_trees_all_equal(form.init(init_params()), method.init(init_params()))
