@@ -43,7 +43,7 @@ def aesam(
 
     Guarantees:
       the gate sees the gradient: `due(state)` raises, `due(state, grads)` tells. Slices of
-      `per_microbatch` decide each for itself. A threshold of minus infinity is SAM.
+      `per_microbatch` decide each for itself. Thresholds far below zero are SAM.
 
     Example:
       >>> import optax, optax_sam

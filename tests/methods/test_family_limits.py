@@ -1,0 +1,148 @@
+"""Limits and reductions of the family: where one method is another one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_sam
+from optax_sam import to_radius
+from tests.methods.small import BATCHES, PARAMS, STEPS, close, flatten, losses, one_step, stepper, train
+
+RHO = 0.1
+
+
+def linear(params, batch):
+    """A loss without curvature in any direction: every gradient is the same."""
+    return losses(jax.tree.map(jax.lax.stop_gradient, params), batch) + sum(
+        jnp.sum(x) for x in jax.tree.leaves(params)
+    )
+
+
+SAM = {
+    "looksam every step": optax_sam.looksam(RHO, every_k=1),
+    "late_sam from the first step": optax_sam.late_sam(0, RHO),
+    "esam of everything": optax_sam.esam(RHO, 1.0, 1.0),
+    "friendly_sam without the mean": optax_sam.friendly_sam(RHO, sigma=0.0),
+    "vasso of the present": optax_sam.vasso(RHO, theta=1.0),
+    "fisher_sam in a Euclidean ball": optax_sam.fisher_sam(RHO, eta=0.0),
+    "ksam of all": optax_sam.ksam(RHO, fraction=1.0),
+    "random_sam without noise": optax_sam.random_sam(RHO, noise_scale=0.0),
+    "reweighted_sam without weights": optax_sam.reweighted_sam(RHO, weight=0.0, difference_step=0.1),
+    "gsam without the gap": optax_sam.gsam(RHO, alpha=0.0),
+    "gradient_norm_penalty of one": optax_sam.gradient_norm_penalty(RHO, alpha=1.0),
+    "wsam of one half": optax_sam.wsam(RHO, gamma=0.5),
+    "multistep_sam of one step": optax_sam.multistep_sam(RHO, 1),
+    "sparse_sam that keeps all": optax_sam.sparse_sam(
+        RHO, sparsity=0.0, mask="dynamic", refresh_steps=2, total_steps=20
+    ),
+    "sam_on everything": optax_sam.sharpness_aware(
+        optax_sam.in_turn(optax_sam.only(lambda path, leaf: True), to_radius(RHO))
+    ),
+    "graphsam refreshed always": optax_sam.graphsam(1, RHO, max_leaf_norm=10.0, adaptive=False),
+    "fgsam of the loss itself": optax_sam.fgsam(
+        lambda params, batch: (losses(params, batch), batch["position"]), RHO, mix=0.0
+    ),
+    "aesam with an open gate": optax_sam.aesam(10, RHO, start_threshold=-1e6, end_threshold=-1e6),
+    "one slice of gsam": optax_sam.per_microbatch(optax_sam.gsam(RHO, alpha=0.0), 1),
+}
+
+
+@pytest.mark.parametrize("name", SAM)
+def test_limits_that_are_sam(name, sam_run):
+    run = train(SAM[name])
+    close(run.params, sam_run.params)
+
+
+SGD = {
+    "gsam of the clean loss": optax_sam.gsam(RHO, alpha=0.0, minimize_clean=True),
+    "gradient_norm_penalty of zero": optax_sam.gradient_norm_penalty(RHO, alpha=0.0),
+    "wsam of zero": optax_sam.wsam(RHO, gamma=0.0),
+    "late_sam that never begins": optax_sam.late_sam(STEPS + 1, RHO),
+    "aesam with a closed gate": optax_sam.aesam(10, RHO, start_threshold=1e6, end_threshold=1e6),
+    "looksam without reuse": optax_sam.looksam(0.0, every_k=3, alpha=5.0),
+}
+
+
+@pytest.mark.parametrize("name", SGD)
+def test_limits_that_are_the_base_optimizer(name, sgd_run):
+    close(train(SGD[name]).params, sgd_run)
+
+
+def test_fisher_masks_that_keep_all_are_sam_from_the_first_renewal_on():
+    method = optax_sam.sparse_sam(RHO, sparsity=0.0, refresh_steps=1, num_samples=2)
+    _, state, grads = one_step(method)
+    assert optax_sam.info(state)["perturbation_norm"] == 0
+    descent, state, _ = one_step_from(method, state)
+    assert optax_sam.info(state)["perturbation_norm"] == pytest.approx(RHO, rel=1e-5)
+    close(flatten(descent), flatten(one_step(optax_sam.sam(RHO))[0]))
+
+
+def one_step_from(method, state):
+
+    return stepper(method)(PARAMS, state)
+
+
+def test_fgsam_plus_in_every_step_is_fgsam():
+    def surrogate(params, batch):
+        return jnp.square(losses(params, batch)), batch["position"]
+
+    run = train(optax_sam.fgsam_plus(surrogate, RHO, every_k=1))
+    close(run.params, train(optax_sam.fgsam(surrogate, RHO)).params)
+
+
+def test_aelooksam_without_reuse_is_aesam():
+    run, other = train(optax_sam.aelooksam(20, RHO, alpha=0.0)), train(optax_sam.aesam(20, RHO))
+    close(run.params, other.params)
+    np.testing.assert_array_equal(run.info["perturbed"], other.info["perturbed"])
+
+
+def test_the_extragradient_is_unnormalized_sam_downhill():
+    run = train(optax_sam.extrapolation(0.1, source="gradient"))
+    close(run.params, train(optax_sam.usam(-0.1)).params)
+
+
+def test_layers_move_by_a_part_of_their_norm():
+    _, state, _ = one_step(optax_sam.look_layersam(0.1))
+    wanted = 0.1 * np.linalg.norm(flatten(PARAMS))
+    assert optax_sam.info(state)["perturbation_norm"] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_way_of_several_steps_is_no_longer_than_the_radius():
+    _, state, _ = one_step(optax_sam.multistep_sam(0.5, 4))
+    length = optax_sam.info(state)["perturbation_norm"]
+    assert 0.3 < length <= 0.5
+    _, state, _ = one_step(optax_sam.multistep_sam(0.5, 4), linear)
+    assert optax_sam.info(state)["perturbation_norm"] == pytest.approx(0.5, rel=1e-5)
+
+
+def test_leaves_of_graphsam_are_shortened_to_their_bound():
+    _, state, _ = one_step(optax_sam.graphsam(1, rho=5.0, max_leaf_norm=0.01))
+    leaves = len(jax.tree.leaves(PARAMS))
+    assert optax_sam.info(state)["perturbation_norm"] == pytest.approx(0.01 * leaves**0.5, rel=1e-4)
+
+
+def test_the_coins_of_esam_divide_the_radius_by_their_chance():
+    lengths = []
+    for seed in range(6):
+        _, state, _ = one_step(optax_sam.esam(RHO, weight_fraction=0.5, example_fraction=1.0, seed=seed))
+        lengths.append(round(float(optax_sam.info(state)["perturbation_norm"]), 5))
+    assert set(lengths) == {0.0, 0.2}  # two leaves: neither, or some
+
+
+def test_decoupled_sharpness_of_plain_descent_is_coupled_sharpness():
+    method = optax_sam.wsam(RHO, gamma=0.8)
+    run = train(method, base=optax.sgd(0.1))
+    whole = optax_sam.decoupled(method, optax.sgd(0.1), learning_rate=0.1)
+
+    state, params = whole.init(PARAMS), PARAMS
+    oracle = optax_sam.Oracle(losses, {k: jnp.asarray(v[0]) for k, v in BATCHES.items()})
+    updates, state = whole.update(PARAMS, state, params, oracle=oracle)
+    close(flatten(optax.apply_updates(params, updates)), run.params[0])
+
+
+def test_a_split_batch_needs_two_halves():
+    method = optax_sam.random_perturbation()
+    with pytest.raises(ValueError, match="2 parts do not divide the batch of 3 examples"):
+        one_step(method, batch=jax.tree.map(lambda x: jnp.asarray(x[0][:3]), BATCHES))
