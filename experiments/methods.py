@@ -118,6 +118,8 @@ def derived(method: str, run: Run) -> dict[str, Any]:
     if method in ("sparse_sam", "sparse_sam_dynamic", "fisher_mask_sam"):
         mask = {"mask": "dynamic"} if method == "sparse_sam_dynamic" else {}
         return {"refresh_steps": 5 * run.steps_per_epoch} | mask
+    if method == "extrapolation":
+        return {"step_size": run.learning_rate}
     if method == "late_sam":
         return {"start_step": run.total_steps * 4 // 5}
     if method == "reweighted_sam":

@@ -40,7 +40,7 @@ class MethodSettings:
     lower_rho: float | None = None
     """Radius of the second, downhill perturbation (bilateral_sam)."""
     step_size: float | None = None
-    """How far ahead the gradient is taken (extrapolation)."""
+    """How far ahead the gradient is taken; None is the learning rate (extrapolation)."""
     max_leaf_norm: float | None = None
     """Largest norm of one array's perturbation; None is rho (graphsam)."""
     num_steps: int | None = None

@@ -1,6 +1,7 @@
 """Curvature, the comparison with its table and picture, and tuning."""
 
 import dataclasses
+import functools
 import json
 import re
 
@@ -12,9 +13,10 @@ import optax
 import pytest
 from flax import linen as nn
 
-from experiments import compare, data, methods, records, report, train, tune
+from experiments import compare, data, methods, records, report, train, training, tune
 from experiments.curvature import top_eigenvalue, training_curvature
 from experiments.inputs import make_inputs
+from experiments.models import MODELS
 from experiments.settings import Settings
 from tests.experiments.runs import message_of
 
@@ -155,6 +157,19 @@ def test_every_method_is_tuned_with_the_same_budget_and_its_best_is_the_default(
 def test_every_point_of_a_grid_is_accepted(name):
     for point in tune.GRIDS[name]:
         methods.check(tune.with_point(tune.TuneSettings(), name, point, seed=0))
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_every_method_fits_into_the_training_loop(name):
+    """Its step traces, and gives back a state of the same shapes; nothing is compiled."""
+    settings = train.resolved(Settings(method=name, train_examples=60, batch_size=20))
+    loaded = data.load(settings)
+    trainer = training.Trainer(settings, MODELS["conv"](10), 60)
+    inputs = make_inputs(settings, loaded)
+    state = jax.eval_shape(trainer.init, inputs)
+    step = functools.partial(trainer.step, whole_batch=name in methods.WHOLE_FIRST_EPOCH)
+    rows, key = jax.ShapeDtypeStruct((20,), jnp.int32), jax.eval_shape(jax.random.key, 0)
+    assert jax.eval_shape(step, state, inputs, rows, key) == state
 
 
 def test_groups_of_methods_stand_for_their_members():
