@@ -26,6 +26,6 @@ def adaptive_rst(
     return optax_sam.sharpness_aware(ascent, gate=optax_sam.with_probability(probability), seed=seed)
 
 
-def sharded_gsam(rho: float = 0.05, alpha: float = 0.4) -> SharpnessAware:
-    """GSAM with a perturbation of its own for each fifth of the batch."""
-    return optax_sam.per_microbatch(optax_sam.gsam(rho, alpha), 5)
+def sharded_gsam(rho: float = 0.05, alpha: float = 0.4, num_microbatches: int = 5) -> SharpnessAware:
+    """GSAM with a perturbation of its own for each slice of the batch."""
+    return optax_sam.per_microbatch(optax_sam.gsam(rho, alpha), num_microbatches)

@@ -126,8 +126,10 @@ def derived(method: str, run: Run) -> dict[str, Any]:
         return {"weight": 0.5, "difference_step": 0.001}
     if method == "sam_on":
         return {"mask": optax_sam.is_normalization}
+    slices = max(number for number in range(1, 9) if run.batch_size % number == 0)
+    if method == "sharded_gsam":
+        return {"num_microbatches": slices}
     if method == "bsam":  # the loss of all examples with the prior is `num_examples` times ours with decay
-        slices = max(number for number in range(1, 9) if run.batch_size % number == 0)
         precision = run.num_examples * (run.weight_decay or 0.0)
         return {"prior_precision": precision, "augmentation_factor": 1, "num_microbatches": slices}
     return {}
@@ -176,6 +178,15 @@ def check(settings: Settings) -> None:
                 f"{flag(name)} {fraction} leaves no example of --batch-size {settings.batch_size}: "
                 "give a larger fraction"
             )
+    parts = given(settings).get("num_microbatches", 1)
+    if parts < 1 or settings.batch_size % parts:
+        raise SettingsError(
+            f"--num-microbatches {parts} does not divide --batch-size {settings.batch_size}: give a divisor"
+        )
+    if settings.method == "random_perturbation" and settings.batch_size % 2:
+        raise SettingsError(
+            f"--batch-size {settings.batch_size} is odd, but random_perturbation takes halves: give an even one"
+        )
     try:
         make(settings, _any_run(settings))
     except (ValueError, TypeError) as error:

@@ -52,7 +52,7 @@ NAMES = {
     "drawn_vsam": "AUSAM + vSAM",
     "friendly_looksam": "Friendly + LookSAM",
     "adaptive_rst": "ASAM + RST",
-    "sharded_gsam": "GSAM per fifth",
+    "sharded_gsam": "GSAM in slices",
 }
 
 # What a method is given here that the papers leave open.
@@ -62,6 +62,7 @@ NOTES = {
     "late_sam": "in the last fifth of the steps",
     "sam_on": "perturbs the scales and biases of batch norm",
     "extrapolation": "along the previous gradient",
+    "sharded_gsam": "slices of 10 examples at batch size 50",
     "bsam": "the weight decay is its prior; test accuracy of the mean weights",
 }
 

@@ -152,6 +152,9 @@ class MethodSettings:
     difference_step: float | None = None
     """Length of the step that estimates their gradients; None is 0.001 (reweighted_sam)."""
 
+    num_microbatches: int | None = None
+    """Slices of the batch, each perturbed on its own; None is the most up to 8 (bsam, sharded_gsam)."""
+
     # Whole optimizers
     b1: float | None = None
     """Decay of the mean gradient (adasam, bsam)."""
@@ -167,8 +170,6 @@ class MethodSettings:
     """The first scale (bsam)."""
     augmentation_factor: int | None = None
     """How often each example counts; None is 1 (bsam)."""
-    num_microbatches: int | None = None
-    """Slices of the batch with a noise of their own; None is the most up to 8 (bsam)."""
 
 
 @dataclasses.dataclass(frozen=True)
