@@ -15,12 +15,13 @@ from experiments import records, report
 from experiments.curvature import training_curvature
 from experiments.data import Data, load
 from experiments.inputs import make_inputs
+from experiments.methods import DEMO, METHODS
 from experiments.progress import progress_bar
 from experiments.settings import Settings, command_line, require
 from experiments.train import Listener, resolved, run
 from experiments.training import Programs, compile_programs
 
-ALL = ("sgd", "sam", "rst", "grst", "vsam", "pugd", "tsam", "ausam")
+GROUPS = {"demo": DEMO, "all": tuple(METHODS)}
 
 # Steps of one method before it is the next one's turn.
 STEPS_PER_ROUND = 20
@@ -34,8 +35,8 @@ class CompareSettings:
     again by the next call; a run with other settings is set aside, not overwritten.
     """
 
-    methods: tuple[str, ...] = ("all",)
-    """Methods, or all: sgd, sam, rst, grst, vsam, pugd, tsam and ausam."""
+    methods: tuple[str, ...] = ("demo",)
+    """Methods by name; demo: sgd, sam, rst, grst, vsam, pugd, tsam and ausam; or all."""
     seeds: int = 3
     """Runs per method, with seeds 0, 1, ..."""
     out: Path = Path("runs/demo")
@@ -90,14 +91,14 @@ def compare(settings: CompareSettings) -> None:
 
 def names(settings: CompareSettings) -> tuple[str, ...]:
     """The methods asked for."""
-    return ALL if settings.methods == ("all",) else settings.methods
+    return tuple(name for given in settings.methods for name in GROUPS.get(given, (given,)))
 
 
 def all_runs(settings: CompareSettings) -> dict[str, list[Settings]]:
     """The settings of every run by method, checked; SGD is always there, as the unit of time."""
     for name in ("seeds", "epochs", "timing_rounds"):
         require(getattr(settings, name) >= 1, settings, name, "give 1 or more")
-    require(bool(settings.methods), settings, "methods", "give all, or some")
+    require(bool(settings.methods), settings, "methods", "give demo, all, or some")
     return {
         name: [one_run(settings, name, seed) for seed in range(settings.seeds)]
         for name in dict.fromkeys(("sgd", *names(settings)))

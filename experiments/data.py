@@ -97,11 +97,13 @@ def with_random_labels(split: Split, share: float, num_classes: int) -> Split:
 def fold(data: Data, number: int, folds: int) -> Data:
     """Cross-validation: part `number` of the training examples becomes the test part.
 
-    The real test part is dropped, so that nothing tuned on the folds can have seen it.
+    The real test part is dropped, so that nothing tuned on the folds can have seen it. A rest that
+    would make one part longer than another stays out: equal shapes need one compilation.
     """
-    held_out = np.arange(len(data.train.label)) % folds == number
-    train = Split(*(array[~held_out] for array in data.train))
-    return data._replace(train=train, test=Split(*(array[held_out] for array in data.train)))
+    size = len(data.train.label) // folds * folds
+    held_out = np.arange(size) % folds == number
+    train = Split(*(array[:size][~held_out] for array in data.train))
+    return data._replace(train=train, test=Split(*(array[:size][held_out] for array in data.train)))
 
 
 def _digits() -> Data:

@@ -1,5 +1,6 @@
 """From a method's name and settings to its Optax transformation."""
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,42 +9,148 @@ import jax
 import optax
 
 import optax_sam
+from experiments import compositions
 from experiments.settings import Settings, SettingsError, flag
 
-METHODS: dict[str, Callable[..., optax_sam.SharpnessAware] | None] = {
+Factory = Callable[..., optax_sam.SharpnessAware]
+
+
+def decoupled_wsam(base: Any, learning_rate: Any, rho: float = 0.05, gamma: float = 0.9) -> Any:
+    """WSAM whose sharpness does not pass through the momentum."""
+    return optax_sam.decoupled(optax_sam.wsam(rho, gamma), base, learning_rate)
+
+
+# Those of `make demo` first.
+METHODS: dict[str, Factory | None] = {
     "sgd": None,
     "sam": optax_sam.sam,
-    "asam": optax_sam.asam,
     "rst": optax_sam.rst,
     "grst": optax_sam.grst,
     "vsam": optax_sam.vsam,
     "pugd": optax_sam.pugd,
     "tsam": optax_sam.tsam,
     "ausam": optax_sam.ausam,
+    "asam": optax_sam.asam,
+    "looksam": optax_sam.looksam,
+    "look_layersam": optax_sam.look_layersam,
+    "aesam": optax_sam.aesam,
+    "aelooksam": optax_sam.aelooksam,
+    "late_sam": optax_sam.late_sam,
+    "esam": optax_sam.esam,
+    "ksam": optax_sam.ksam,
+    "reweighted_sam": optax_sam.reweighted_sam,
+    "friendly_sam": optax_sam.friendly_sam,
+    "vasso": optax_sam.vasso,
+    "fisher_sam": optax_sam.fisher_sam,
+    "sam_on": optax_sam.sam_on,
+    "sparse_sam": optax_sam.sparse_sam,
+    "sparse_sam_dynamic": optax_sam.sparse_sam,
+    "fisher_mask_sam": optax_sam.fisher_mask_sam,
+    "multistep_sam": optax_sam.multistep_sam,
+    "usam": optax_sam.usam,
+    "gsam": optax_sam.gsam,
+    "gradient_norm_penalty": optax_sam.gradient_norm_penalty,
+    "wsam": optax_sam.wsam,
+    "decoupled_wsam": decoupled_wsam,
+    "bilateral_sam": optax_sam.bilateral_sam,
+    "momentum_sam": optax_sam.momentum_sam,
+    "single_step_sam": optax_sam.single_step_sam,
+    "extrapolation": optax_sam.extrapolation,
+    "graphsam": optax_sam.graphsam,
+    "fgsam": optax_sam.fgsam,
+    "fgsam_plus": optax_sam.fgsam_plus,
+    "random_perturbation": optax_sam.random_perturbation,
+    "adaptive_random_perturbation": optax_sam.adaptive_random_perturbation,
+    "random_sam": optax_sam.random_sam,
+    "adasam": optax_sam.adasam,
+    "bsam": optax_sam.bsam,
+    "drawn_vsam": compositions.drawn_vsam,
+    "friendly_looksam": compositions.friendly_looksam,
+    "adaptive_rst": compositions.adaptive_rst,
+    "sharded_gsam": compositions.sharded_gsam,
 }
 
+DEMO = ("sgd", "sam", "rst", "grst", "vsam", "pugd", "tsam", "ausam")
+
+# They stand in the place of SGD, not before it.
+OPTIMIZERS = ("decoupled_wsam", "adasam", "bsam")
+
 # Arguments of the compiled step, so that one compilation serves all their values.
-TRACED = ("learning_rate", "weight_decay", "rho", "radius", "tilt")
+TRACED = ("learning_rate", "weight_decay", "rho", "radius", "tilt", "lower_rho", "step_size", "noise_scale")
 
 # Methods whose first epoch uses whole batches, so that every example gets a score.
-WHOLE_FIRST_EPOCH = ("ausam",)
+WHOLE_FIRST_EPOCH = ("ausam", "drawn_vsam")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a method may ask of the run that it is for; the names are those of the library's arguments.
+
+    Attributes:
+      num_examples: training examples.
+      total_steps: steps of the whole run.
+      momentum: of the base optimizer.
+      learning_rate: the schedule.
+      base: the base optimizer, weight decay included.
+      surrogate_losses: as a loss function, cheaper.
+      seed: of the run.
+      steps_per_epoch: steps of an epoch.
+      batch_size: examples per step.
+      weight_decay: of the base optimizer.
+    """
+
+    num_examples: int
+    total_steps: int
+    momentum: float
+    learning_rate: Any
+    base: Any
+    surrogate_losses: Callable[[Any, Any], Any]
+    seed: Any
+    steps_per_epoch: int
+    batch_size: int
+    weight_decay: float | None
+
+
+def derived(method: str, run: Run) -> dict[str, Any]:
+    """Settings that follow from the run, where the library has no default or one for long runs."""
+    if method == "graphsam":
+        return {"refresh_steps": run.steps_per_epoch}
+    if method in ("sparse_sam", "sparse_sam_dynamic", "fisher_mask_sam"):
+        mask = {"mask": "dynamic"} if method == "sparse_sam_dynamic" else {}
+        return {"refresh_steps": 5 * run.steps_per_epoch} | mask
+    if method == "extrapolation":
+        return {"step_size": run.learning_rate}
+    if method == "late_sam":
+        return {"start_step": run.total_steps * 4 // 5}
+    if method == "reweighted_sam":
+        return {"weight": 0.5, "difference_step": 0.001}
+    if method == "sam_on":
+        return {"mask": optax_sam.is_normalization}
+    slices = max(number for number in range(1, 9) if run.batch_size % number == 0)
+    if method == "sharded_gsam":
+        return {"num_microbatches": slices}
+    if method == "bsam":  # the loss of all examples with the prior is `num_examples` times ours with decay
+        precision = run.num_examples * (run.weight_decay or 0.0)
+        return {"prior_precision": precision, "augmentation_factor": 1, "num_microbatches": slices}
+    return {}
 
 
 def make(
-    settings: Settings, num_examples: int, traced: Mapping[str, jax.Array] | None = None
+    settings: Settings, run: Run, traced: Mapping[str, jax.Array] | None = None
 ) -> optax_sam.SharpnessAware | None:
     """Builds the method's transformation; None for plain SGD.
 
     Args:
       settings: name and settings of the method; what is None is left to the library.
-      num_examples: training examples, for methods that keep a score for each.
-      traced: arrays that replace settings of the same name, and the seed.
+      run: what the method may ask of the run.
+      traced: arrays that replace settings of the same name.
     """
     factory = METHODS[settings.method]
     if factory is None:
         return None
-    values = {"num_examples": num_examples, "seed": settings.seed} | given(settings)
-    values |= traced or {}
+    values = derived(settings.method, run) | given(settings) | dict(traced or {}) | vars(run)
+    if settings.method == "graphsam" and "rho" in values:
+        values.setdefault("max_leaf_norm", values["rho"])
     accepted = inspect.signature(factory).parameters
     return factory(**{name: value for name, value in values.items() if name in accepted})
 
@@ -64,17 +171,43 @@ def check(settings: Settings) -> None:
             raise SettingsError(
                 f"{flag(name)} {value} is no setting of --method {settings.method}: leave it out"
             )
-    fraction = given(settings).get("fraction", 1.0)
-    if int(fraction * settings.batch_size) < 1:
+    for name in ("fraction", "example_fraction"):
+        fraction = given(settings).get(name, 1.0)
+        if int(fraction * settings.batch_size) < 1:
+            raise SettingsError(
+                f"{flag(name)} {fraction} leaves no example of --batch-size {settings.batch_size}: "
+                "give a larger fraction"
+            )
+    parts = given(settings).get("num_microbatches", 1)
+    if parts < 1 or settings.batch_size % parts:
         raise SettingsError(
-            f"--fraction {fraction} leaves no example of --batch-size {settings.batch_size}: "
-            "give a larger fraction"
+            f"--num-microbatches {parts} does not divide --batch-size {settings.batch_size}: give a divisor"
+        )
+    if settings.method == "random_perturbation" and settings.batch_size % 2:
+        raise SettingsError(
+            f"--batch-size {settings.batch_size} is odd, but random_perturbation takes halves: give an even one"
         )
     try:
-        make(settings, num_examples=settings.batch_size)
+        make(settings, _any_run(settings))
     except (ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise SettingsError(f"--method {settings.method}: {reason}") from error
+
+
+def _any_run(settings: Settings) -> Run:
+    """A run with these settings, whatever the data."""
+    return Run(
+        num_examples=settings.batch_size,
+        total_steps=settings.epochs,
+        momentum=settings.momentum,
+        learning_rate=0.1,
+        base=optax.sgd(0.1),
+        surrogate_losses=lambda params, batch: batch,
+        seed=settings.seed,
+        steps_per_epoch=1,
+        batch_size=settings.batch_size,
+        weight_decay=0.0,
+    )
 
 
 def gradients_spent(opt_state: optax.OptState, steps: int, method: str) -> float:

@@ -54,7 +54,7 @@ class Trainer:
 
     Attributes:
       settings: of the run; its seed, learning rate, weight decay and radii are not read here but
-        from the inputs.
+        from the inputs (bSAM's prior aside, which the program depends on).
       model: the network.
       num_examples: training examples.
     """
@@ -68,21 +68,37 @@ class Trainer:
         """Full batches in one pass over the training examples."""
         return self.num_examples // self.settings.batch_size
 
-    def optimizer(self, inputs: Inputs) -> tuple[Any, optax.GradientTransformation]:
-        """The method's transformation (None for SGD), and the chain that it is the first link of.
+    def optimizer(
+        self, inputs: Inputs, surrogate_losses: Callable[[Any, Any], Any] | None = None
+    ) -> tuple[Any, optax.GradientTransformation]:
+        """The method (None for SGD), and the chain that it is the first link of, or the whole of.
 
         Weight decay comes after the method, as in the papers' code: it is not perturbed. It takes
         in all parameters, those of batch norm too.
         """
-        numbers = inputs.numbers
-        method = methods.make(self.settings, self.num_examples, numbers)
-        total_steps = self.settings.epochs * self.steps_per_epoch
+        numbers, settings = inputs.numbers, self.settings
+        total_steps = settings.epochs * self.steps_per_epoch
         schedule = optax.cosine_decay_schedule(numbers["learning_rate"], total_steps)
         base = (
             optax.add_decayed_weights(numbers["weight_decay"]),
-            optax.sgd(schedule, momentum=self.settings.momentum),
+            optax.sgd(schedule, momentum=settings.momentum),
         )
-        return method, optax.chain(*base) if method is None else optax.chain(method, *base)
+        run = methods.Run(
+            num_examples=self.num_examples,
+            total_steps=total_steps,
+            momentum=settings.momentum,
+            learning_rate=schedule,
+            base=optax.chain(*base),
+            surrogate_losses=surrogate_losses or (lambda params, batch: batch),
+            seed=numbers["seed"],
+            steps_per_epoch=self.steps_per_epoch,
+            batch_size=settings.batch_size,
+            weight_decay=settings.weight_decay,
+        )
+        method = methods.make(settings, run, numbers)
+        if method is None:
+            return None, optax.chain(*base)
+        return method, method if settings.method in methods.OPTIMIZERS else optax.chain(method, *base)
 
     def init(self, inputs: Inputs) -> TrainState:
         """The state before the first step."""
@@ -132,7 +148,13 @@ class Trainer:
             logits, changed = self.model.apply(variables, batch["image"], train=True, mutable=["batch_stats"])
             return cross_entropy(logits, batch["label"]), changed["batch_stats"]
 
-        method, optimizer = self.optimizer(inputs)
+        def surrogate_losses(params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
+            # The same network on images of half the side, for methods that ask for a cheaper loss. In
+            # training, batch norm reads no running statistics, and those of other images are not kept.
+            small = batch | {"image": nn.avg_pool(batch["image"], (2, 2), strides=(2, 2))}
+            return losses(params, small)[0], state.batch_stats
+
+        method, optimizer = self.optimizer(inputs, surrogate_losses)
         if method is None:
             (loss, batch_stats), grads = mean_gradient(losses)(state.params, batch)
             extra = {}
@@ -143,6 +165,10 @@ class Trainer:
                 state=state.opt_state,
                 indices=indices,
                 whole_batch=whole_batch,
+            )
+            # Methods that cut the batch into slices return the statistics of each.
+            batch_stats = jax.tree.map(
+                lambda new, old: new.mean(0) if new.ndim > old.ndim else new, batch_stats, state.batch_stats
             )
             extra = {"oracle": oracle}
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **extra)

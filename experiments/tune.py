@@ -4,10 +4,14 @@ Validation data are parts of the training examples, wrong labels included (cross
 test part is never looked at. Every method has the same number of grid points.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import itertools
+import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -35,17 +39,64 @@ def doubling(first: float, count: int, factor: float = 2.0) -> list[float]:
     return [float(f"{first * factor**number:.2g}") for number in range(count)]
 
 
+RADII = doubling(0.1, 12, 2**0.5)
+
 # Twelve points for each; where the radius is searched alone, it grows by half octaves. A run of 600
 # steps is short for vSAM's windows of 50 steps: here a window is an epoch.
 GRIDS = {
     "sgd": grid(learning_rate=doubling(0.002, 4), weight_decay=doubling(0.008, 3, 4.0)),
-    "sam": grid(rho=doubling(0.1, 12, 2**0.5)),
+    "sam": grid(rho=RADII),
     "rst": grid(rho=doubling(0.4, 12, 2**0.5)),
-    "grst": grid(rho=doubling(0.1, 12, 2**0.5)),
+    "grst": grid(rho=RADII),
     "vsam": grid(rho=doubling(0.8, 12, 2**0.5), window=[10]),
     "pugd": grid(radius=doubling(4.0, 4), learning_rate=doubling(0.025, 3)),
-    "tsam": grid(rho=doubling(0.1, 12, 2**0.5)),
-    "ausam": grid(rho=doubling(0.1, 12, 2**0.5)),
+    "tsam": grid(rho=RADII),
+    "ausam": grid(rho=RADII),
+}
+
+# In the other geometries a radius is another thing: in units of the weights (asam, graphsam,
+# look_layersam), of the few scales and biases of batch norm (sam_on), of the noise (the random
+# perturbations), or of the gradient, whose norm falls by orders of magnitude (usam, extrapolation).
+# Methods that perturb few steps, or mix in the plain gradient, stand larger radii.
+GRIDS |= {
+    "asam": grid(rho=doubling(0.5, 12, 2**0.5)),
+    "looksam": grid(rho=doubling(0.02, 12, 2**0.5)),
+    "look_layersam": grid(rho=doubling(0.003, 12, 2**0.5)),
+    "aesam": grid(rho=doubling(0.2, 12, 2**0.5)),
+    "aelooksam": grid(rho=doubling(0.05, 12, 2**0.5)),
+    "late_sam": grid(rho=doubling(0.4, 12, 2**0.5)),
+    "esam": grid(rho=doubling(0.05, 12, 2**0.5)),
+    "ksam": grid(rho=doubling(0.05, 12, 2**0.5)),
+    "reweighted_sam": grid(rho=RADII),
+    "friendly_sam": grid(rho=RADII),
+    "vasso": grid(rho=RADII),
+    "fisher_sam": grid(rho=RADII),
+    "sam_on": grid(rho=doubling(0.4, 12, 2**0.5)),
+    "sparse_sam": grid(rho=RADII),
+    "sparse_sam_dynamic": grid(rho=RADII),
+    "fisher_mask_sam": grid(rho=RADII),
+    "multistep_sam": grid(rho=RADII),
+    "usam": grid(rho=doubling(0.05, 12, 1.6)),
+    "gsam": grid(rho=doubling(0.05, 12, 2**0.5)),
+    "gradient_norm_penalty": grid(rho=RADII),
+    "wsam": grid(rho=doubling(0.01, 12, 2**0.5)),
+    "decoupled_wsam": grid(rho=doubling(0.05, 12, 2**0.5)),
+    "bilateral_sam": grid(rho=doubling(0.1, 4), lower_rho=[0.02, 0.1, 0.4]),
+    "momentum_sam": grid(rho=doubling(0.4, 12, 2**0.5)),
+    "single_step_sam": grid(rho=RADII),
+    "extrapolation": grid(step_size=doubling(0.05, 12)),
+    "graphsam": grid(rho=RADII),
+    "fgsam": grid(rho=doubling(0.2, 12, 2**0.5)),
+    "fgsam_plus": grid(rho=RADII),
+    "random_perturbation": grid(noise_scale=doubling(0.002, 12, 1.6)),
+    "adaptive_random_perturbation": grid(noise_scale=doubling(0.002, 12, 1.6)),
+    "random_sam": grid(rho=RADII),
+    "adasam": grid(rho=doubling(0.2, 4), learning_rate=[0.001, 0.003, 0.01]),
+    "bsam": grid(rho=[0.01, 0.03, 0.1, 0.3], learning_rate=[0.1, 0.3, 1.0]),
+    "drawn_vsam": grid(rho=doubling(0.2, 12, 2**0.5), window=[10]),
+    "friendly_looksam": grid(rho=RADII),
+    "adaptive_rst": grid(rho=doubling(0.5, 12, 2**0.5)),
+    "sharded_gsam": grid(rho=doubling(0.05, 12, 2**0.5)),
 }
 
 
@@ -53,7 +104,8 @@ GRIDS = {
 class TuneSettings:
     """Search each method's settings by cross-validation, and write the best as defaults.
 
-    The table goes to experiments/tuned/DATA.json; entries of methods not searched stay.
+    The table goes to experiments/tuned/DATA.json; entries of methods not searched stay. Several
+    processes may search at once, each its own methods.
     """
 
     methods: tuple[str, ...] = tuple(GRIDS)
@@ -85,9 +137,21 @@ def tune(settings: TuneSettings) -> None:
     for method in settings.methods:
         entry = search(method, data, settings)
         print_grid(method, entry)
-        content = records.read_json(file) if file.exists() else {"methods": {}}
-        content["methods"][method] = entry | records.environment()
-        records.write_json(file, content)
+        with one_at_a_time(file.parent):
+            content = records.read_json(file) if file.exists() else {"methods": {}}
+            content["methods"][method] = entry | records.environment()
+            records.write_json(file, content)
+
+
+@contextlib.contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Waits until no other process is in this block for the same folder."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def search(method: str, data: Data, settings: TuneSettings) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Curvature, the comparison with its table and picture, and tuning."""
 
 import dataclasses
+import functools
 import json
+import re
 
 import jax
 import jax.flatten_util
@@ -11,9 +13,10 @@ import optax
 import pytest
 from flax import linen as nn
 
-from experiments import compare, data, records, report, train, tune
+from experiments import compare, data, methods, records, report, train, training, tune
 from experiments.curvature import top_eigenvalue, training_curvature
 from experiments.inputs import make_inputs
+from experiments.models import MODELS
 from experiments.settings import Settings
 from tests.experiments.runs import message_of
 
@@ -100,6 +103,35 @@ def test_comparison_refuses_bad_settings_in_one_line(tmp_path, capsys):
         assert part in line and not (tmp_path / "x").exists()
 
 
+def test_long_table_says_which_methods_cost_no_more_than_sgd(tmp_path, capsys):
+    names = list(methods.METHODS)
+    rows = {
+        name: {
+            "accuracy_mean": 0.9 + 0.001 * number,
+            "accuracy_std": 0.0015,
+            "gradients_per_step": 1 + number % 2,
+            "step_time_vs_sgd": 1 + number % 2,
+            "top_eigenvalue": 1.0 + number,
+            "seeds": 3,
+        }
+        for number, name in enumerate(names)
+    }
+    sam = names.index("sam")
+    cheap = [name for n, name in enumerate(names) if n >= sam - 1 and n % 2 == 0 and name != "sgd"]
+    assert report.as_cheap_as_sgd(rows) == cheap
+    report.print_table(rows)
+    printed = capsys.readouterr().out
+    table, last = printed.split("in at most 1.1 times SGD's time: ")
+    assert last.strip() == ", ".join(report.title(name) for name in reversed(cheap))
+    places = [re.search(rf"│ {re.escape(report.title(name))} +│", table).start() for name in names]
+    assert places == sorted(places, reverse=True)
+    curves = {
+        name: report.Curve(np.array([1.0, 2.0 + n]), np.array([50.0, 90.0])) for n, name in enumerate(names)
+    }
+    report.draw(rows, curves, "everything", tmp_path / "all.png")
+    assert (tmp_path / "all.png").stat().st_size > 50_000
+
+
 def test_labels_in_the_picture_never_overlap():
     heights = [90.0, 90.1, 90.2, 95.0, 90.15, 94.9]
     placed = report.spread_out(heights, (80.0, 96.0))
@@ -108,16 +140,45 @@ def test_labels_in_the_picture_never_overlap():
 
 
 def test_every_method_is_tuned_with_the_same_budget_and_its_best_is_the_default():
-    assert set(tune.GRIDS) == set(compare.ALL)
-    assert len({len(points) for points in tune.GRIDS.values()}) == 1
-    for name in compare.ALL:
+    assert set(tune.GRIDS) == set(methods.METHODS)
+    assert {len(points) for points in tune.GRIDS.values()} == {12}
+    entries = json.loads((tune.TUNED / "digits.json").read_text())["methods"]
+    assert set(entries) >= set(methods.DEMO)
+    for name, entry in entries.items():
         filled = train.resolved(Settings(method=name))
         values = vars(filled) | vars(filled.method_settings)
-        entry = json.loads((tune.TUNED / "digits.json").read_text())["methods"][name]
         assert [set(point) - {"accuracy_mean", "accuracy_std"} for point in entry["grid"]] == [
             set(point) for point in tune.GRIDS[name]
         ]
         assert all(values[key] == value for key, value in entry["best"].items())
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_every_point_of_a_grid_is_accepted(name):
+    for point in tune.GRIDS[name]:
+        methods.check(tune.with_point(tune.TuneSettings(), name, point, seed=0))
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_every_method_fits_into_the_training_loop(name):
+    """Its step traces, and gives back a state of the same shapes; nothing is compiled."""
+    settings = train.resolved(Settings(method=name, train_examples=60, batch_size=20))
+    loaded = data.load(settings)
+    trainer = training.Trainer(settings, MODELS["conv"](10), 60)
+    inputs = make_inputs(settings, loaded)
+    state = jax.eval_shape(trainer.init, inputs)
+    step = functools.partial(trainer.step, whole_batch=name in methods.WHOLE_FIRST_EPOCH)
+    rows, key = jax.ShapeDtypeStruct((20,), jnp.int32), jax.eval_shape(jax.random.key, 0)
+    assert jax.eval_shape(step, state, inputs, rows, key) == state
+
+
+def test_groups_of_methods_stand_for_their_members():
+    settings = compare.CompareSettings()
+    assert compare.names(settings) == methods.DEMO
+    everything = dataclasses.replace(settings, methods=("all",))
+    assert set(compare.names(everything)) == set(methods.METHODS)
+    runs = compare.all_runs(dataclasses.replace(settings, methods=("demo", "asam", "sam")))
+    assert list(runs) == [*methods.DEMO, "asam"]
 
 
 def test_tuning_writes_the_best_point(tmp_path, monkeypatch, capsys):
