@@ -185,7 +185,7 @@ def check(settings: Settings) -> None:
         )
     if settings.method == "random_perturbation" and settings.batch_size % 2:
         raise SettingsError(
-            f"--batch-size {settings.batch_size} is odd, but random_perturbation takes halves: give an even one"
+            f"--batch-size {settings.batch_size} is odd, but random_perturbation halves it: give an even one"
         )
     try:
         make(settings, _any_run(settings))

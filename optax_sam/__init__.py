@@ -4,8 +4,6 @@ from optax_sam import per_example as per_example
 from optax_sam import schedules as schedules
 from optax_sam.ascents import in_proportion as in_proportion
 from optax_sam.ascents import in_turn as in_turn
-from optax_sam.ascents import keep_random_fraction as keep_random_fraction
-from optax_sam.ascents import only as only
 from optax_sam.ascents import repeated as repeated
 from optax_sam.ascents import to_radius as to_radius
 from optax_sam.ascents import within_leaf_norm as within_leaf_norm
@@ -39,6 +37,8 @@ from optax_sam.hyperparameters import static_arguments as static_arguments
 from optax_sam.jaxprs import canonical_convolutions as canonical_convolutions
 from optax_sam.masks import dynamic_mask as dynamic_mask
 from optax_sam.masks import fisher_mask as fisher_mask
+from optax_sam.masks import keep_random_fraction as keep_random_fraction
+from optax_sam.masks import only as only
 from optax_sam.method import SharpnessAware as SharpnessAware
 from optax_sam.methods.adasam import adasam as adasam
 from optax_sam.methods.adasam import scale_by_adasam as scale_by_adasam

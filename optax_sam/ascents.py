@@ -1,7 +1,6 @@
 """How far uphill, in which geometry: Optax transformations from a direction to a perturbation."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,9 +8,9 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from optax_sam import checks, random_trees, trees
+from optax_sam import checks, trees
 from optax_sam.geometry import Geometry, euclidean, filter_norms
-from optax_sam.hyperparameters import Scalar, ScalarOrSchedule, at_step
+from optax_sam.hyperparameters import ScalarOrSchedule, at_step
 from optax_sam.oracle import Climb
 from optax_sam.pieces import Context
 
@@ -97,8 +96,7 @@ def to_radius(
     """
     checks.number_or_schedule("rho", rho, low=0)
     checks.piece("geometry", geometry, "steepest")
-    ascent = ToRadius(rho, euclidean() if geometry is None else geometry)
-    return optax.GradientTransformationExtraArgs(ascent.init, ascent.update)
+    return transformation(ToRadius(rho, euclidean() if geometry is None else geometry))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,8 +132,7 @@ def in_proportion(scale: ScalarOrSchedule, to_filters: bool = False) -> optax.Gr
     """
     checks.number_or_schedule("scale", scale)
     checks.boolean("to_filters", to_filters)
-    ascent = InProportion(scale, bool(to_filters))
-    return optax.GradientTransformationExtraArgs(ascent.init, ascent.update)
+    return transformation(InProportion(scale, bool(to_filters)))
 
 
 class RepeatedState(NamedTuple):
@@ -185,8 +182,7 @@ def repeated(ascent: optax.GradientTransformation, num_steps: int) -> optax.Grad
       num_steps: 1 or more; each after the first takes one gradient.
     """
     checks.integer("num_steps", num_steps, low=1)
-    ascent = Repeated(ascent, num_steps)
-    return optax.GradientTransformationExtraArgs(ascent.init, ascent.update)
+    return transformation(Repeated(ascent, num_steps))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,70 +208,7 @@ def in_turn(*ascents: optax.GradientTransformation) -> optax.GradientTransformat
 
     A mask before `to_radius` gives what is kept the whole radius; behind it, a part of it.
     """
-    ascent = InTurn(ascents)
-    return optax.GradientTransformationExtraArgs(ascent.init, ascent.update)
-
-
-@dataclasses.dataclass(frozen=True)
-class Only:
-    """See `only`."""
-
-    mask: Callable[[Any, Any], bool]
-
-    def init(self, params: Any) -> optax.EmptyState:
-        self._chosen(params)
-        return optax.EmptyState()
-
-    def update(self, updates: Any, state: Any, params: Any = None, **extra_args: Any):
-        del extra_args
-        chosen = self._chosen(params)
-        return jax.tree.map(lambda x, c: x if c else jnp.zeros_like(x), updates, chosen), state
-
-    def _chosen(self, params: Any) -> Any:
-        chosen = jax.tree.map_with_path(lambda path, leaf: bool(self.mask(path, leaf)), params)
-        if jax.tree.leaves(chosen) and not any(jax.tree.leaves(chosen)):
-            raise ValueError("mask chooses no leaf of the parameters: choose one or more.")
-        return chosen
-
-
-def only(mask: Callable[[Any, Any], bool]) -> optax.GradientTransformationExtraArgs:
-    """The leaves that a mask chooses; zeros for all others (SAM-ON).
-
-    Args:
-      mask: `mask(path, leaf) -> bool`, with the keys of the leaf's path.
-    """
-    checks.function("mask", mask, "mask(path, leaf) -> bool, such as is_normalization")
-    ascent = Only(mask)
-    return optax.GradientTransformationExtraArgs(ascent.init, ascent.update)
-
-
-@dataclasses.dataclass(frozen=True)
-class KeepRandomFraction:
-    """See `keep_random_fraction`."""
-
-    fraction: Scalar
-
-    def init(self, params: Any) -> optax.EmptyState:
-        del params
-        return optax.EmptyState()
-
-    def update(self, updates: Any, state: Any, params: Any = None, *, key: Any, **extra_args: Any):
-        del params, extra_args
-        kept = random_trees.coins(key, self.fraction, updates)
-        return trees.map_inexact(lambda d, k: jnp.where(k, d, jnp.zeros_like(d)), updates, kept), state
-
-
-def keep_random_fraction(fraction: Scalar) -> optax.GradientTransformationExtraArgs:
-    """Each leaf as it is with probability `fraction`, else zero; another draw in every step (ESAM).
-
-    Before `to_radius`, the radius is that of what is kept.
-
-    Args:
-      fraction: from 0 to 1.
-    """
-    checks.number("fraction", fraction, low=0, high=1)
-    ascent = KeepRandomFraction(fraction)
-    return optax.GradientTransformationExtraArgs(ascent.init, ascent.update)
+    return transformation(InTurn(ascents))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,7 +239,11 @@ def within_leaf_norm(max_norm: ScalarOrSchedule) -> optax.GradientTransformation
       max_norm: 0 or more; a number, or a schedule of the step count.
     """
     checks.number_or_schedule("max_norm", max_norm, low=0)
-    ascent = WithinLeafNorm(max_norm)
+    return transformation(WithinLeafNorm(max_norm))
+
+
+def transformation(ascent: Any) -> optax.GradientTransformationExtraArgs:
+    """A record with `init` and `update` as an Optax transformation."""
     return optax.GradientTransformationExtraArgs(ascent.init, ascent.update)
 
 

@@ -18,7 +18,7 @@ class Always:
     constant: ClassVar[bool | None] = True
     needs_gradient: ClassVar[bool] = False
 
-    def init(self, params: Any) -> tuple[()]:
+    def init(self, params: Any) -> Any:
         del params
         return ()
 

@@ -1,12 +1,12 @@
-"""Which entries of a perturbation are kept: sparse masks, renewed now and then, as Optax transformations.
+"""Which entries of a perturbation are kept, as Optax transformations.
 
-A mask stands behind `to_radius`: the radius is that of the whole perturbation, and the mask leaves a
-part of it.
+Behind `to_radius` a mask leaves a part of the perturbation; before it, what is kept has the whole radius.
 """
 
 import dataclasses
 import math
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ import optax
 from jax import lax
 
 from optax_sam import checks, per_example, random_trees, trees
+from optax_sam.ascents import transformation
 from optax_sam.hyperparameters import Scalar
 from optax_sam.oracle import Oracle
 
@@ -53,7 +54,8 @@ class FisherMask:
                 "grad_fn is given, but the Fisher mask needs gradients of single examples: pass the oracle "
                 "of value_and_grad, or oracle=optax_sam.Oracle(losses, batch)."
             )
-        number = min(self.num_samples, oracle.size)
+        size = oracle.size or 1
+        number = min(self.num_samples, size)
         renew = step % self.refresh_steps == 0
 
         def renewed():
@@ -62,7 +64,7 @@ class FisherMask:
             return self._kept(trees.like_masked(params, fisher))
 
         mask = lax.cond(renew, renewed, lambda: state.mask)
-        spent = jnp.where(renew, number / oracle.size, 0.0).astype(jnp.float32)
+        spent = jnp.where(renew, number / size, 0.0).astype(jnp.float32)
         return masked(updates, state.mask), MaskState(mask, spent)
 
     def _kept(self, fisher: Any) -> Any:
@@ -87,8 +89,7 @@ def fisher_mask(
     checks.integer("refresh_steps", refresh_steps, low=1)
     checks.integer("num_samples", num_samples, low=1)
     _n_of_m(pattern)
-    mask = FisherMask(sparsity, refresh_steps, num_samples, pattern)
-    return optax.GradientTransformationExtraArgs(mask.init, mask.update)
+    return transformation(FisherMask(sparsity, refresh_steps, num_samples, pattern))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,8 +144,67 @@ def dynamic_mask(
     checks.number("drop_rate", drop_rate, low=0, high=1)
     checks.integer("total_steps", total_steps, low=1)
     checks.seed(seed)
-    mask = DynamicMask(sparsity, refresh_steps, drop_rate, total_steps, seed)
-    return optax.GradientTransformationExtraArgs(mask.init, mask.update)
+    return transformation(DynamicMask(sparsity, refresh_steps, drop_rate, total_steps, seed))
+
+
+@dataclasses.dataclass(frozen=True)
+class Only:
+    """See `only`."""
+
+    mask: Callable[[Any, Any], bool]
+
+    def init(self, params: Any) -> optax.EmptyState:
+        self._chosen(params)
+        return optax.EmptyState()
+
+    def update(self, updates: Any, state: Any, params: Any = None, **extra_args: Any):
+        del extra_args
+        chosen = self._chosen(params)
+        return jax.tree.map(lambda x, c: x if c else jnp.zeros_like(x), updates, chosen), state
+
+    def _chosen(self, params: Any) -> Any:
+        chosen = jax.tree.map_with_path(lambda path, leaf: bool(self.mask(path, leaf)), params)
+        if jax.tree.leaves(chosen) and not any(jax.tree.leaves(chosen)):
+            raise ValueError("mask chooses no leaf of the parameters: choose one or more.")
+        return chosen
+
+
+def only(mask: Callable[[Any, Any], bool]) -> optax.GradientTransformationExtraArgs:
+    """The leaves that a mask chooses; zeros for all others (SAM-ON).
+
+    Args:
+      mask: `mask(path, leaf) -> bool`, with the keys of the leaf's path.
+    """
+    checks.function("mask", mask, "mask(path, leaf) -> bool, such as is_normalization")
+    return transformation(Only(mask))
+
+
+@dataclasses.dataclass(frozen=True)
+class KeepRandomFraction:
+    """See `keep_random_fraction`."""
+
+    fraction: Scalar
+
+    def init(self, params: Any) -> optax.EmptyState:
+        del params
+        return optax.EmptyState()
+
+    def update(self, updates: Any, state: Any, params: Any = None, *, key: Any, **extra_args: Any):
+        del params, extra_args
+        kept = random_trees.coins(key, self.fraction, updates)
+        return trees.map_inexact(lambda d, k: jnp.where(k, d, jnp.zeros_like(d)), updates, kept), state
+
+
+def keep_random_fraction(fraction: Scalar) -> optax.GradientTransformationExtraArgs:
+    """Each leaf as it is with probability `fraction`, else zero; another draw in every step (ESAM).
+
+    Before `to_radius`, the radius is that of what is kept.
+
+    Args:
+      fraction: from 0 to 1.
+    """
+    checks.number("fraction", fraction, low=0, high=1)
+    return transformation(KeepRandomFraction(fraction))
 
 
 def masked(tree: Any, mask: Any) -> Any:

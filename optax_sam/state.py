@@ -53,7 +53,7 @@ class SharpnessAwareState(NamedTuple):
 
     step: jax.Array
     key: jax.Array
-    due: jax.Array
+    due: Any
     start: Any
     direction: Any
     gate: Any

@@ -110,7 +110,7 @@ class BSAM(Method):
         finite = jnp.isfinite(norms[0]) & jnp.isfinite(norms[1])
         new = BSAMState(mean, trees.map_inexact(renewed, old.scale, wide))
         new = state._replace(
-            step=optax.safe_increment(state.step),
+            step=jnp.asarray(optax.safe_increment(state.step)),
             ascent=trees.where(finite, new, old),
             diagnostics=states.diagnostics(
                 state.diagnostics,

@@ -1,8 +1,9 @@
 """ESAM, efficient SAM: a part of the weights, and the examples that matter."""
 
 from optax_sam import checks
-from optax_sam.ascents import in_proportion, in_turn, keep_random_fraction, to_radius
+from optax_sam.ascents import in_proportion, in_turn, to_radius
 from optax_sam.hyperparameters import ScalarOrSchedule
+from optax_sam.masks import keep_random_fraction
 from optax_sam.selections import everything, largest_increase
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
