@@ -183,9 +183,11 @@ def check(settings: Settings) -> None:
         raise SettingsError(
             f"--num-microbatches {parts} does not divide --batch-size {settings.batch_size}: give a divisor"
         )
-    if settings.method == "random_perturbation" and settings.batch_size % 2:
+    halves = settings.method == "random_perturbation" and given(settings).get("split_batch", True)
+    if halves and settings.batch_size % 2:
         raise SettingsError(
-            f"--batch-size {settings.batch_size} is odd, but random_perturbation takes halves: give an even one"
+            f"--batch-size {settings.batch_size} has no halves for random_perturbation: give an even number, "
+            "or --split-batch False"
         )
     try:
         make(settings, _any_run(settings))
