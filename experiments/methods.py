@@ -186,12 +186,8 @@ def check(settings: Settings) -> None:
     halves = settings.method == "random_perturbation" and given(settings).get("split_batch", True)
     if halves and settings.batch_size % 2:
         raise SettingsError(
-<<<<<<< HEAD
-            f"--batch-size {settings.batch_size} is odd, but random_perturbation halves it: give an even one"
-=======
             f"--batch-size {settings.batch_size} has no halves for random_perturbation: give an even number, "
             "or --split-batch False"
->>>>>>> 2070f8ca5e5a5415519f3c2349d28dea9334fcdd
         )
     try:
         make(settings, _any_run(settings))
