@@ -221,7 +221,7 @@ WRAPPED = [*METHODS, "accumulated", "m_sam", "m_rst"]
 EVERY = [*WRAPPED, *FAMILY]
 """Those, and the rest of the family."""
 
-GATED = [name for name, case in {**VARIANTS, **FAMILY}.items() if case.gated]
+GATED = [name for name, case in VARIANTS.items() if case.gated]
 
 CASES = {**VARIANTS, **FAMILY}
 """Every case by its name."""

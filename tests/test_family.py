@@ -224,6 +224,21 @@ def test_the_program_and_the_host_take_the_same_decisions(name):
     assert 0 < optax_sam.info(inside)["gradients"] - 4
 
 
+# FGSAM+ descends on more than its surrogate's gradient, whatever it remembers.
+@pytest.mark.parametrize("name", [n for n in FAMILY if FAMILY[n].gated and n != "fgsam_plus"])
+def test_a_closed_gate_that_remembers_nothing_hands_the_gradient_on(name):
+    method, params = FAMILY[name].make(), init_params()
+
+    @jax.jit
+    def step(params):
+        state = method.init(params)
+        _, grads, oracle = method.value_and_grad(losses)(params, make_batch(), state=state)
+        descent, _ = method.update(grads, state, params, oracle=oracle, perturb=False)
+        return descent, grads
+
+    assert_trees_equal(*step(params))
+
+
 @pytest.mark.parametrize("name", ["aesam", "aelooksam"])
 def test_a_gate_that_must_see_the_gradient_says_so(name):
     method = CASES[name].make()
