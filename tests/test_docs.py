@@ -32,3 +32,30 @@ def test_every_row_says_what_is_done_what_happens_and_which_test_shows_it():
         if cells[0].strip() != "what you do":
             names = cells[2].strip().split(", ")
             assert all(re.fullmatch(r"`tests/[\w/]+\.py::test_\w+`", name) for name in names), row
+
+
+def test_every_method_has_its_row():
+    page = (ROOT / "docs/methods.md").read_text()
+    files = (ROOT / "optax_sam/methods").glob("*.py")
+    exported = (ROOT / "optax_sam/__init__.py").read_text()
+    names = re.findall(r"from optax_sam\.methods\.\w+ import (\w+)", exported)
+    assert len(names) > 35 and len(list(files)) > 25
+    for name in set(names) - {"is_normalization", "scale_by_adasam"}:
+        assert re.search(rf"^\| `{name}\(", page, flags=re.MULTILINE), name
+
+
+def test_every_public_piece_stands_in_the_architecture():
+    page = (ROOT / "docs/architecture.md").read_text()
+    exported = (ROOT / "optax_sam/__init__.py").read_text()
+    for file, name in re.findall(r"from optax_sam\.(\w+) import (\w+)", exported):
+        if file in (
+            "starts",
+            "directions",
+            "gates",
+            "ascents",
+            "masks",
+            "geometry",
+            "selections",
+            "combinations",
+        ):
+            assert f"`{name}" in page, name
