@@ -72,7 +72,7 @@ class FisherMask:
             return _largest(fisher, int(_size(fisher) * (1 - self.sparsity)))
         if self.pattern == "structured":
             return _largest_leaves(fisher, _size(fisher) * (1 - self.sparsity))
-        kept, group = _n_of_m(self.pattern)
+        kept, group = check_pattern(self.pattern)
         return jax.tree.map(lambda x: _largest_of_groups(x, kept, group), fisher)
 
 
@@ -88,7 +88,7 @@ def fisher_mask(
     checks.static_number("sparsity", sparsity, low=0, high=1)
     checks.integer("refresh_steps", refresh_steps, low=1)
     checks.integer("num_samples", num_samples, low=1)
-    _n_of_m(pattern)
+    check_pattern(pattern)
     return transformation(FisherMask(sparsity, refresh_steps, num_samples, pattern))
 
 
@@ -262,8 +262,8 @@ def _largest_of_groups(scores: jax.Array, kept: int, group: int) -> jax.Array:
     return mask.reshape(scores.shape)
 
 
-def _n_of_m(pattern: Any) -> tuple[int, int]:
-    """The numbers of a pattern such as 2:4; (0, 0) for the patterns with a name."""
+def check_pattern(pattern: Any) -> tuple[int, int]:
+    """The numbers of a pattern such as 2:4; (0, 0) for the patterns with a name; refuses all others."""
     if pattern in ("unstructured", "structured"):
         return 0, 0
     found = re.fullmatch(r"(\d+):(\d+)", pattern) if isinstance(pattern, str) else None

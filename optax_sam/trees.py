@@ -102,15 +102,17 @@ def _norm(leaves: list[jax.Array]) -> jax.Array:
     is_double = any(jnp.finfo(x.dtype).bits > 32 for x in leaves)
     wide = jnp.float64 if is_double else jnp.float32
 
-    def sum_of_squares(scale):
+    def sum_of_squares(leaves, scale):
         return sum(_sum_of_squares(x, scale, wide) for x in leaves)
 
     def rescaled(_):
         power = jnp.asarray(2.0 ** (-jnp.finfo(wide).minexp * 5 // 8), wide)
         scale = jnp.where(square > 1, 1 / power, power)
-        return jnp.ones([], bool), jnp.sqrt(sum_of_squares(scale)) / scale
+        # Else XLA turns the square of a scaled constant into (x x) (s s): zero times infinity.
+        hidden = lax.optimization_barrier(leaves)
+        return jnp.ones([], bool), jnp.sqrt(sum_of_squares(hidden, scale)) / scale
 
-    square = sum_of_squares(None)
+    square = sum_of_squares(leaves, None)
     ordinary = jnp.isfinite(square) & (square > jnp.finfo(wide).tiny / jnp.finfo(wide).eps)
     # A loop of one turn at most: under `vmap`, a conditional would select between whole leaves.
     return lax.while_loop(lambda found: ~found[0], rescaled, (ordinary, jnp.sqrt(square)))[1]

@@ -35,3 +35,11 @@ def test_norm_under_vmap_rescales_where_it_must():
     rows = jnp.array([[3.0, 4.0], [3e30, 4e30], [3e-30, 4e-30], [0.0, 0.0], [jnp.inf, 1.0]])
     got = jax.vmap(lambda x: trees.norm({"x": x}))(rows)
     np.testing.assert_allclose(got, [5.0, 5e30, 5e-30, 0.0, np.inf], rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e30])
+def test_the_norm_of_what_the_compiler_knows_is_right_too(size):
+    def norm():
+        return trees.norm({"a": jnp.full([2, 4], size, jnp.float32), "b": jnp.full([8], size, jnp.float32)})
+
+    np.testing.assert_allclose(jax.jit(norm)(), 4 * size, rtol=1e-6)

@@ -2,9 +2,9 @@
 
 from optax_sam import checks
 from optax_sam.ascents import in_proportion, in_turn, to_radius
-from optax_sam.hyperparameters import ScalarOrSchedule
+from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
 from optax_sam.masks import keep_random_fraction
-from optax_sam.selections import everything, largest_increase
+from optax_sam.selections import check_fraction, everything, largest_increase
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
@@ -13,7 +13,7 @@ def esam(
     weight_fraction: float = 0.6,
     example_fraction: float = 0.5,
     strata: int = 1,
-    seed: int = 0,
+    seed: Scalar = 0,
 ) -> SharpnessAware:
     """ESAM: perturbs some of the weights, and descends on the examples that this harms most.
 
@@ -61,6 +61,7 @@ def esam(
       same step, which does not skip their first gradients. The code keeps one example less (those
       strictly above the last one's value), and lets all three forward passes write batch statistics.
     """
+    check_fraction(example_fraction, "example_fraction")
     checks.static_number("weight_fraction", weight_fraction, low=0, high=1)
     if weight_fraction == 0:
         raise ValueError("weight_fraction=0 perturbs nothing: pass a number above 0, up to 1.")

@@ -115,6 +115,7 @@ def fgsam_plus(
       the uploaded code takes norms leaf by leaf, and falls back to stale weights between; the
       algorithm of the paper is followed.
     """
+    checks.integer("every_k", every_k, low=1)
     return sharpness_aware(
         to_radius(rho),
         start=on_surrogate_between(surrogate_losses),

@@ -1,5 +1,6 @@
 """LookSAM and Look-LayerSAM: the perturbed gradient every k steps, its lasting part in between."""
 
+from optax_sam import checks
 from optax_sam.ascents import to_radius
 from optax_sam.gates import every
 from optax_sam.geometry import layerwise
@@ -48,6 +49,7 @@ def looksam(rho: ScalarOrSchedule = 0.05, every_k: int = 5, alpha: ScalarOrSched
       which match the equations. `alpha=0.7` is the paper's for ViT; others report it to be unstable on
       CIFAR, and use 0.1.
     """
+    checks.integer("every_k", every_k, low=1)
     return sharpness_aware(to_radius(rho), gate=every(every_k), reuse=orthogonal_component(alpha))
 
 
@@ -90,5 +92,6 @@ def look_layersam(
     Deviations:
       a leaf of the parameters stands for a layer; the kept part is scaled by global norms.
     """
+    checks.integer("every_k", every_k, low=1)
     ascent = to_radius(rho, layerwise())
     return sharpness_aware(ascent, gate=every(every_k), reuse=orthogonal_component(alpha))

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from optax_sam import checks
 from optax_sam.ascents import in_turn, to_radius
 from optax_sam.geometry import elementwise, signs
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
@@ -55,6 +56,7 @@ def sam_on(
       of the authors' variants the elementwise ones are here; others are
       `sharpness_aware(in_turn(only(mask), to_radius(rho, geometry)))`.
     """
+    checks.static_number("order", order, low=2)
     if order not in (2, float("inf")):
         raise ValueError(f'order={order!r} is neither 2 nor infinite: pass 2, or float("inf").')
     geometry = elementwise(eta, biases=True) if order == 2 else signs(eta)

@@ -3,7 +3,7 @@
 from optax_sam import checks
 from optax_sam.ascents import in_turn, to_radius
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
-from optax_sam.masks import dynamic_mask, fisher_mask
+from optax_sam.masks import check_pattern, dynamic_mask, fisher_mask
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
@@ -77,6 +77,8 @@ def sparse_sam(
     checks.one_of("mask", mask, ("fisher", "dynamic"))
     if mask == "dynamic" and total_steps is None:
         raise ValueError('total_steps=None, but mask="dynamic" needs the number of steps: pass it.')
+    checks.integer("num_samples", num_samples, low=1)
+    check_pattern(pattern)
     if mask == "fisher":
         kept = fisher_mask(sparsity, refresh_steps, num_samples, pattern)
     else:

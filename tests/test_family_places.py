@@ -1,0 +1,151 @@
+"""The family where methods are used: in wrappers, on devices, with injected numbers, saved and read."""
+
+import functools
+import inspect
+
+import chex
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType
+
+import optax_sam
+from tests import test_devices
+from tests.registry import (
+    FAMILY,
+    assert_trees_close,
+    assert_trees_equal,
+    init_params,
+    losses,
+    make_batch,
+    make_indices,
+    make_step,
+)
+from tests.test_devices import WEIGHTS, placed_on
+
+every_method = pytest.mark.parametrize("name", FAMILY)
+
+
+@every_method
+def test_one_slice_and_accumulated_parts_are_the_method_itself(name):
+    """Of the methods that choose or split examples, the second half of this says only that they run."""
+    method = FAMILY[name].make()
+    forms = [method, optax_sam.per_microbatch(method, 1), optax_sam.accumulated(method, 2)]
+
+    @jax.jit
+    def steps(params):
+        found = []
+        for form in forms:
+            carry = params, form.init(params)
+            for number in range(2):
+                carry = make_step(form, form)(*carry, make_batch(number), make_indices(number))[:2]
+            found.append(carry)
+        return found
+
+    alone, one_slice, accumulated = steps(init_params())
+    assert_trees_close(one_slice[0], alone[0], rtol=1e-4, atol=1e-5)
+    for other in (one_slice, accumulated):
+        np.testing.assert_allclose(
+            optax_sam.info(other[1])["gradients"], optax_sam.info(alone[1])["gradients"], rtol=1e-5
+        )
+    assert_trees_close(accumulated[0], alone[0], rtol=1e-4, atol=1e-5)
+
+
+def on_sharded(params, batch):
+    """As `surrogate_losses`, written as the losses of `test_devices`."""
+    without_tanh = batch["image"] @ params["layer_0"]["kernel"] + params["layer_0"]["bias"][None]
+    logits = without_tanh @ params["layer_1"]["kernel"] + params["layer_1"]["bias"][None]
+    chosen = jax.nn.one_hot(batch["label"], 3, dtype=logits.dtype)
+    return -jnp.sum(jax.nn.log_softmax(logits) * chosen, axis=-1)
+
+
+def made(name):
+    own = {"surrogate_losses": on_sharded} if "surrogate_losses" in FAMILY[name].required else {}
+    return FAMILY[name].make(**own)
+
+
+@functools.cache
+def on_one_device(name):
+    return jax.device_get(test_devices.run(made(name), lambda tree, spec: tree, steps=2, weights=WEIGHTS)[0])
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@every_method
+def test_a_sharded_batch_gives_the_trajectory_of_one_device(name, kind):
+    wanted = on_one_device(name)
+    with jax.set_mesh(mesh := jax.make_mesh((8,), ("data",), axis_types=(kind,))):
+        got, state, _ = test_devices.run(made(name), placed_on(mesh), steps=2, weights=WEIGHTS)
+        assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves((got, state)))
+    assert_trees_close(jax.device_get(got), wanted, rtol=1e-4, atol=1e-5)
+
+
+@every_method
+def test_one_perturbation_per_device_is_one_per_slice(name):
+    method = made(name)
+
+    def run(form, mesh):
+        step = jax.jit(make_step(form, form, test_devices.losses))
+        params = init_params()
+        return step(params, form.init(params), make_batch(), make_indices())[:2]
+
+    with jax.set_mesh(mesh := jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))):
+        got, state = jax.device_get(run(optax_sam.per_device(method), mesh))
+    wanted, other = jax.device_get(run(optax_sam.per_microbatch(method, 4), None))
+    assert_trees_close(got, wanted, rtol=1e-4, atol=1e-5)
+    assert_trees_close(state.direction, other.direction, rtol=1e-4, atol=1e-5)
+
+
+SCALARS = optax_sam.hyperparameters._MAY_BE_ARRAYS
+
+
+@every_method
+def test_injected_numbers_are_those_that_are_given(name):
+    case = FAMILY[name]
+    static = optax_sam.static_arguments(case.method)
+    arguments = {**case.required, **case.own}
+    injected = optax.inject_hyperparams(case.method, static_args=static)(**arguments)
+    numbers = {p.name for p in inspect.signature(case.method).parameters.values() if p.annotation in SCALARS}
+    params, batch = init_params(), make_batch()
+
+    @jax.jit
+    def both(params):
+        oracle = optax_sam.Oracle(losses, batch, indices=make_indices())
+        found = []
+        for tx in (injected, case.make()):
+            state = tx.init(params)
+            for _ in range(2):
+                descent, state = tx.update(params, state, params, oracle=oracle)
+            found.append((descent, state))
+        return found
+
+    (got, state), (wanted, _) = both(params)
+    assert_trees_close(got, wanted, rtol=1e-4, atol=1e-5)
+    assert set(state.hyperparams) == numbers - {"seed"} | ({"seed"} & set(state.hyperparams))
+
+
+STATIC = [(n, a) for n, case in FAMILY.items() for a in optax_sam.static_arguments(case.method)]
+
+
+@pytest.mark.parametrize(("name", "argument"), STATIC)
+def test_an_array_for_what_shapes_the_program_is_refused(name, argument):
+    with pytest.raises((TypeError, ValueError), match=rf"^{argument}[ =]"):
+        FAMILY[name].make(**{argument: jnp.asarray(2)})
+
+
+@every_method
+def test_states_are_saved_and_read_bit_for_bit(name):
+    method = FAMILY[name].make()
+    params = init_params()
+    step = jax.jit(make_step(method, method))
+    _, state, _ = step(params, method.init(params), make_batch(), make_indices())
+    read = flax.serialization.from_bytes(method.init(params), flax.serialization.to_bytes(state))
+    assert_trees_equal(read, state)
+    chex.assert_trees_all_equal_structs(read, state)
+    again = jax.tree.map(jnp.asarray, read)
+    assert_trees_equal(
+        step(params, again, make_batch(1), make_indices(1))[0],
+        step(params, state, make_batch(1), make_indices(1))[0],
+    )
