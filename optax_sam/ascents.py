@@ -181,6 +181,7 @@ def repeated(ascent: optax.GradientTransformation, num_steps: int) -> optax.Grad
       ascent: of a single step, such as `to_radius(rho / num_steps)`.
       num_steps: 1 or more; each after the first takes one gradient.
     """
+    checks.transformation("ascent", ascent, "to_radius(0.05)")
     checks.integer("num_steps", num_steps, low=1)
     return transformation(Repeated(ascent, num_steps))
 
@@ -208,6 +209,8 @@ def in_turn(*ascents: optax.GradientTransformation) -> optax.GradientTransformat
 
     A mask before `to_radius` gives what is kept the whole radius; behind it, a part of it.
     """
+    for ascent in ascents:
+        checks.transformation("ascents", ascent, "to_radius(0.05)")
     return transformation(InTurn(ascents))
 
 

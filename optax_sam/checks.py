@@ -92,6 +92,12 @@ def key(name: str, value: Any) -> None:
         raise TypeError(f"{name}={value!r} is no PRNG key: pass one, for example jax.random.key(0).")
 
 
+def transformation(name: str, value: Any, example: str) -> None:
+    """Refuses what is no Optax transformation, such as a factory that was not called."""
+    if inspect.isroutine(value) or not (hasattr(value, "init") and hasattr(value, "update")):
+        raise TypeError(f"{name}={value!r} is no Optax transformation: pass one, for example {example}.")
+
+
 def piece(name: str, value: Any, method: str) -> None:
     """Refuses what is no piece of its kind, such as a factory that was not called."""
     if value is not None and (inspect.isroutine(value) or not hasattr(value, method)):

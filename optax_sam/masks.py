@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from optax_sam import checks, per_example, random_trees, trees
+from optax_sam import checks, random_trees, sharding, trees
 from optax_sam.ascents import transformation
 from optax_sam.hyperparameters import Scalar
 from optax_sam.oracle import Oracle
@@ -60,7 +60,7 @@ class FisherMask:
 
         def renewed():
             point = params if oracle.params is None else oracle.params
-            fisher = per_example.mean_squares(oracle, point, number)
+            fisher = _mean_squares(oracle, point, number)
             return self._kept(trees.like_masked(params, fisher))
 
         mask = lax.cond(renew, renewed, lambda: state.mask)
@@ -210,6 +210,21 @@ def keep_random_fraction(fraction: Scalar) -> optax.GradientTransformationExtraA
 def masked(tree: Any, mask: Any) -> Any:
     """The entries that the mask keeps; zeros elsewhere."""
     return trees.map_inexact(lambda x, m: jnp.where(m, x, jnp.zeros_like(x)), tree, mask)
+
+
+def _mean_squares(oracle: Oracle, params: Any, number: int) -> Any:
+    """The mean of the squared gradients of the first examples, one after the other: a Fisher diagonal."""
+
+    def add_one(total, example):
+        alone = dataclasses.replace(
+            oracle, batch=jax.tree.map(lambda x: x[None], example), indices=None, weights=None, num_slices=1
+        )
+        grads = trees.widen(alone.evaluate(params).grads)
+        return trees.map_inexact(lambda t, g: t + jnp.real(g * jnp.conj(g)) / number, total, grads), None
+
+    zeros = trees.map_inexact(lambda x: jnp.zeros_like(jnp.real(trees.widen(x))), params)
+    first = jax.tree.map(lambda x: sharding.replicated(x)[:number], oracle.batch)
+    return lax.scan(add_one, zeros, first)[0]
 
 
 def _size(tree: Any) -> int:

@@ -50,8 +50,9 @@ def followed_by(method: SharpnessAware, base: optax.GradientTransformation) -> S
       A `SharpnessAware` whose updates are those of `base`.
 
     Raises:
-      TypeError: `method` is none of this library's.
+      TypeError: `method` is none of this library's, `base` no Optax transformation.
     """
+    checks.transformation("base", base, "optax.sgd(0.1)")
     optimizer: Any = FollowedBy(method_of(method), optax.with_extra_args_support(base))
     return SharpnessAware(optimizer.init, optimizer.update)
 
@@ -101,7 +102,7 @@ def decoupled(
       A `SharpnessAware` that is the whole optimizer.
 
     Raises:
-      TypeError: `method` is none of this library's.
+      TypeError: `method` is none of this library's, `base` no Optax transformation.
       ValueError: `learning_rate` is negative.
 
     Cost:
@@ -116,6 +117,7 @@ def decoupled(
       Yue et al., `Sharpness-Aware Minimization Revisited: Weighted Sharpness as a Regularization Term
       <https://arxiv.org/abs/2305.15817>`_, 2023.
     """
+    checks.transformation("base", base, "optax.sgd(0.1)")
     checks.number_or_schedule("learning_rate", learning_rate, low=0)
     optimizer: Any = Decoupled(method_of(method), optax.with_extra_args_support(base), learning_rate)
     return SharpnessAware(optimizer.init, optimizer.update)

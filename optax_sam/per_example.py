@@ -4,14 +4,12 @@ Each function calls `loss_fn` with batches of one example, so that a model with 
 the statistics of that example alone.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from optax_sam import checks, sharding, trees
+from optax_sam import checks, trees
 from optax_sam.oracle import Oracle
 
 
@@ -77,8 +75,7 @@ def gradient_norms(
       once. On dense layers this is many times slower than the gradient of the batch.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> from optax_sam import per_example
+      >>>       >>> from optax_sam import per_example
       >>> loss_fn = lambda w, x: x @ w
       >>> print(per_example.gradient_norms(loss_fn, jnp.ones(2), jnp.array([[3.0, 4.0], [0.0, 1.0]])))
       [5. 1.]
@@ -113,27 +110,3 @@ def _map_examples(
             f"choose a divisor."
         )
     return jax.lax.map(of_example, batch, batch_size=microbatch_size)
-
-
-def mean_squares(oracle: Oracle, params: Any, number: int) -> Any:
-    """The mean of the squared gradients of an oracle's first examples: the diagonal of a Fisher matrix.
-
-    Args:
-      oracle: of the batch.
-      params: where the gradients are taken.
-      number: how many examples, one after the other in the memory of one.
-
-    Returns:
-      A tree like `params`, real, in float32 or wider.
-    """
-
-    def add_one(total, example):
-        alone = dataclasses.replace(
-            oracle, batch=jax.tree.map(lambda x: x[None], example), indices=None, weights=None, num_slices=1
-        )
-        grads = trees.widen(alone.evaluate(params).grads)
-        return trees.map_inexact(lambda t, g: t + jnp.real(g * jnp.conj(g)) / number, total, grads), None
-
-    zeros = trees.map_inexact(lambda x: jnp.zeros_like(jnp.real(trees.widen(x))), params)
-    first = jax.tree.map(lambda x: sharding.replicated(x)[:number], oracle.batch)
-    return jax.lax.scan(add_one, zeros, first)[0]

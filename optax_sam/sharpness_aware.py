@@ -260,10 +260,7 @@ def sharpness_aware(
       >>> from optax_sam import every, sharpness_aware, to_radius
       >>> method = sharpness_aware(to_radius(0.05), gate=every(5))
     """
-    if not (hasattr(ascent, "init") and hasattr(ascent, "update")):
-        raise TypeError(
-            f"ascent={ascent!r} is no Optax transformation: pass one, for example to_radius(0.05)."
-        )
+    checks.transformation("ascent", ascent, "to_radius(0.05)")
     checks.seed(seed)
     for name, piece, method in (
         ("start", start, "begin"),

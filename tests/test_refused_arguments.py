@@ -8,73 +8,34 @@ import inspect
 import re
 
 import jax.numpy as jnp
-import numpy as np
-import optax
 import pytest
 
 import optax_sam
 from optax_sam import per_example, schedules
-from tests.registry import init_params, losses, make_batch
-
-ANY_NUMBER = [("0.1", TypeError), (None, TypeError), (True, TypeError), (np.ones(2), ValueError)]
-NUMBER = [*ANY_NUMBER, (1j, TypeError)]
-RADIUS = [*NUMBER, (-0.1, ValueError), (float("nan"), ValueError)]
-PROBABILITY = [*RADIUS, (1.5, ValueError)]
-STATIC_PROBABILITY = [*PROBABILITY[:3], (-0.1, ValueError), (1.5, ValueError), (jnp.array(0.5), TypeError)]
-COUNT = [(0, ValueError), (1.5, TypeError), ("2", TypeError), (None, TypeError), (True, TypeError)]
-COUNT = [*COUNT, (-3, ValueError), (jnp.array(3), TypeError), (np.array(3), TypeError)]
-COUNT_OR_ZERO = COUNT[1:]
-SEED = [(0.5, TypeError), ("1", TypeError), (None, TypeError), (True, TypeError), (jnp.zeros(2), TypeError)]
-PIECE = [(0.5, TypeError), (optax_sam.always, TypeError), ("always", TypeError)]
-FUNCTION = [(0.5, TypeError), (None, TypeError), ("losses", TypeError)]
-METHOD = [(optax.sgd(0.1), TypeError), (None, TypeError), (optax_sam.sam, TypeError)]
-BATCH = [({"x": jnp.ones(3), "y": jnp.ones(4)}, ValueError), (jnp.ones([0, 2]), ValueError)]
-BATCH = [*BATCH, (jnp.ones([]), ValueError)]
-STATE = [((), ValueError), (None, ValueError), (optax.EmptyState(), ValueError)]
-BOOL = [("yes", TypeError), (None, TypeError), (jnp.array(True), TypeError), (1, TypeError)]
-RATE = [*STATIC_PROBABILITY, (0.01, ValueError)]
-PAIR = [(0.1, TypeError), ((0.1,), TypeError), ((0.1, "a"), TypeError), ((0.1, None), TypeError)]
-SCORE_RANGE = [
-    *PAIR,
-    ((jnp.ones([]), 0.1), TypeError),
-    ((0.5, 0.1), ValueError),
-    ((0, 1), ValueError),
-    ((-1, 1), ValueError),
-]
-WINDOW = [*COUNT, (52, ValueError)]
-TAIL = [(0, ValueError), (1.5, TypeError), (None, TypeError), (jnp.array(3), TypeError)]
-FRACTION = [*STATIC_PROBABILITY, (0, ValueError)]
-
-
-def one_of(*choices):
-    return [(choices[0] + "x", ValueError), (None, ValueError), (3, ValueError)]
-
-
-NOISE, SCORE = one_of("gaussian"), one_of("loss_difference")
-DRAWN = {
-    "num_examples": COUNT,
-    "fraction": FRACTION,
-    "score_range": SCORE_RANGE,
-    "ramp_steps": COUNT_OR_ZERO,
-    "score": SCORE,
-    "strata": COUNT,
-}
-WATCHED = {
-    "window": WINDOW,
-    "slices": COUNT,
-    "max_rate": RATE,
-    "rate_gain": PAIR,
-    "warmup_steps": COUNT_OR_ZERO,
-    "tail": TAIL,
-}
-NOISY = {"radius": RADIUS, "noise_scale": RADIUS, "noise": NOISE}
-EXAMPLES = {
-    "loss_fn": FUNCTION,
-    "params": [],
-    "batch": BATCH,
-    "microbatch_size": [*COUNT[:3], (3, ValueError)],
-}
-SCHEDULE = {"probability": STATIC_PROBABILITY, "total_steps": COUNT}
+from tests.refusals import (
+    ANY_NUMBER,
+    BATCH,
+    BOOL,
+    COUNT,
+    COUNT_OR_ZERO,
+    DRAWN,
+    EXAMPLES,
+    FUNCTION,
+    METHOD,
+    NOISY,
+    NUMBER,
+    PIECE,
+    PROBABILITY,
+    RADIUS,
+    REQUIRED,
+    SCHEDULE,
+    SEED,
+    STATE,
+    STATIC_PROBABILITY,
+    WATCHED,
+    one_of,
+)
+from tests.refusals_of_the_family import FAMILY
 
 PUBLIC = {
     optax_sam.sam: {"rho": RADIUS},
@@ -97,7 +58,7 @@ PUBLIC = {
     optax_sam.tsam: {"rho": RADIUS, "tilt": NUMBER, "num_samples": COUNT, **NOISY, "seed": SEED},
     optax_sam.ausam: {"rho": RADIUS, **DRAWN, "seed": SEED},
     optax_sam.to_radius: {"rho": RADIUS, "geometry": PIECE},
-    optax_sam.elementwise: {"eta": RADIUS},
+    optax_sam.elementwise: {"eta": RADIUS, "biases": BOOL},
     optax_sam.mix: {"alpha": NUMBER},
     optax_sam.every: {"k": COUNT},
     optax_sam.with_probability: {"probability": PROBABILITY},
@@ -148,17 +109,19 @@ PUBLIC = {
     schedules.cosine: {"total_steps": COUNT},
 }
 
-PIECES_THEMSELVES = {"perturbed", "unit", "unit_sum", "everything"}  # called by a step, not by users
-RECORDS = {"SharpnessAware", "SharpnessAwareState"}
+PUBLIC |= FAMILY
 
-REQUIRED = {
-    "rho": 0.1, "k": 2, "window": 4, "slices": 2, "max_rate": 0.5, "rate_gain": (0.1, 0.1), "warmup_steps": 0,
-    "tail": 1, "decay": 0.5, "steps": 2, "probability": 0.5, "total_steps": 10, "alpha": 1.0, "tilt": 1.0,
-    "num_examples": 48, "ascent": optax_sam.to_radius(0.1), "method": optax_sam.sam(), "radius": 0.1,
-    "num_microbatches": 2, "num_draws": 2, "log_weight": optax_sam.tilted(1.0), "losses": losses,
-    "loss_fn": losses, "params": init_params(), "batch": make_batch(), "fn": losses, "eta": 0.0,
-    "noise_scale": 1.0, "noise": "gaussian",
-}  # fmt: skip
+# Called by a step, not by users; and what takes anything.
+PIECES_THEMSELVES = {
+    "perturbed",
+    "unit",
+    "unit_sum",
+    "everything",
+    "whole_batch",
+    "is_normalization",
+    "in_turn",
+}
+RECORDS = {"SharpnessAware", "SharpnessAwareState"}
 
 
 def arguments_of(function):
@@ -198,3 +161,9 @@ def test_wrong_argument_is_named_with_its_value_and_the_repair(function):
             if isinstance(value, str | int | float) and not isinstance(value, bool):
                 assert repr(value) in message, case
             assert re.search(r": (pass|choose|close|return|every)|with its brackets", message), case
+
+
+@pytest.mark.parametrize("wrong", [0.05, None, optax_sam.to_radius])
+def test_ascents_in_turn_are_transformations(wrong):
+    with pytest.raises(TypeError, match="ascents=.* is no Optax transformation: pass one"):
+        optax_sam.in_turn(optax_sam.to_radius(0.1), wrong)

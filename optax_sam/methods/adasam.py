@@ -114,6 +114,7 @@ def adasam(
     Deviations:
       the decays and `epsilon` are Adam's usual ones; the paper's were not to be found.
     """
+    checks.number_or_schedule("learning_rate", learning_rate, low=0)
     rate: Any = learning_rate
     base = optax.chain(scale_by_adasam(b1, b2, epsilon), optax.scale_by_learning_rate(rate))
     return followed_by(sam(rho), base)

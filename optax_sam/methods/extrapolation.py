@@ -58,6 +58,7 @@ def extrapolation(
     """
     checks.one_of("source", source, ("previous_gradient", "momentum", "noise", "gradient"))
     checks.number_or_schedule("step_size", step_size)
+    checks.number("momentum", momentum, low=0, high=1)
     ascent = in_proportion(scaled(step_size, -1), to_filters=source == "noise")
     if source == "gradient":
         return sharpness_aware(ascent, direction=gradient())

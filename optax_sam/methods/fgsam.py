@@ -61,6 +61,7 @@ def fgsam(
       the uploaded code mixes by `(1 - mix) g + mix g_s`; the algorithm of the paper is followed.
     """
     checks.function("surrogate_losses", surrogate_losses, "surrogate_losses(params, batch) -> [batch]")
+    checks.number_or_schedule("mix", mix)
     return sharpness_aware(to_radius(rho), selection=on_surrogate(surrogate_losses), combination=plus(mix))
 
 
@@ -116,6 +117,7 @@ def fgsam_plus(
       algorithm of the paper is followed.
     """
     checks.integer("every_k", every_k, low=1)
+    checks.number_or_schedule("mix", mix)
     return sharpness_aware(
         to_radius(rho),
         start=on_surrogate_between(surrogate_losses),

@@ -57,6 +57,7 @@ def graphsam(
       the authors' code normalizes by the gradient that its last backward pass left behind, not by `d`,
       and moves biases as weights; both radii fall by its own schedule, which is a schedule here.
     """
+    checks.number_or_schedule("max_leaf_norm", max_leaf_norm, low=0)
     checks.boolean("adaptive", adaptive)
     ascent = in_turn(
         to_radius(rho, elementwise() if adaptive else euclidean()), within_leaf_norm(max_leaf_norm)

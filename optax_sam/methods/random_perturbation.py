@@ -58,6 +58,8 @@ def random_perturbation(
       the authors take two whole batches a step, on two devices: double the batch to have them. The last
       axis of a leaf counts its filters; leaves with one axis or none are one filter.
     """
+    checks.number_or_schedule("noise_scale", noise_scale, low=0)
+    checks.number_or_schedule("alpha", alpha)
     checks.boolean("split_batch", split_batch)
     return _mixed(gaussian(), noise_scale, alpha, split_batch, seed)
 
@@ -111,7 +113,10 @@ def adaptive_random_perturbation(
       the authors' code has `fisher_weight=1` and `fisher_decay=0.9` by default, its scripts 0.1 and 0.99.
       m-ARWP takes two batches a step there, halves of one here.
     """
+    checks.number_or_schedule("noise_scale", noise_scale, low=0)
     checks.static_number("alpha", alpha, low=0, high=1)
+    checks.number("fisher_weight", fisher_weight, low=0)
+    checks.number("fisher_decay", fisher_decay, low=0, high=1)
     noise = damped_gaussian(fisher_weight, fisher_decay)
     if alpha == 1:
         ascent = in_proportion(noise_scale, to_filters=True)

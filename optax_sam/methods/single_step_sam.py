@@ -48,6 +48,7 @@ def single_step_sam(
     Deviations:
       the direction of the friendly form uses the mean before the last descent, as Friendly SAM here.
     """
+    checks.number("decay", decay, low=0, high=1)
     checks.boolean("friendly", friendly)
     made = batch_specific(1.0, decay) if friendly else gradient()
     return sharpness_aware(to_radius(rho), direction=previous_descent(made), start=ahead())

@@ -77,6 +77,9 @@ def sparse_sam(
     checks.one_of("mask", mask, ("fisher", "dynamic"))
     if mask == "dynamic" and total_steps is None:
         raise ValueError('total_steps=None, but mask="dynamic" needs the number of steps: pass it.')
+    checks.number("drop_rate", drop_rate, low=0, high=1)
+    if total_steps is not None:
+        checks.integer("total_steps", total_steps, low=1)
     checks.integer("num_samples", num_samples, low=1)
     check_pattern(pattern)
     if mask == "fisher":

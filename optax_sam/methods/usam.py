@@ -1,5 +1,6 @@
 """USAM, unnormalized SAM."""
 
+from optax_sam import checks
 from optax_sam.ascents import in_proportion
 from optax_sam.hyperparameters import ScalarOrSchedule
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
@@ -35,4 +36,5 @@ def usam(rho: ScalarOrSchedule = 0.05) -> SharpnessAware:
     Deviations:
       none known.
     """
+    checks.number_or_schedule("rho", rho)
     return sharpness_aware(in_proportion(rho))

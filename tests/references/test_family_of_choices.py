@@ -88,7 +88,8 @@ def test_dynamic_masks_drop_small_gradients_and_grow_by_the_uniforms():
     assert run["mask_used"][0] is first
     for t in range(0, STEPS, 4):
         dropped = 0.3 * (1 + np.cos(np.pi * t / 40))
-        keep, grow = int(33 * (1 - dropped)), int(33 * dropped)
+        grow = int(33 * dropped)
+        keep = 33 - grow
         before, after = flatten(run["mask_used"][t]), flatten(run["mask"][t])
         g, u = np.abs(flatten(run["grads"][t])), flatten(UNIFORMS[t])
         stayed, came = before & after, ~before & after
@@ -96,7 +97,7 @@ def test_dynamic_masks_drop_small_gradients_and_grow_by_the_uniforms():
             assert (stayed.sum(), came.sum()) == (keep, grow)
             assert g[stayed].min() > g[before & ~after].max()
         assert u[came].min() > u[~before & ~after].max()
-    assert k.dynamic_rates(0, 100, 0.2, 0.5, 10) == (40, 20)
+    assert k.dynamic_rates(0, 100, 0.2, 0.5, 10) == (60, 20)
     assert k.dynamic_rates(10, 100, 0.2, 0.5, 10) == (80, 0)
 
 
