@@ -75,7 +75,8 @@ def gradient_norms(
       once. On dense layers this is many times slower than the gradient of the batch.
 
     Example:
-      >>>       >>> from optax_sam import per_example
+      >>> import jax.numpy as jnp
+      >>> from optax_sam import per_example
       >>> loss_fn = lambda w, x: x @ w
       >>> print(per_example.gradient_norms(loss_fn, jnp.ones(2), jnp.array([[3.0, 4.0], [0.0, 1.0]])))
       [5. 1.]
