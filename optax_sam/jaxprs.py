@@ -81,14 +81,41 @@ def _evaluate(jaxpr: jex.Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> l
         elif equation.primitive.name == "shard_map" and _has_convolution(equation.params["jaxpr"]):
             outputs = _canonical_shard_map(equation.params)(*map(read, equation.invars))
         else:
-            variables = _variables(equation)
-            alone = _alone(_with_canonical_jaxprs(equation), variables, jaxpr)
-            outputs = jex.jaxpr_as_fun(alone)(*map(read, variables))
+            outputs = evaluate_equation(_with_canonical_jaxprs(equation), jaxpr, values)
         values.update(zip(equation.outvars, outputs, strict=True))
         for variable in _variables(equation):  # where nothing is compiled, memory is freed here
             if last_equation[variable] == number and variable not in kept:
                 del values[variable]
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def evaluate_equation(equation: jex.JaxprEqn, jaxpr: jex.Jaxpr, values: dict[Any, Any]) -> list[Any]:
+    """What one equation of `jaxpr` gives, by the values of the variables that it reads."""
+    variables = _variables(equation)
+    return jex.jaxpr_as_fun(_alone(equation, variables, jaxpr))(*(values[v] for v in variables))
+
+
+def inlined(closed: jex.ClosedJaxpr) -> jex.ClosedJaxpr:
+    """The same computation with the equations of calls (`jit`, `checkpoint`) in their place."""
+
+    def run(jaxpr, consts, args):
+        values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
+
+        def read(atom):
+            return atom.val if isinstance(atom, jex.Literal) else values[atom]
+
+        for equation in jaxpr.eqns:
+            inner = equation.params.get("jaxpr")
+            if equation.primitive.name in ("jit", "pjit", "closed_call", "checkpoint", "remat2"):
+                consts = inner.consts if isinstance(inner, jex.ClosedJaxpr) else ()
+                outputs = run(_open(inner), consts, [read(atom) for atom in equation.invars])
+            else:
+                outputs = evaluate_equation(equation, jaxpr, values)
+            values.update(zip(equation.outvars, outputs, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    inputs = [_like(variable.aval) for variable in closed.jaxpr.invars]
+    return jax.make_jaxpr(lambda *args: run(closed.jaxpr, closed.consts, args))(*inputs)
 
 
 def _variables(equation: jex.JaxprEqn) -> list[Any]:

@@ -199,6 +199,13 @@ class Oracle:
         point = full if self.first is None or self.first.point is None else self.first.point
         return trees.add_perturbation(point, perturbation)
 
+    def loss_at(self, params: Any) -> jax.Array:
+        """The mean of the losses at `params`, `float[]`: one forward pass, to be differentiated."""
+        structure = jax.tree.structure(params) if self.structure is None else self.structure
+        point = jax.tree.unflatten(structure, jax.tree.leaves(params))
+        losses = self._checked(self._call(point, self.batch)[0])
+        return weighted_mean(losses, self.weights, params)
+
     def losses_at(self, params: Any) -> jax.Array:
         """One loss per example at `params`, `float[batch]`: one forward pass."""
         oracle = dataclasses.replace(self, needs_losses=True)._without_padding()

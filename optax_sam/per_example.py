@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from optax_sam import checks, trees
+from optax_sam import checks, ghost_norms, trees
 from optax_sam.oracle import Oracle
 
 
@@ -39,7 +40,8 @@ def losses(
     Cost:
       one forward pass.
     """
-    return _map_examples(lambda oracle: oracle.evaluate(params).loss, loss_fn, batch, microbatch_size)
+    one = jax.vmap(lambda example: _oracle_of(loss_fn, example).loss_at(params))
+    return _in_microbatches(one, loss_fn, batch, microbatch_size)
 
 
 def gradients(
@@ -56,7 +58,8 @@ def gradients(
     Cost:
       one gradient, computed example by example; a parameter-sized buffer for each example.
     """
-    return _map_examples(lambda oracle: oracle.evaluate(params).grads, loss_fn, batch, microbatch_size)
+    one = jax.vmap(lambda example: _oracle_of(loss_fn, example).evaluate(params).grads)
+    return _in_microbatches(one, loss_fn, batch, microbatch_size)
 
 
 def gradient_norms(
@@ -68,11 +71,16 @@ def gradient_norms(
 ) -> jax.Array:
     """The global L2 norm of the gradient of each example's loss, `float[batch]`, in float32 or wider.
 
+    Exact, and without those gradients wherever a parameter is multiplied as a matrix, convolved or looked
+    up: the loss is walked equation by equation. What other equations do with parameters (adding a bias,
+    scaling, a loop) is computed as `vmap` would, for those parameters alone. Complex parameters are
+    left to `vmap`.
+
     Arguments and errors as in `losses`.
 
     Cost:
-      one gradient, computed example by example; a parameter-sized buffer for each example in memory at
-      once. On dense layers this is many times slower than the gradient of the batch.
+      a forward pass, a backward pass without the gradients of weights, and products of the size of the
+      activations; memory of the activations.
 
     Example:
       >>> import jax.numpy as jnp
@@ -81,27 +89,39 @@ def gradient_norms(
       >>> print(per_example.gradient_norms(loss_fn, jnp.ones(2), jnp.array([[3.0, 4.0], [0.0, 1.0]])))
       [5. 1.]
     """
-    return _map_examples(
-        lambda oracle: trees.norm(oracle.evaluate(params).grads), loss_fn, batch, microbatch_size
-    )
+    params = jax.tree.map(jnp.asarray, trees.plain(params))
+    leaves, treedef = jax.tree.flatten(params)
+    floats = [n for n, x in enumerate(leaves) if trees.is_inexact(x) and x.size]
+
+    def loss(chosen, example):
+        given = dict(enumerate(leaves)) | dict(zip(floats, chosen, strict=True))
+        return _oracle_of(loss_fn, example).loss_at(jax.tree.unflatten(treedef, given.values()))
+
+    def norms(batch):
+        if any(jnp.iscomplexobj(x) for x in leaves):
+            return jax.vmap(lambda x: trees.norm(_oracle_of(loss_fn, x).evaluate(params).grads))(batch)
+        return ghost_norms.norms(loss, [leaves[n] for n in floats], batch)
+
+    return _in_microbatches(norms, loss_fn, batch, microbatch_size)
 
 
-def _map_examples(
-    of_one: Callable[[Oracle], Any],
+def _oracle_of(loss_fn: Callable[[Any, Any], Any], example: Any) -> Oracle:
+    """The oracle of a batch of one example."""
+    return Oracle(loss_fn, jax.tree.map(lambda x: x[None], example))
+
+
+def _in_microbatches(
+    of_many: Callable[[Any], Any],
     loss_fn: Callable[[Any, Any], Any],
     batch: Any,
     microbatch_size: int | None,
 ) -> Any:
-    """`of_one(oracle of one example)` for each example, in micro-batches."""
+    """`of_many` of all examples, or of so many at once."""
     checks.function("loss_fn", loss_fn, "loss_fn(params, batch) -> [batch]")
     size = Oracle(loss_fn, batch).size
     if size is None:
         raise ValueError("batch has no arrays: pass a pytree with the examples on the first axis.")
-
-    def of_example(example):
-        return of_one(Oracle(loss_fn, jax.tree.map(lambda x: x[None], example)))
-
-    of_many = jax.vmap(of_example)
+    batch = jax.tree.map(jnp.asarray, batch)
     if microbatch_size is None:
         return of_many(batch)
     checks.integer("microbatch_size", microbatch_size, low=1)
@@ -110,4 +130,5 @@ def _map_examples(
             f"microbatch_size={microbatch_size} does not divide the batch of {size} examples: "
             f"choose a divisor."
         )
-    return jax.lax.map(of_example, batch, batch_size=microbatch_size)
+    parts = jax.tree.map(lambda x: x.reshape(-1, microbatch_size, *x.shape[1:]), batch)
+    return jax.tree.map(lambda x: x.reshape(size, *x.shape[2:]), jax.lax.map(of_many, parts))
