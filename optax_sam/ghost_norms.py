@@ -11,6 +11,7 @@ rules do not know, the example's cotangent is computed as `vmap` would, equation
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -186,7 +187,8 @@ def _in_units_of_the_largest(tree: Any) -> tuple[jax.Array, Any]:
     """The largest entry, and the tree divided by it: squares then neither overflow nor vanish."""
     found = [x for x in jax.tree.leaves(tree) if x.size]
     wide = jnp.float64 if any(x.dtype == jnp.float64 for x in found) else jnp.float32
-    largest = jnp.max(jnp.stack([jnp.zeros([], wide), *(jnp.max(jnp.abs(x)).astype(wide) for x in found)]))
+    sizes = [jnp.max(jnp.abs(x)).astype(wide) for x in found]
+    largest = functools.reduce(jnp.maximum, sizes) if sizes else jnp.zeros([], wide)
     return largest, trees.divide(tree, largest)
 
 

@@ -127,3 +127,16 @@ def test_state_keeps_the_sharding_of_sharded_parameters(kind):
             assert leaf.sharding.spec == PartitionSpec("model")
     norm = np.linalg.norm(np.cos(np.arange(16.0)))
     np.testing.assert_allclose(optax_sam.info(state)["grad_norm"], norm, rtol=1e-5)
+
+
+@every_axis_type
+def test_norms_of_single_examples_stay_where_the_examples_are(kind):
+    wanted = optax_sam.per_example.gradient_norms(losses, init_params(), make_batch())
+    with jax.set_mesh(mesh := jax.make_mesh((8,), ("data",), axis_types=(kind,))):
+        place = placed_on(mesh)
+        placed = place(init_params(), PartitionSpec()), place(make_batch(), PartitionSpec("data"))
+        program = jax.jit(lambda p, b: optax_sam.per_example.gradient_norms(losses, p, b))
+        got = program(*placed)
+        assert got.sharding.spec == PartitionSpec("data")
+        assert "all-" not in program.lower(*placed).compile().as_text()
+    np.testing.assert_allclose(got, wanted, rtol=1e-6)
