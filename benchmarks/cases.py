@@ -135,6 +135,42 @@ def cases() -> list[Case]:
         Case("accumulated(sam, 8)", ours(optax_sam.accumulated(sam, 8)), 2, False),
         Case("per_microbatch(sam, 8)", ours(m_sam), 2, False),
         Case('per_microbatch(sam, 8, "vmap")', ours(m_sam_vmap), 2, False),
+    ] + family()
+
+
+def family() -> list[Case]:
+    """The rest of the public methods, by what they cost."""
+    looksam, s2sam = optax_sam.looksam(RHO), optax_sam.single_step_sam(RHO)
+    arwp, rwp = optax_sam.adaptive_random_perturbation(), optax_sam.random_perturbation()
+    fisher_mask = optax_sam.fisher_mask_sam(RHO, num_samples=8)
+    dynamic_mask = optax_sam.sparse_sam(RHO, mask="dynamic", total_steps=10_000)
+    return [
+        Case("momentum_sam", ours(optax_sam.momentum_sam(RHO)), 1, limit=("sgd", 1.05), most_flops=1.03),
+        Case("single_step_sam", ours(s2sam), 1, limit=("sgd", 1.05), most_flops=1.03),
+        Case("extrapolation", ours(optax_sam.extrapolation(RHO)), 1),
+        Case("adaptive_random_perturbation", ours(arwp), 1, False),
+        Case("random_perturbation", ours(rwp), 1, False),
+        Case("ksam(fraction=0.5)", ours(optax_sam.ksam(RHO)), 1, False),
+        Case("looksam, perturb=True", ours(looksam, True), 2),
+        Case("looksam, perturb=False", ours(looksam, False), 1, limit=("sgd", 1.03)),
+        Case("aesam, perturb=False", ours(optax_sam.aesam(1000), False), 1, limit=("sgd", 1.03)),
+        Case("late_sam(10**6)", ours(optax_sam.late_sam(10**6, RHO)), 1, False, ("sgd", 1.03)),
+        Case("esam", ours(optax_sam.esam(RHO)), 1.5, False),
+        Case(
+            "reweighted_sam", ours(optax_sam.reweighted_sam(RHO, weight=0.1, difference_step=0.01)), 2, False
+        ),
+        Case("friendly_sam", ours(optax_sam.friendly_sam(RHO)), 2),
+        Case("vasso", ours(optax_sam.vasso(RHO)), 2),
+        Case("fisher_sam", ours(optax_sam.fisher_sam(RHO)), 2),
+        Case("usam", ours(optax_sam.usam(RHO)), 2),
+        Case("random_sam", ours(optax_sam.random_sam(RHO)), 2, False),
+        Case("gsam", ours(optax_sam.gsam(RHO)), 2),
+        Case("gradient_norm_penalty", ours(optax_sam.gradient_norm_penalty(RHO)), 2),
+        Case("wsam", ours(optax_sam.wsam(RHO)), 2),
+        Case("bilateral_sam", ours(optax_sam.bilateral_sam(RHO)), 3),
+        Case("multistep_sam(num_steps=2)", ours(optax_sam.multistep_sam(RHO, 2)), 3, False),
+        Case("sparse_sam(dynamic)", ours(dynamic_mask), 2, False),
+        Case("fisher_mask_sam(num_samples=8)", ours(fisher_mask), 2, False),
     ]
 
 

@@ -1,4 +1,4 @@
-"""The two problems that are timed: a dense network, and a small residual one with batch norm."""
+"""The problems that are timed: a dense network, a small residual one with batch norm, a transformer."""
 
 import dataclasses
 from collections.abc import Callable
@@ -62,6 +62,21 @@ class ResNet(nn.Module):
         return nn.Dense(10)(x.mean((1, 2)))
 
 
+class Transformer(nn.Module):
+    """Two blocks on 64 tokens; their mean is classified."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        places = self.param("places", nn.initializers.normal(0.02), (tokens.shape[1], self.width))
+        x = nn.Embed(1024, self.width)(tokens) + places
+        for _ in range(2):
+            x = x + nn.MultiHeadDotProductAttention(num_heads=4)(nn.LayerNorm()(x))
+            x = x + nn.Dense(self.width)(nn.gelu(nn.Dense(4 * self.width)(nn.LayerNorm()(x))))
+        return nn.Dense(10)(nn.LayerNorm()(x).mean(1))
+
+
 def mlp(batch_size: int, width: int) -> Problem:
     """784 inputs, three times `width`, 10 classes."""
     return _problem("mlp", Mlp(width), (batch_size, 784))
@@ -72,10 +87,16 @@ def resnet(batch_size: int, width: int) -> Problem:
     return _problem("resnet", ResNet(width), (batch_size, 32, 32, 3))
 
 
-def _problem(name: str, model: nn.Module, shape: tuple[int, ...]) -> Problem:
+def transformer(batch_size: int, width: int) -> Problem:
+    """64 tokens of 1,024, two blocks, 10 classes."""
+    return _problem("transformer", Transformer(width), (batch_size, 64), tokens=1024)
+
+
+def _problem(name: str, model: nn.Module, shape: tuple[int, ...], tokens: int = 0) -> Problem:
     inputs, labels, init = jax.random.split(jax.random.key(0), 3)
+    given = jax.random.randint(inputs, shape, 0, tokens) if tokens else jax.random.normal(inputs, shape)
     batch = {
-        "input": jax.random.normal(inputs, shape),
+        "input": given,
         "label": jax.random.randint(labels, shape[:1], 0, 10),
         "index": jnp.arange(shape[0]),
     }

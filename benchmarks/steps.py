@@ -41,8 +41,9 @@ MEASURED = ("wall", "cpu", "pages")
 class Settings:
     """Measure whole training steps of every method, relative to plain SGD."""
 
-    models: tuple[Literal["mlp", "resnet"], ...] = ("mlp", "resnet")
-    """mlp (784-1024x3-10), resnet (three blocks with batch norm, 32x32 images)."""
+    models: tuple[Literal["mlp", "resnet", "transformer"], ...] = ("mlp", "resnet", "transformer")
+    """mlp (784-1024x3-10), resnet (three blocks with batch norm, 32x32 images), transformer (two blocks on
+    64 tokens)."""
     only: tuple[str, ...] = ()
     """Cases by their names in the table, beside the first; all where none is given."""
     rounds: int = 30
@@ -59,6 +60,8 @@ class Settings:
     """Hidden units of each layer of the MLP."""
     resnet_width: int = 16
     """Channels of the first block of the ResNet; 2 and 4 times as many in the others."""
+    transformer_width: int = 128
+    """Features of each token of the transformer."""
 
 
 class Program:
@@ -215,8 +218,16 @@ def environment() -> dict[str, Any]:
 def main(settings: Settings) -> bool:
     """Measures, prints and writes all; returns whether all exact figures hold."""
     about, exact = environment() | {"batch_size": settings.batch_size}, True
-    widths = {"mlp": settings.mlp_width, "resnet": settings.resnet_width}
-    make: dict[str, Callable[[int, int], models.Problem]] = {"mlp": models.mlp, "resnet": models.resnet}
+    widths = {
+        "mlp": settings.mlp_width,
+        "resnet": settings.resnet_width,
+        "transformer": settings.transformer_width,
+    }
+    make: dict[str, Callable[[int, int], models.Problem]] = {
+        "mlp": models.mlp,
+        "resnet": models.resnet,
+        "transformer": models.transformer,
+    }
     settings.out.parent.mkdir(parents=True, exist_ok=True)
     for model in settings.models:
         problem = make[model](settings.batch_size, widths[model])

@@ -47,7 +47,7 @@ class Plan(NamedTuple):
 
     Attributes:
       closed: the jaxpr of one example's loss, which reads parameters, then the example.
-      fixed: the variables that do not depend on the example.
+      moving: the numbers of the equations that depend on the example.
       by_rows: for each parameter whose norm comes of rows, its uses and their sides.
       others: the uses of all other parameters.
       leaves: the numbers of those parameters.
@@ -55,7 +55,7 @@ class Plan(NamedTuple):
     """
 
     closed: jex.ClosedJaxpr
-    fixed: frozenset[Any]
+    moving: frozenset[int]
     by_rows: list[tuple[list[Use], list[Sides]]]
     others: list[Use]
     leaves: list[int]
@@ -94,11 +94,12 @@ def _plan(closed: jex.ClosedJaxpr, num_params: int) -> Plan:
     moving = set(jaxpr.invars[num_params:])
     # What has the entries of one parameter, each once: in which order its axes stand there, if they do.
     views: dict[Any, tuple[int, ...] | None] = {v: tuple(range(v.aval.ndim)) for v in behind}
-    uses = []
+    uses, numbers = [], set()
     for number, equation in enumerate(jaxpr.eqns):
         read = [v for v in equation.invars if not isinstance(v, jex.Literal)]
         if moving.intersection(read):
             moving.update(equation.outvars)
+            numbers.add(number)
             uses += [Use(number, n, v) for n, v in enumerate(equation.invars) if _is_in(behind, v)]
         elif found := frozenset().union(*(behind.get(v, frozenset()) for v in read)):
             behind.update(dict.fromkeys(equation.outvars, found))
@@ -113,8 +114,8 @@ def _plan(closed: jex.ClosedJaxpr, num_params: int) -> Plan:
                 rowed.add(leaf)
     others = [use for use in uses if not behind[use.variable] & rowed]
     leaves = sorted(frozenset().union(*(behind[use.variable] for use in others)))
-    fixed = frozenset(v for e in jaxpr.eqns for v in e.outvars if v not in moving)
-    return Plan(closed, fixed, by_rows, others, leaves, depends=_is_in(moving, jaxpr.outvars[0]))
+    depends = _is_in(moving, jaxpr.outvars[0])
+    return Plan(closed, frozenset(numbers), by_rows, others, leaves, depends)
 
 
 def _sides(uses: list[Use], jaxpr: jex.Jaxpr, views: dict[Any, Any]) -> list[Sides] | None:
@@ -231,8 +232,8 @@ def _fixed_values(plan: Plan, params: list[Any]) -> dict[Any, Any]:
     jaxpr = plan.closed.jaxpr
     values = dict(zip(jaxpr.constvars, plan.closed.consts, strict=True))
     values |= dict(zip(jaxpr.invars, params, strict=False))
-    for equation in jaxpr.eqns:
-        if plan.fixed.issuperset(equation.outvars):
+    for number, equation in enumerate(jaxpr.eqns):
+        if number not in plan.moving:
             values.update(zip(equation.outvars, evaluate_equation(equation, jaxpr, values), strict=True))
     return values
 
@@ -246,7 +247,7 @@ def _run(plan: Plan, fixed: dict[Any, Any], example: tuple[Any, ...], probes: di
         return None if isinstance(atom, jex.Literal) or atom in fixed else values[atom]
 
     for number, equation in enumerate(jaxpr.eqns):
-        if plan.fixed.issuperset(equation.outvars):
+        if number not in plan.moving:
             continue
         outputs = evaluate_equation(equation, jaxpr, values)
         if number in probes:

@@ -49,9 +49,9 @@ def ausam(
       TypeError: an array where the argument shapes the program (`static_arguments(ausam)`).
 
     Cost:
-      2 fraction gradients per step (3 fraction with `score="gradient_norm"`, the third one example by
-      example: one parameter-sized buffer for each, and on dense layers far slower than a batch); two
-      numbers per example of the data set.
+      2 fraction gradients per step (`score="gradient_norm"` counts as 3 fraction: the norms take a
+      forward and a backward pass, see `per_example.gradient_norms`); two numbers per example of the
+      data set.
 
     Guarantees:
       `fraction=1` is SAM; `smin = smax` draws uniformly. Padding is never drawn before real examples,
