@@ -69,14 +69,12 @@ class BSAM(Method):
     def begin(self, state: SharpnessAwareState, opt_state: Any, params: Any, oracle: Oracle) -> Oracle:
         del opt_state
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl="threefry2x32"), state.step)
-        noise = random_trees.standard_normal(key, params)
+        scale = state.ascent.scale
+        noise = trees.like_masked(scale, random_trees.standard_normal(key, params))
 
         def deviation(z, s):
-            return (z.astype(jnp.result_type(z.dtype, s.dtype)) / jnp.sqrt(self.num_effective * s)).astype(
-                z.dtype
-            )
+            return trees.times(1 / jnp.sqrt(trees.times(float(self.num_effective), s)), trees.widen(z))
 
-        scale = trees.like_masked(params, state.ascent.scale)
         point = trees.add_perturbation(params, trees.map_inexact(deviation, noise, scale))
         return dataclasses.replace(
             oracle, method=self, first=First(point, oracle.evaluate(point)), origin=oracle
