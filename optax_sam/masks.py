@@ -213,17 +213,26 @@ def masked(tree: Any, mask: Any) -> Any:
 
 
 def _mean_squares(oracle: Oracle, params: Any, number: int) -> Any:
-    """The mean of the squared gradients of the first examples, one after the other: a Fisher diagonal."""
+    """The mean of the squared gradients of the first examples, one after the other: a Fisher diagonal.
 
-    def add_one(total, example):
+    Padding among them counts nothing.
+    """
+
+    def add_one(total, row):
+        example, weight = row
         alone = dataclasses.replace(
             oracle, batch=jax.tree.map(lambda x: x[None], example), indices=None, weights=None, num_slices=1
         )
-        grads = trees.widen(alone.evaluate(params).grads)
-        return trees.map_inexact(lambda t, g: t + jnp.real(g * jnp.conj(g)) / number, total, grads), None
+        share = jnp.where(weight != 0, 1 / number, 0.0)
+        squares = trees.map_inexact(
+            lambda g: jnp.real(g * jnp.conj(g)), trees.widen(alone.evaluate(params).grads)
+        )
+        return trees.map_inexact(lambda t, x: t + trees.times(share, x), total, squares), None
 
     zeros = trees.map_inexact(lambda x: jnp.zeros_like(jnp.real(trees.widen(x))), params)
-    first = jax.tree.map(lambda x: sharding.replicated(x)[:number], oracle.batch)
+    real = oracle.without_padding()
+    weights = jnp.ones([oracle.size]) if oracle.weights is None else oracle.weights
+    first = jax.tree.map(lambda x: sharding.replicated(x)[:number], (real.batch, weights))
     return lax.scan(add_one, zeros, first)[0]
 
 

@@ -171,7 +171,7 @@ class Oracle:
 
     def evaluate(self, params: Any) -> Evaluation:
         """Loss, losses per example, aux and gradient at `params`; on a CPU at full speed anywhere."""
-        oracle = self._without_padding()
+        oracle = self.without_padding()
         if self.num_slices == 1:
             return oracle._gradient(params)
 
@@ -201,7 +201,7 @@ class Oracle:
 
     def losses_at(self, params: Any) -> jax.Array:
         """One loss per example at `params`, `float[batch]`: one forward pass."""
-        oracle = dataclasses.replace(self, needs_losses=True)._without_padding()
+        oracle = dataclasses.replace(self, needs_losses=True).without_padding()
         if self.num_slices == 1:
             return oracle._forward(params)
 
@@ -221,7 +221,7 @@ class Oracle:
         losses = canonical_convolutions(losses_of)(jax.tree.leaves(params))
         return losses.astype(trees.accumulator_dtype(losses.dtype))
 
-    def _without_padding(self) -> "Oracle":
+    def without_padding(self) -> "Oracle":
         """The oracle with a real row in the place of each row of padding."""
         if self.weights is None:
             return self

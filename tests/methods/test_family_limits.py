@@ -8,7 +8,18 @@ import pytest
 
 import optax_sam
 from optax_sam import to_radius
-from tests.methods.small import BATCHES, PARAMS, STEPS, close, flatten, losses, one_step, stepper, train
+from tests.methods.small import (
+    BATCH,
+    BATCHES,
+    PARAMS,
+    STEPS,
+    close,
+    flatten,
+    losses,
+    one_step,
+    stepper,
+    train,
+)
 
 RHO = 0.1
 
@@ -77,6 +88,22 @@ def test_fisher_masks_that_keep_all_are_sam_from_the_first_renewal_on():
     descent, state, _ = one_step_from(method, state)
     assert optax_sam.info(state)["perturbation_norm"] == pytest.approx(RHO, rel=1e-5)
     close(flatten(descent), flatten(one_step(optax_sam.sam(RHO))[0]))
+
+
+def test_padding_has_no_part_in_a_fisher_mask():
+    """Two of the first five rows are padding: the mask is that of the three real ones."""
+    padding = np.isin(np.arange(12), (0, 3, 11))
+    padded = BATCH | {"image": jnp.where(padding[:, None], jnp.nan, BATCH["image"])}
+    real = jax.tree.map(lambda x: x[~padding], BATCH)
+
+    def mask_of(number, batch, weights=None):
+        method = optax_sam.fisher_mask_sam(RHO, 0.5, refresh_steps=1, num_samples=number)
+        state = method.init(PARAMS)
+        _, grads, oracle = method.value_and_grad(losses)(PARAMS, batch, state=state, weights=weights)
+        return flatten(method.update(grads, state, PARAMS, oracle=oracle)[1].ascent[1].mask)
+
+    got = mask_of(5, padded, jnp.asarray(~padding, jnp.float32))
+    np.testing.assert_array_equal(got, mask_of(3, real))
 
 
 def one_step_from(method, state):
