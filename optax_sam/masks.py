@@ -119,8 +119,9 @@ class DynamicMask:
             drop = jnp.asarray(self.drop_rate).astype(turn.dtype) * (1 + turn) / 2
             num_grown = jnp.minimum(num_live * drop, size - num_live).astype(jnp.int32)
             num_kept = num_live - num_grown
-            # Live entries outrank dead ones, with a zero gradient too.
-            sizes = trees.map_inexact(lambda e: jnp.abs(e) + jnp.finfo(e.dtype).tiny, trees.widen(updates))
+            # Live entries outrank dead ones, with a zero gradient too; all are compared in float32.
+            tiny = jnp.finfo(jnp.float32).tiny
+            sizes = trees.map_inexact(lambda e: jnp.abs(e).astype(jnp.float32) + tiny, updates)
             kept = _largest(masked(sizes, state.mask), num_kept)
             dead = jax.tree.map(jnp.logical_not, state.mask)
             uniform = trees.map_inexact(lambda u: u + 1e-7, random_trees.uniform(key, updates))

@@ -93,7 +93,7 @@ class BSAM(Method):
         there = from_params.with_key(1).evaluate_moved(perturbation, params)
 
         def momentum(m, g, w):
-            decayed = g.astype(m.dtype) + self.decay * w.astype(m.dtype)
+            decayed = jnp.conj(g).astype(m.dtype) + self.decay * w.astype(m.dtype)
             return trees.times(self.b1, m) + trees.times(1 - jnp.asarray(self.b1), decayed)
 
         def renewed(s, g):
@@ -195,7 +195,7 @@ def bsam(
         checks.number(name, value, low=0, high=1)
     checks.static_number("prior_precision", prior_precision, low=0)
     checks.number("damping", damping, low=0)
-    checks.optional_positive("initial_scale", initial_scale)
+    checks.positive("initial_scale", initial_scale)
     checks.static_number("augmentation_factor", augmentation_factor, low=1)
     checks.seed(seed)
     num_effective = num_examples * augmentation_factor
