@@ -210,7 +210,11 @@ def keep_random_fraction(fraction: Scalar) -> optax.GradientTransformationExtraA
 
 def masked(tree: Any, mask: Any) -> Any:
     """The entries that the mask keeps; zeros elsewhere."""
-    return trees.map_inexact(lambda x, m: jnp.where(m, x, jnp.zeros_like(x)), tree, mask)
+
+    def on_leaf(x, m):  # masks are whole on every device
+        return jnp.where(sharding.split_like(m, x), x, jnp.zeros_like(x))
+
+    return trees.map_inexact(on_leaf, tree, mask)
 
 
 def _mean_squares(oracle: Oracle, params: Any, number: int) -> Any:
@@ -261,7 +265,8 @@ def _largest(scores: Any, number: Any) -> Any:
 
 def _comparable(leaf: jax.Array) -> jax.Array:
     """The entries in a row; those that are never perturbed come last."""
-    return jnp.where(trees.is_inexact(leaf), leaf.ravel().astype(jnp.float32), -jnp.inf)
+    flat = sharding.replicated(leaf).ravel().astype(jnp.float32)
+    return jnp.where(trees.is_inexact(leaf), flat, -jnp.inf)
 
 
 def _largest_leaves(scores: Any, wanted: float) -> Any:
@@ -279,7 +284,7 @@ def _largest_of_groups(scores: jax.Array, kept: int, group: int) -> jax.Array:
     """The `kept` largest of each `group` inputs of a matrix `[..., in, out]`; all of what has no group."""
     if scores.ndim < 2:
         return jnp.ones(scores.shape, bool)
-    rows = scores.reshape(-1, scores.shape[-1])
+    rows = sharding.replicated(scores).reshape(-1, scores.shape[-1])
     whole = rows.shape[0] // group * group
     groups = rows[:whole].reshape(-1, group, rows.shape[1])
     rank = jnp.argsort(jnp.argsort(-groups, axis=1, stable=True), axis=1, stable=True)
