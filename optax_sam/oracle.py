@@ -85,8 +85,9 @@ class Oracle:
       weights: `float[batch]`; 0 marks padding, whose content no result depends on, NaN included:
         the first real row takes its place, with weight 0. The loss is `sum(w l) / sum(w)`.
       whole_batch: every example is used and scored in this step.
-      key: a PRNG key; `losses` is then called as `losses(params, batch, key)`, with another key in every
-        pass of a step. A key that `losses` closes over is the same in all passes.
+      key: a PRNG key; `losses` is then called as `losses(params, batch, key)`, with another key for the
+        gradient at the perturbed point than for the first one, whose key all other passes share. A key
+        that `losses` closes over is the same in all passes.
       loss_scale: the mean of the losses is multiplied by it before, and the gradient divided by it after
         differentiation, in float32 or wider: low-precision gradients neither vanish nor overflow, and
         no result depends on it but by rounding.
