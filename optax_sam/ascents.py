@@ -50,6 +50,8 @@ def climb(ascent: optax.GradientTransformation, direction: Any, state: Any, cont
     """
     known: Any = getattr(ascent.update, "__self__", None)
     uphill = optax.tree.conj(direction)
+    # Ahead of the step's gradient the full parameters are in sight, and only the direction tells the mask.
+    context = context._replace(params=trees.like_masked(direction, context.params))
     if isinstance(known, ToRadius):
         perturbation, length = known.climb(uphill, context.params, context.step)
         return Climb(direction, perturbation, state, length)

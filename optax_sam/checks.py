@@ -29,12 +29,17 @@ def number_or_schedule(name: str, value: Any, low: float = -np.inf, high: float 
         number(name, value, low, high)
 
 
+def positive(name: str, value: Any, or_none: str = "") -> None:
+    """Refuses what is no number above 0; arrays pass."""
+    number(name, value, low=0)
+    if isinstance(value, numbers.Real) and value == 0:
+        raise ValueError(f"{name}={value!r} is not above 0: pass a positive number{or_none}.")
+
+
 def optional_positive(name: str, value: Any) -> None:
-    """Refuses what is neither None nor a number above 0; arrays pass."""
+    """As `positive`; None passes."""
     if value is not None:
-        number(name, value, low=0)
-        if isinstance(value, numbers.Real) and value == 0:
-            raise ValueError(f"{name}={value!r} is not above 0: pass a positive number, or None.")
+        positive(name, value, or_none=", or None")
 
 
 def integer(name: str, value: Any, low: int, high: float = np.inf) -> None:

@@ -141,7 +141,8 @@ class DescentMomentum(Gradient):
     def read(self, state: MomentumState, grads: Any, context: Context) -> Any:
         del grads
         found = _momentum_of(context.opt_state, context.params)
-        return trees.map_inexact(jnp.negative, state.own if found is None else found)
+        momentum = state.own if found is None else trees.like_masked(state.own, found)
+        return trees.map_inexact(jnp.negative, momentum)
 
     def write(self, state: MomentumState, step: Gradients, context: Context) -> MomentumState:
         del context
@@ -213,7 +214,8 @@ class MeanOfPerturbed(Gradient):
         del grads
 
         def fresh():
-            return optax.tree.cast_like(context.oracle.evaluate(context.params).grads, state)
+            grads = trees.like_masked(state, context.oracle.evaluate(context.params).grads)
+            return optax.tree.cast_like(grads, state)
 
         return lax.cond(context.step % self.refresh_steps == 0, fresh, lambda: state)
 
@@ -272,7 +274,7 @@ class DampedGaussian(Gaussian):
         return trees.map_inexact(lambda x: jnp.real(trees.widen(x)), trees.memory_like(params))
 
     def read(self, state: Any, grads: Any, context: Context) -> Any:
-        noise = super().read((), grads, context)
+        noise = trees.like_masked(state, super().read((), grads, context))
 
         def on_leaf(z, f):
             damping = jnp.sqrt(1 + trees.times(self.weight, filter_sums(f)))

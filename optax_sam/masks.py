@@ -119,8 +119,9 @@ class DynamicMask:
             drop = jnp.asarray(self.drop_rate).astype(turn.dtype) * (1 + turn) / 2
             num_grown = jnp.minimum(num_live * drop, size - num_live).astype(jnp.int32)
             num_kept = num_live - num_grown
-            # Live entries outrank dead ones, with a zero gradient too.
-            sizes = trees.map_inexact(lambda e: jnp.abs(e) + jnp.finfo(e.dtype).tiny, trees.widen(updates))
+            # Live entries outrank dead ones, with a zero gradient too; all are compared in float32.
+            tiny = jnp.finfo(jnp.float32).tiny
+            sizes = trees.map_inexact(lambda e: jnp.abs(e).astype(jnp.float32) + tiny, updates)
             kept = _largest(masked(sizes, state.mask), num_kept)
             dead = jax.tree.map(jnp.logical_not, state.mask)
             uniform = trees.map_inexact(lambda u: u + 1e-7, random_trees.uniform(key, updates))
@@ -209,21 +210,34 @@ def keep_random_fraction(fraction: Scalar) -> optax.GradientTransformationExtraA
 
 def masked(tree: Any, mask: Any) -> Any:
     """The entries that the mask keeps; zeros elsewhere."""
-    return trees.map_inexact(lambda x, m: jnp.where(m, x, jnp.zeros_like(x)), tree, mask)
+
+    def on_leaf(x, m):  # masks are whole on every device
+        return jnp.where(sharding.split_like(m, x), x, jnp.zeros_like(x))
+
+    return trees.map_inexact(on_leaf, tree, mask)
 
 
 def _mean_squares(oracle: Oracle, params: Any, number: int) -> Any:
-    """The mean of the squared gradients of the first examples, one after the other: a Fisher diagonal."""
+    """The mean of the squared gradients of the first examples, one after the other: a Fisher diagonal.
 
-    def add_one(total, example):
+    Padding among them counts nothing.
+    """
+
+    def add_one(total, row):
+        example, weight = row
         alone = dataclasses.replace(
             oracle, batch=jax.tree.map(lambda x: x[None], example), indices=None, weights=None, num_slices=1
         )
-        grads = trees.widen(alone.evaluate(params).grads)
-        return trees.map_inexact(lambda t, g: t + jnp.real(g * jnp.conj(g)) / number, total, grads), None
+        share = jnp.where(weight != 0, 1 / number, 0.0)
+        squares = trees.map_inexact(
+            lambda g: jnp.real(g * jnp.conj(g)), trees.widen(alone.evaluate(params).grads)
+        )
+        return trees.map_inexact(lambda t, x: t + trees.times(share, x), total, squares), None
 
     zeros = trees.map_inexact(lambda x: jnp.zeros_like(jnp.real(trees.widen(x))), params)
-    first = jax.tree.map(lambda x: sharding.replicated(x)[:number], oracle.batch)
+    real = oracle.without_padding()
+    weights = jnp.ones([oracle.size]) if oracle.weights is None else oracle.weights
+    first = jax.tree.map(lambda x: sharding.replicated(x)[:number], (real.batch, weights))
     return lax.scan(add_one, zeros, first)[0]
 
 
@@ -251,7 +265,8 @@ def _largest(scores: Any, number: Any) -> Any:
 
 def _comparable(leaf: jax.Array) -> jax.Array:
     """The entries in a row; those that are never perturbed come last."""
-    return jnp.where(trees.is_inexact(leaf), leaf.ravel().astype(jnp.float32), -jnp.inf)
+    flat = sharding.replicated(leaf).ravel().astype(jnp.float32)
+    return jnp.where(trees.is_inexact(leaf), flat, -jnp.inf)
 
 
 def _largest_leaves(scores: Any, wanted: float) -> Any:
@@ -269,7 +284,7 @@ def _largest_of_groups(scores: jax.Array, kept: int, group: int) -> jax.Array:
     """The `kept` largest of each `group` inputs of a matrix `[..., in, out]`; all of what has no group."""
     if scores.ndim < 2:
         return jnp.ones(scores.shape, bool)
-    rows = scores.reshape(-1, scores.shape[-1])
+    rows = sharding.replicated(scores).reshape(-1, scores.shape[-1])
     whole = rows.shape[0] // group * group
     groups = rows[:whole].reshape(-1, group, rows.shape[1])
     rank = jnp.argsort(jnp.argsort(-groups, axis=1, stable=True), axis=1, stable=True)

@@ -113,7 +113,7 @@ class Method(abc.ABC):
             raise ValueError("params=None: pass the parameters, update(grads, state, params, ...).")
         self._check_call(oracle, grad_fn, perturb)
         structure = jax.tree.structure(updates)
-        oracle = self._with_params(oracle, grad_fn, params)
+        oracle = self.with_params(oracle, grad_fn, params)
         params = jax.tree.map(jnp.asarray, trees.plain(params))
         updates = like_params("grads", updates, params)
         if isinstance(oracle, GradientOracle):
@@ -128,7 +128,7 @@ class Method(abc.ABC):
         outcome = self.finish(updates, state, params, oracle, perturb)
         return jax.tree.unflatten(structure, jax.tree.leaves(outcome.descent)), outcome.state
 
-    def _with_params(self, oracle, grad_fn, params) -> Any:
+    def with_params(self, oracle, grad_fn, params) -> Any:
         """The oracle with the full parameters; or the gradient function as one."""
         hidden = trees.has_masked(params)
         if oracle is None:

@@ -64,14 +64,16 @@ class Decoupled(FollowedBy):
     learning_rate: ScalarOrSchedule
 
     def update(self, updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+        if params is None:
+            raise ValueError("params=None: pass the parameters, update(grads, state, params, ...).")
         own, base = state
         step = states.find(own).step
         oracle = extra_args.get("oracle")
         if isinstance(oracle, Oracle) and oracle.method is not self.inner:
-            start = oracle if oracle.params is not None else dataclasses.replace(oracle, params=params)
+            start = self.inner.with_params(oracle, None, params)
             oracle = self.inner.begin(own, own, start.params, start)
-            first = jax.tree.leaves(oracle.first.evaluation.grads)
-            updates = jax.tree.unflatten(jax.tree.structure(updates), first)
+            first = trees.like_masked(trees.plain(params), oracle.first.evaluation.grads)
+            updates = jax.tree.unflatten(jax.tree.structure(updates), jax.tree.leaves(first))
             extra_args = extra_args | {"oracle": oracle}
         descent, own = self.inner.update(updates, own, params, **extra_args)
         based, base = self.base.update(updates, base, params, **extra_args)

@@ -85,8 +85,9 @@ class Oracle:
       weights: `float[batch]`; 0 marks padding, whose content no result depends on, NaN included:
         the first real row takes its place, with weight 0. The loss is `sum(w l) / sum(w)`.
       whole_batch: every example is used and scored in this step.
-      key: a PRNG key; `losses` is then called as `losses(params, batch, key)`, with another key in every
-        pass of a step. A key that `losses` closes over is the same in all passes.
+      key: a PRNG key; `losses` is then called as `losses(params, batch, key)`, with another key for the
+        gradient at the perturbed point than for the first one, whose key all other passes share. A key
+        that `losses` closes over is the same in all passes.
       loss_scale: the mean of the losses is multiplied by it before, and the gradient divided by it after
         differentiation, in float32 or wider: low-precision gradients neither vanish nor overflow, and
         no result depends on it but by rounding.
@@ -171,7 +172,7 @@ class Oracle:
 
     def evaluate(self, params: Any) -> Evaluation:
         """Loss, losses per example, aux and gradient at `params`; on a CPU at full speed anywhere."""
-        oracle = self._without_padding()
+        oracle = self.without_padding()
         if self.num_slices == 1:
             return oracle._gradient(params)
 
@@ -208,7 +209,7 @@ class Oracle:
 
     def losses_at(self, params: Any) -> jax.Array:
         """One loss per example at `params`, `float[batch]`: one forward pass."""
-        oracle = dataclasses.replace(self, needs_losses=True)._without_padding()
+        oracle = dataclasses.replace(self, needs_losses=True).without_padding()
         if self.num_slices == 1:
             return oracle._forward(params)
 
@@ -228,7 +229,7 @@ class Oracle:
         losses = canonical_convolutions(losses_of)(jax.tree.leaves(params))
         return losses.astype(trees.accumulator_dtype(losses.dtype))
 
-    def _without_padding(self) -> "Oracle":
+    def without_padding(self) -> "Oracle":
         """The oracle with a real row in the place of each row of padding."""
         if self.weights is None:
             return self

@@ -35,6 +35,8 @@ class LargestIncrease:
 
     def __call__(self, oracle: Oracle, here: Evaluation, there: Any, context: Context) -> Oracle:
         del context
+        if oracle.whole_batch:
+            return oracle
         increase = oracle.losses_at(there) - here.losses
         return take_highest(oracle, increase, self.fraction, self.strata)
 
@@ -63,13 +65,14 @@ class OnPart:
 
     def __call__(self, oracle: Oracle, here: Evaluation, there: Any, context: Context) -> Oracle:
         del here, there, context
-        return take_part(of_caller(oracle), self.part, self.num_parts, self.strata)
+        given = of_caller(oracle)
+        return given if given.whole_batch else take_part(given, self.part, self.num_parts, self.strata)
 
 
 def on_part(part: int, num_parts: int, strata: int = 1) -> OnPart:
     """One of several equal parts of the batch, in the order of its rows.
 
-    As a selection the second gradient sees that part; `starts.on_part` is the same for the first.
+    As a selection the second gradient sees that part; `at_params_on_part` is the same for the first.
 
     Args:
       part: from 0 to `num_parts - 1`.

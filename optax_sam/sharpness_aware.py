@@ -298,6 +298,10 @@ def _check_fit(method: Assembly) -> None:
         raise ValueError(
             "start=ahead() takes the one gradient of the step itself: leave gate and selection out."
         )
+    if method.combination is not combinations.perturbed or method.reuse != nothing():
+        raise ValueError(
+            "start=ahead() descends along the one gradient of the step: leave combination and reuse out."
+        )
 
 
 _KINDS = ("start", "direction", "gate", "selection", "combination", "reuse", "ascent")

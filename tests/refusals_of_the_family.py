@@ -21,7 +21,13 @@ from tests.refusals import (
 )
 
 SCALE = [*ANY_NUMBER, (1j, TypeError)]
-POSITIVE = [("0.1", TypeError), (0, ValueError), (-0.1, ValueError), (np.ones(2), ValueError)]
+POSITIVE = [
+    ("0.1", TypeError),
+    (None, TypeError),
+    (0, ValueError),
+    (-0.1, ValueError),
+    (np.ones(2), ValueError),
+]
 BELOW_ONE = [*PROBABILITY, (1.0, ValueError)]
 ASCENT = [(0.05, TypeError), (None, TypeError), (optax_sam.to_radius, TypeError)]
 PART = [(2, ValueError), (-1, ValueError), (0.5, TypeError), (jnp.array(0), TypeError)]

@@ -7,6 +7,7 @@ import pytest
 
 import optax_sam
 from tests.registry import (
+    FAMILY,
     METHODS,
     assert_trees_close,
     init_params,
@@ -77,6 +78,18 @@ def test_slices_of_slices_are_slices():
     nested = optax_sam.per_microbatch(optax_sam.per_microbatch(sam, 2), 4)
     wanted, _, _ = one_step(optax_sam.per_microbatch(sam, 8), init_params(), BATCH)
     got, _, _ = one_step(nested, init_params(), BATCH)
+    assert_trees_close(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_first_gradient_taken_anew_has_as_many_slices():
+    """FGSAM+ told what to do begins again, on three slices of five examples."""
+    surrogate = FAMILY["fgsam_plus"].required["surrogate_losses"]
+    method = optax_sam.fgsam_plus(surrogate)
+    batch = jax.tree.map(lambda x: x[:15], BATCH)
+    forms = (method, optax_sam.accumulated(method, 3))
+    wanted, got = (
+        one_step(form, init_params(), batch, perturb=True, indices=INDICES[:15])[0] for form in forms
+    )
     assert_trees_close(got, wanted, rtol=1e-5, atol=1e-6)
 
 

@@ -91,6 +91,12 @@ def _gradient(params):
     return jax.grad(lambda p: jnp.mean(losses(p, make_batch())))(params)
 
 
+def _masked_decoupled(**arguments):
+    decoupled, params = optax_sam.decoupled(optax_sam.wsam(), optax.sgd(0.1), 0.1), init_params()
+    tx = optax.masked(decoupled, {"layer_0": True, "layer_1": False})
+    return tx.update(params, tx.init(params), params, **arguments)
+
+
 AT_TRACE = {
     "params missing": (lambda: _update(params=None, grad_fn=_gradient), ValueError, "params=None"),
     "neither": (lambda: _update(), ValueError, "exactly one"),
@@ -167,6 +173,40 @@ AT_TRACE = {
         lambda: _update(optax_sam.vsam(tail=lambda params: [True]), grad_fn=_gradient, perturb=True),
         ValueError,
         "tail returned 1 bools for 4",
+    ),
+    "ahead with a combination": (
+        lambda: optax_sam.sharpness_aware(
+            optax_sam.to_radius(0.1),
+            start=optax_sam.ahead(),
+            direction=optax_sam.previous_descent(),
+            combination=optax_sam.unit,
+        ),
+        ValueError,
+        "leave combination and reuse out",
+    ),
+    "ahead with a reuse": (
+        lambda: optax_sam.sharpness_aware(
+            optax_sam.to_radius(0.1),
+            start=optax_sam.ahead(),
+            direction=optax_sam.previous_descent(),
+            reuse=optax_sam.orthogonal_component(0.7),
+        ),
+        ValueError,
+        "leave combination and reuse out",
+    ),
+    "decoupled without params": (
+        lambda: _update(
+            optax_sam.decoupled(optax_sam.wsam(), optax.sgd(0.1), 0.1),
+            params=None,
+            oracle=optax_sam.Oracle(losses, make_batch()),
+        ),
+        ValueError,
+        "params=None",
+    ),
+    "decoupled in a mask": (
+        lambda: _masked_decoupled(oracle=optax_sam.Oracle(losses, make_batch())),
+        ValueError,
+        "oracle.params=None inside optax.masked",
     ),
     "no state": (lambda: optax_sam.info(()), ValueError, "no state"),
     "due without state": (lambda: optax_sam.due(optax.EmptyState()), ValueError, "no state"),

@@ -166,6 +166,44 @@ def test_inside_masked_and_partition_the_method_sees_a_part(name):
         masked_tx.update(grads, state, params, grad_fn=lambda p: p)
 
 
+def on_parts(params, batch):
+    """Squares of the visible part, the same function of its leaves wherever it stands."""
+    return batch * sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(params["layer_0"]))
+
+
+AHEAD = {
+    "adaptive_random_perturbation": optax_sam.adaptive_random_perturbation(),
+    "bsam": optax_sam.bsam(48, num_microbatches=2),
+    "graphsam": optax_sam.graphsam(3),
+    "momentum_sam": optax_sam.momentum_sam(),
+}
+
+
+@pytest.mark.parametrize("name", AHEAD)
+def test_what_moves_before_its_first_gradient_moves_the_visible_part_alone(name):
+    method, params, batch = AHEAD[name], init_params(), jnp.linspace(0.5, 1.5, 4)
+    tx = optax.chain(optax.masked(method, FIRST), optax.trace(0.9))
+    state, seen = tx.init(params), []
+
+    def watched(params, batch):
+        jax.debug.callback(lambda x: seen.append(np.array(x)), params["layer_1"]["kernel"])
+        return on_parts(params, batch)
+
+    @jax.jit
+    def step(params, state):
+        _, grads, oracle = method.value_and_grad(watched)(params, batch, state=state)
+        return tx.update(grads, state, params, oracle=oracle)
+
+    before = jax.tree.structure(state)
+    for _ in range(2):
+        updates, state = step(params, state)
+        assert jax.tree.structure(state) == before
+    jax.effects_barrier()
+    assert all(np.array_equal(x, params["layer_1"]["kernel"]) for x in seen)
+    assert optax_sam.info(state)["perturbation_norm"] > 0
+    assert not np.allclose(updates["layer_0"]["kernel"], 0)
+
+
 def test_masked_sam_perturbs_the_visible_part_to_the_radius():
     sam, params, batch = optax_sam.sam(0.1), init_params(), make_batch()
     tx = optax.masked(sam, FIRST)

@@ -10,9 +10,12 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import optax_sam
-from tests.registry import METHODS, assert_trees_close, make_indices
+from tests.registry import CASES, METHODS, assert_trees_close, make_indices
 
 every_axis_type = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+
+BY_LEAF = ("adaptive_random_perturbation", "fisher_mask_sam", "graphsam", "random_sam", "sparse_sam")
+"""Of the rest of the family, those that look at filters, leaves or single entries."""
 
 
 def init_params():
@@ -60,7 +63,7 @@ def run(method, place, gather):
 
 def made(name, per_part):
     """A method of the registry; after "per part of", in as many parts as devices."""
-    inner = METHODS[name.removeprefix("per part of ")].make()
+    inner = CASES[name.removeprefix("per part of ")].make()
     return per_part(inner) if name.startswith("per part of ") else inner
 
 
@@ -72,7 +75,7 @@ def on_one_device(name):
 
 
 @every_axis_type
-@pytest.mark.parametrize("name", [*METHODS, "per part of sam", "per part of vsam"])
+@pytest.mark.parametrize("name", [*METHODS, *BY_LEAF, "per part of sam", "per part of vsam"])
 def test_split_parameters_stay_split_and_norms_are_global(name, kind):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
     split = NamedSharding(mesh, PartitionSpec("data"))

@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import optax_sam
 from optax_sam.state import add_gradients
 from tests.registry import (
+    FAMILY,
     METHODS,
     VARIANTS,
     assert_trees_close,
@@ -106,6 +108,34 @@ def test_whole_batch_uses_and_scores_every_example():
     _, state = method.update(grads, method.init(params), params, oracle=oracle)
     np.testing.assert_array_equal(np.flatnonzero(state.start.times_scored), np.sort(indices))
     assert optax_sam.info(state)["gradients"] == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("ksam", {"rho": 0.2}),
+        ("esam", {"rho": 0.2, "weight_fraction": 1.0}),
+        ("random_perturbation", {"noise_scale": 0.0}),
+    ],
+)
+def test_whole_batch_leaves_nothing_to_choose(name, own):
+    """Both gradients see every example: SAM, and without noise the base optimizer."""
+    method = FAMILY[name].make(**own)
+    descent, state = whole_batch_step(method)
+    wanted, wanted_state = whole_batch_step(optax_sam.sam(own.get("rho", 0.0)))
+    assert_trees_close(descent, wanted, rtol=1e-5, atol=1e-6)
+    found, expected = optax_sam.info(state), optax_sam.info(wanted_state)
+    assert found["gradients"] == 2
+    np.testing.assert_allclose(found["sharpness"], expected["sharpness"], rtol=1e-3, atol=1e-6)
+
+
+def whole_batch_step(method):
+    @jax.jit
+    def step(params, state, batch):
+        _, grads, oracle = method.value_and_grad(losses)(params, batch, state=state, whole_batch=True)
+        return method.update(grads, state, params, oracle=oracle)
+
+    return step(init_params(), method.init(init_params()), make_batch())
 
 
 def test_indices_out_of_range_are_never_written_and_never_drawn_before_real_ones():

@@ -14,12 +14,12 @@ from optax_sam.sharpness_aware import SharpnessAware
 
 
 class ScaleByAdaSAMState(NamedTuple):
-    """State of `scale_by_adasam`: trees like the parameters, which change every step.
+    """State of `scale_by_adasam`: trees like the parameters, which change in every step that is finite.
 
     Attributes:
       first_moment: `m`.
       second_moment: `v`.
-      maximum: the largest `v` of all steps.
+      maximum: the square root of the largest `v` of all steps, at first `epsilon`.
     """
 
     first_moment: Any
@@ -42,7 +42,7 @@ def scale_by_adasam(
     """
     checks.number("b1", b1, low=0, high=1)
     checks.number("b2", b2, low=0, high=1)
-    checks.optional_positive("epsilon", epsilon)
+    checks.positive("epsilon", epsilon)
 
     def init(params):
         zeros = jax.tree.map(lambda x: jnp.zeros_like(x, dtype=jnp.result_type(x)), params)
@@ -64,7 +64,8 @@ def scale_by_adasam(
         square = trees.map_inexact(second, state.second_moment, trees.widen(updates))
         root = trees.map_inexact(lambda r, v: jnp.maximum(r, jnp.sqrt(v)), state.maximum, square)
         scaled = trees.map_wide(lambda m, r: m / r.astype(m.dtype), moment, root)
-        return optax.tree.cast_like(scaled, updates), ScaleByAdaSAMState(moment, square, root)
+        new = trees.where(jnp.isfinite(trees.norm(updates)), ScaleByAdaSAMState(moment, square, root), state)
+        return optax.tree.cast_like(scaled, updates), new
 
     return optax.GradientTransformation(init, update)
 

@@ -69,14 +69,12 @@ class BSAM(Method):
     def begin(self, state: SharpnessAwareState, opt_state: Any, params: Any, oracle: Oracle) -> Oracle:
         del opt_state
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl="threefry2x32"), state.step)
-        noise = random_trees.standard_normal(key, params)
+        scale = state.ascent.scale
+        noise = trees.like_masked(scale, random_trees.standard_normal(key, params))
 
         def deviation(z, s):
-            return (z.astype(jnp.result_type(z.dtype, s.dtype)) / jnp.sqrt(self.num_effective * s)).astype(
-                z.dtype
-            )
+            return trees.times(1 / jnp.sqrt(trees.times(float(self.num_effective), s)), trees.widen(z))
 
-        scale = trees.like_masked(params, state.ascent.scale)
         point = trees.add_perturbation(params, trees.map_inexact(deviation, noise, scale))
         return dataclasses.replace(
             oracle, method=self, first=First(point, oracle.evaluate(point)), origin=oracle
@@ -95,7 +93,7 @@ class BSAM(Method):
         there = from_params.with_key(1).evaluate_moved(perturbation, params)
 
         def momentum(m, g, w):
-            decayed = g.astype(m.dtype) + self.decay * w.astype(m.dtype)
+            decayed = jnp.conj(g).astype(m.dtype) + self.decay * w.astype(m.dtype)
             return trees.times(self.b1, m) + trees.times(1 - jnp.asarray(self.b1), decayed)
 
         def renewed(s, g):
@@ -197,7 +195,7 @@ def bsam(
         checks.number(name, value, low=0, high=1)
     checks.static_number("prior_precision", prior_precision, low=0)
     checks.number("damping", damping, low=0)
-    checks.optional_positive("initial_scale", initial_scale)
+    checks.positive("initial_scale", initial_scale)
     checks.static_number("augmentation_factor", augmentation_factor, low=1)
     checks.seed(seed)
     num_effective = num_examples * augmentation_factor

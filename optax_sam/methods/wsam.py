@@ -1,7 +1,5 @@
 """WSAM, weighted sharpness as a regularization term."""
 
-import numpy as np
-
 from optax_sam import checks
 from optax_sam.ascents import to_radius
 from optax_sam.combinations import mix
@@ -46,5 +44,7 @@ def wsam(rho: ScalarOrSchedule = 0.05, gamma: Scalar = 0.9) -> SharpnessAware:
     Deviations:
       on several devices the authors perturb per device: that is `per_device(wsam())`.
     """
-    checks.number("gamma", gamma, low=0, high=float(np.nextafter(1, 0)))
+    checks.number("gamma", gamma, low=0, high=1)
+    if isinstance(gamma, int | float) and gamma == 1:
+        raise ValueError(f"gamma={gamma!r} is an infinite weight: pass a number below 1.")
     return sharpness_aware(to_radius(rho), combination=mix(gamma / (1 - gamma)))

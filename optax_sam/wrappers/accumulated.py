@@ -18,12 +18,15 @@ class Accumulated(Wrapper):
 
     def begin(self, state: SharpnessAwareState, opt_state: Any, params: Any, oracle: Oracle) -> Oracle:
         sliced = dataclasses.replace(oracle, num_slices=oracle.num_slices * self.num_microbatches)
-        return dataclasses.replace(self.inner.begin(state, opt_state, params, sliced), method=self)
+        started = self.inner.begin(state, opt_state, params, sliced)
+        return dataclasses.replace(started, method=self, origin=oracle)
 
     def finish(
         self, grads: Any, state: SharpnessAwareState, params: Any, oracle: Oracle, perturb: bool | None
     ) -> Outcome:
-        return self.inner.finish(grads, state, params, oracle, perturb)
+        # Further draws begin from the origin, in as many slices.
+        origin = dataclasses.replace(oracle.origin, num_slices=oracle.num_slices)
+        return self.inner.finish(grads, state, params, dataclasses.replace(oracle, origin=origin), perturb)
 
 
 def accumulated(method: SharpnessAware, num_microbatches: int) -> SharpnessAware:

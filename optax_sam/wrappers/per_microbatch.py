@@ -52,7 +52,8 @@ def per_microbatch(
     leading axis of slices.
 
     A stateful method starts every slice from the one shared state; the new state is the mean of its
-    float leaves and the first slice's for all others. The gate decides once for all slices.
+    float leaves and the first slice's for all others. The gate decides once for all slices; one that must see
+    the gradient (AE-SAM) decides in each, and `due` with the mean gradient is only a guess at that.
 
     Args:
       method: any sharpness-aware method.

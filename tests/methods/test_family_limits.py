@@ -8,7 +8,18 @@ import pytest
 
 import optax_sam
 from optax_sam import to_radius
-from tests.methods.small import BATCHES, PARAMS, STEPS, close, flatten, losses, one_step, stepper, train
+from tests.methods.small import (
+    BATCH,
+    BATCHES,
+    PARAMS,
+    STEPS,
+    close,
+    flatten,
+    losses,
+    one_step,
+    stepper,
+    train,
+)
 
 RHO = 0.1
 
@@ -79,6 +90,22 @@ def test_fisher_masks_that_keep_all_are_sam_from_the_first_renewal_on():
     close(flatten(descent), flatten(one_step(optax_sam.sam(RHO))[0]))
 
 
+def test_padding_has_no_part_in_a_fisher_mask():
+    """Two of the first five rows are padding: the mask is that of the three real ones."""
+    padding = np.isin(np.arange(12), (0, 3, 11))
+    padded = BATCH | {"image": jnp.where(padding[:, None], jnp.nan, BATCH["image"])}
+    real = jax.tree.map(lambda x: x[~padding], BATCH)
+
+    def mask_of(number, batch, weights=None):
+        method = optax_sam.fisher_mask_sam(RHO, 0.5, refresh_steps=1, num_samples=number)
+        state = method.init(PARAMS)
+        _, grads, oracle = method.value_and_grad(losses)(PARAMS, batch, state=state, weights=weights)
+        return flatten(method.update(grads, state, PARAMS, oracle=oracle)[1].ascent[1].mask)
+
+    got = mask_of(5, padded, jnp.asarray(~padding, jnp.float32))
+    np.testing.assert_array_equal(got, mask_of(3, real))
+
+
 def one_step_from(method, state):
 
     return stepper(method)(PARAMS, state)
@@ -140,6 +167,52 @@ def test_decoupled_sharpness_of_plain_descent_is_coupled_sharpness():
     oracle = optax_sam.Oracle(losses, {k: jnp.asarray(v[0]) for k, v in BATCHES.items()})
     updates, state = whole.update(PARAMS, state, params, oracle=oracle)
     close(flatten(optax.apply_updates(params, updates)), run.params[0])
+
+
+def test_a_dynamic_mask_keeps_its_number_of_entries_in_double_precision():
+    """Live entries without a gradient outrank dead ones there too."""
+    with jax.enable_x64(True):
+        params = jnp.ones(40, jnp.float64)
+        method = optax_sam.sparse_sam(RHO, 0.5, mask="dynamic", refresh_steps=1, total_steps=9, drop_rate=0.3)
+
+        def reads_four(params, batch):
+            return jnp.sum(jnp.square(params[:4] - 2.0)) * batch
+
+        @jax.jit
+        def step(state):
+            _, grads, oracle = method.value_and_grad(reads_four)(params, jnp.ones(4), state=state)
+            return method.update(grads, state, params, oracle=oracle)[1]
+
+        state = method.init(params)
+        for _ in range(4):
+            state = step(state)
+            assert state.ascent[1].mask.sum() == 20
+
+
+def test_adasam_forgets_a_gradient_that_is_not_finite():
+    base = optax_sam.scale_by_adasam()
+    state = base.update(PARAMS, base.init(PARAMS))[1]
+    after = base.update(jax.tree.map(lambda x: x / 0, PARAMS), state)[1]
+    jax.tree.map(np.testing.assert_array_equal, after, state)
+
+
+def test_bsam_descends_on_complex_leaves():
+    params, target = jnp.array([1.0 + 2.0j, 3.0 - 1.0j]), jnp.array([0.0 - 1.0j, 1.0 + 1.0j])
+    method = optax_sam.bsam(10**9, learning_rate=0.1, b1=0.0, num_microbatches=2)
+
+    def distance(params, batch):
+        return batch * jnp.sum(jnp.abs(params - target) ** 2)
+
+    @jax.jit
+    def step(params, state):
+        _, grads, oracle = method.value_and_grad(distance)(params, jnp.ones(4), state=state)
+        updates, state = method.update(grads, state, params, oracle=oracle)
+        return optax.apply_updates(params, updates), state
+
+    state = method.init(params)
+    for _ in range(30):
+        params, state = step(params, state)
+    np.testing.assert_allclose(params, target, atol=2e-2)
 
 
 def test_a_split_batch_needs_two_halves():
