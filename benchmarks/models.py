@@ -72,7 +72,8 @@ class Transformer(nn.Module):
         places = self.param("places", nn.initializers.normal(0.02), (tokens.shape[1], self.width))
         x = nn.Embed(1024, self.width)(tokens) + places
         for _ in range(2):
-            x = x + nn.MultiHeadDotProductAttention(num_heads=4)(nn.LayerNorm()(x))
+            attended: Any = nn.MultiHeadDotProductAttention(num_heads=4)(nn.LayerNorm()(x))
+            x = x + attended
             x = x + nn.Dense(self.width)(nn.gelu(nn.Dense(4 * self.width)(nn.LayerNorm()(x))))
         return nn.Dense(10)(nn.LayerNorm()(x).mean(1))
 

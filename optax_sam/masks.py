@@ -69,7 +69,7 @@ class FisherMask:
 
     def _kept(self, fisher: Any) -> Any:
         if self.pattern == "unstructured":
-            return _largest(fisher, int(_size(fisher) * (1 - self.sparsity)))
+            return _largest(fisher, _num_live(fisher, self.sparsity))
         if self.pattern == "structured":
             return _largest_leaves(fisher, _size(fisher) * (1 - self.sparsity))
         kept, group = check_pattern(self.pattern)
@@ -247,7 +247,7 @@ def _size(tree: Any) -> int:
 
 
 def _num_live(tree: Any, sparsity: float) -> int:
-    """How many of them a dynamic mask keeps."""
+    """How many of its entries a mask keeps."""
     return _size(tree) - math.ceil(sparsity * _size(tree))
 
 

@@ -28,8 +28,9 @@ class FollowedBy:
         return self.inner.init(params), self.base.init(params)
 
     def update(self, updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+        step = states.find(state[0]).step
         descent, own = self.inner.update(updates, state[0], params, **extra_args)
-        updates, base = self.base.update(descent, state[1], params, **extra_args)
+        updates, base = self.base.update(descent, state[1], params, **extra_args | {"step": step})
         return updates, (own, base)
 
     def begin(self, state: Any, opt_state: Any, params: Any, oracle: Oracle) -> Oracle:
@@ -41,6 +42,8 @@ class FollowedBy:
 
 def followed_by(method: SharpnessAware, base: optax.GradientTransformation) -> SharpnessAware:
     """`optax.chain(method, base)` that keeps `value_and_grad` and `due` of the method.
+
+    The base gets the step count as the extra argument `step`.
 
     Args:
       method: a sharpness-aware method.

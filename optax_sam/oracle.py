@@ -39,7 +39,7 @@ class Climb(NamedTuple):
 
     Attributes:
       direction: what pointed uphill.
-      perturbation: a tree like the parameters.
+      perturbation: a tree like the parameters; None where it is no longer needed.
       state: of the ascent, after it.
       length: `float[]`, the L2 norm of the perturbation.
     """
@@ -125,6 +125,7 @@ class Oracle:
     slices: Any = dataclasses.field(default=None, repr=False)
     of_slice: Any = dataclasses.field(default=None, repr=False)
     first: Any = dataclasses.field(default=None, repr=False)
+    opt_state: Any = dataclasses.field(default=None, repr=False)
     origin: Any = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self):

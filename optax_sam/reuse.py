@@ -139,6 +139,7 @@ class ComponentsBeyond:
     alpha: ScalarOrSchedule
 
     evaluations: ClassVar[int] = 1
+    needs_oracle: ClassVar[bool] = True
 
     def init(self, params: Any) -> SurrogateState:
         return SurrogateState(trees.memory_like(params), trees.memory_like(params))

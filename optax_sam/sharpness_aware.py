@@ -43,7 +43,8 @@ class Assembly(Method):
     @property
     def needs_oracle(self) -> bool:
         chosen = self.selection is not selections.everything
-        return self.start.needs_oracle or self.direction.needs_oracle or chosen
+        pieces = (self.start, self.direction, self.combination, self.reuse)
+        return chosen or any(getattr(piece, "needs_oracle", False) for piece in pieces)
 
     @property
     def perturbs_at_start(self) -> bool:
@@ -81,6 +82,7 @@ class Assembly(Method):
         if self._is_ahead:
             climbed = self._climb(None, state, params, oracle, opt_state)
             point = oracle.moved(climbed.perturbation, params)
+            climbed = climbed._replace(perturbation=None)
         found = seen.evaluate(point)
         if self.start.reweights:
             found = found._replace(loss=weighted_mean(found.losses, oracle.weights, params))

@@ -288,3 +288,47 @@ def test_copies_and_pickles_are_the_method(name):
     for form in (copy.deepcopy(method), method._replace(), pickle.loads(pickle.dumps(method))):
         assert isinstance(form, optax_sam.SharpnessAware)
         chex.assert_trees_all_equal(form.init(init_params()), method.init(init_params()))
+
+
+def test_whole_optimizers_copy_and_pickle_and_have_no_wrapper_around_them():
+    method = optax_sam.adasam(0.1)
+    for form in (copy.deepcopy(method), pickle.loads(pickle.dumps(method))):
+        chex.assert_trees_all_equal(form.init(init_params()), method.init(init_params()))
+    for optimizer in (method, optax_sam.decoupled(optax_sam.wsam(), optax.sgd(0.1), 0.1)):
+        with pytest.raises(TypeError, match=r"pass followed_by\(per_microbatch\(sam\(\), 4\), base\)"):
+            optax_sam.per_microbatch(optimizer, 2)
+
+
+def test_slices_that_decide_each_for_itself_have_no_common_decision():
+    method, params = optax_sam.per_microbatch(optax_sam.aesam(10), 4), init_params()
+    with pytest.raises(ValueError, match="every slice decides by its own gradient"):
+        method.due(method.init(params), params)
+
+
+def test_every_draw_follows_the_momentum_of_the_base_optimizer():
+    """Draws of a method that does not draw are all the same."""
+    method = optax_sam.momentum_sam(0.5, momentum=0.0)
+    draws = optax_sam.over_draws(method, 2, optax_sam.tilted(0.0))
+    sliced = optax_sam.per_microbatch(draws, 1)
+
+    @jax.jit
+    def steps(params):
+        found = []
+        for form in (method, draws, sliced):
+            tx = optax.chain(form, optax.sgd(0.1, momentum=0.9))
+            carry = params, tx.init(params)
+            for number in range(3):
+                carry = make_step(form, tx)(*carry, make_batch(number), make_indices(number))[:2]
+            found.append(carry[0])
+        return found
+
+    alone, *others = steps(init_params())
+    for other in others:
+        assert_trees_close(other, alone, rtol=1e-5, atol=1e-6)
+
+
+def test_a_reuse_that_asks_a_surrogate_refuses_a_gradient_function():
+    reuse = optax_sam.components_beyond(losses, 0.5, 0.5)
+    method, params = optax_sam.sharpness_aware(optax_sam.to_radius(0.1), reuse=reuse), init_params()
+    with pytest.raises(ValueError, match="grad_fn is given, but"):
+        method.update(params, method.init(params), params, grad_fn=lambda p: p)

@@ -1,5 +1,6 @@
 """AdaSAM: SAM with AMSGrad behind it."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -7,7 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import checks, trees
-from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
+from optax_sam.ascents import in_proportion, in_turn, transformation
+from optax_sam.hyperparameters import Scalar, ScalarOrSchedule, scaled
 from optax_sam.methods.sam import sam
 from optax_sam.optimizers import followed_by
 from optax_sam.sharpness_aware import SharpnessAware
@@ -29,7 +31,7 @@ class ScaleByAdaSAMState(NamedTuple):
 
 def scale_by_adasam(
     b1: Scalar = 0.9, b2: Scalar = 0.999, epsilon: Scalar = 1e-8
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """`m / sqrt(max v)`, the maximum over all steps started at `epsilon^2`: AMSGrad as AdaSAM has it.
 
     `m = b1 m + (1 - b1) g`, `v = b2 v + (1 - b2) |g|^2`, without correction of the bias. Where
@@ -43,22 +45,33 @@ def scale_by_adasam(
     checks.number("b1", b1, low=0, high=1)
     checks.number("b2", b2, low=0, high=1)
     checks.positive("epsilon", epsilon)
+    return transformation(ScaleByAdaSAM(b1, b2, epsilon))
 
-    def init(params):
+
+@dataclasses.dataclass(frozen=True)
+class ScaleByAdaSAM:
+    """See `scale_by_adasam`."""
+
+    b1: Scalar
+    b2: Scalar
+    epsilon: Scalar
+
+    def init(self, params: Any) -> ScaleByAdaSAMState:
         zeros = jax.tree.map(lambda x: jnp.zeros_like(x, dtype=jnp.result_type(x)), params)
         real = trees.map_inexact(lambda x: jnp.real(trees.widen(x)), zeros)
-        floor = trees.map_inexact(lambda x: jnp.full_like(x, epsilon), real)
+        floor = trees.map_inexact(lambda x: jnp.full_like(x, self.epsilon), real)
         # The square of 1e-8 is kept as its root: it would vanish in half precision and lose digits.
         return ScaleByAdaSAMState(zeros, real, floor)
 
-    def update(updates, state, params=None):
-        del params
+    def update(self, updates: Any, state: ScaleByAdaSAMState, params: Any = None, **extra_args: Any):
+        del params, extra_args
 
         def first(m, g):
-            return trees.times(b1, m) + trees.times(1 - jnp.asarray(b1), g)
+            return trees.times(self.b1, m) + trees.times(1 - jnp.asarray(self.b1), g)
 
         def second(v, g):
-            return trees.times(b2, v) + trees.times(1 - jnp.asarray(b2), jnp.real(g * jnp.conj(g)))
+            square = jnp.real(g * jnp.conj(g))
+            return trees.times(self.b2, v) + trees.times(1 - jnp.asarray(self.b2), square)
 
         moment = trees.map_wide(first, state.first_moment, updates)
         square = trees.map_inexact(second, state.second_moment, trees.widen(updates))
@@ -66,8 +79,6 @@ def scale_by_adasam(
         scaled = trees.map_wide(lambda m, r: m / r.astype(m.dtype), moment, root)
         new = trees.where(jnp.isfinite(trees.norm(updates)), ScaleByAdaSAMState(moment, square, root), state)
         return optax.tree.cast_like(scaled, updates), new
-
-    return optax.GradientTransformation(init, update)
 
 
 def adasam(
@@ -102,7 +113,8 @@ def adasam(
       2 gradients per step; three parameter-sized buffers.
 
     Guarantees:
-      it is `optax.chain(sam(rho), scale_by_adasam(b1, b2, epsilon), scale_by_learning_rate(...))`.
+      it is `optax.chain(sam(rho), scale_by_adasam(b1, b2, epsilon), scale_by_learning_rate(...))`. To skip
+      steps that are not finite, write that chain with `optax.apply_if_finite` around what follows `sam`.
 
     Example:
       >>> import optax_sam
@@ -116,6 +128,5 @@ def adasam(
       the decays and `epsilon` are Adam's usual ones; the paper's were not to be found.
     """
     checks.number_or_schedule("learning_rate", learning_rate, low=0)
-    rate: Any = learning_rate
-    base = optax.chain(scale_by_adasam(b1, b2, epsilon), optax.scale_by_learning_rate(rate))
-    return followed_by(sam(rho), base)
+    descent = in_proportion(scaled(learning_rate, -1))
+    return followed_by(sam(rho), in_turn(scale_by_adasam(b1, b2, epsilon), descent))

@@ -175,7 +175,8 @@ def bsam(
 
     Guarantees:
       predictions averaged over samples `w + z / sqrt(N s)` are the method's; `s` is
-      `opt_state.ascent.scale`.
+      `opt_state.ascent.scale`. A step that is not finite leaves the state as it was; its updates are not
+      finite, and `finite(opt_state)` tells.
 
     Example:
       >>> import optax_sam

@@ -26,7 +26,7 @@ class OverDraws(Wrapper):
 
     def begin(self, state: SharpnessAwareState, opt_state: Any, params: Any, oracle: Oracle) -> Oracle:
         started = self._begin(0, state, opt_state, params, oracle)
-        return dataclasses.replace(started, method=self, origin=oracle)
+        return dataclasses.replace(started, method=self, origin=oracle, opt_state=opt_state)
 
     def finish(
         self, grads: Any, state: SharpnessAwareState, params: Any, oracle: Oracle, perturb: bool | None
@@ -39,7 +39,9 @@ class OverDraws(Wrapper):
 
         def one_more(carry, number):
             descent, total, largest, mean = carry
-            outcome, weight = run(number, self._begin(number, state, state, oracle.params, oracle.origin))
+            outcome, weight = run(
+                number, self._begin(number, state, oracle.opt_state, oracle.params, oracle.origin)
+            )
             new_largest = jnp.maximum(largest, weight)
             old_share, share = jnp.exp(largest - new_largest), jnp.exp(weight - new_largest)
             descent = jax.tree.map(

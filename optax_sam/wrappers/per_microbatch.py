@@ -53,7 +53,7 @@ def per_microbatch(
 
     A stateful method starts every slice from the one shared state; the new state is the mean of its
     float leaves and the first slice's for all others. The gate decides once for all slices; one that must see
-    the gradient (AE-SAM) decides in each, and `due` with the mean gradient is only a guess at that.
+    the gradient (AE-SAM) decides in each, so that `due` raises.
 
     Args:
       method: any sharpness-aware method.

@@ -59,6 +59,14 @@ class PerSlice(Wrapper):
     def mean(self, function: Callable[[Any, Any], Any], shares: jax.Array, parts: Any, shared: Any) -> Any:
         """The mean of `function(part, shared)` over the slices."""
 
+    def due(self, state: SharpnessAwareState, grads: Any) -> jax.Array:
+        if isinstance(state.due, tuple) and grads is not None:
+            raise ValueError(
+                "grads is the mean over slices, but every slice decides by its own gradient: leave the "
+                "decision to the program, perturb=None."
+            )
+        return super().due(state, grads)
+
     def begin(self, state: SharpnessAwareState, opt_state: Any, params: Any, oracle: Oracle) -> Oracle:
         number_of_slices = self.num_slices(oracle)
         arrays, rebuild = self.closure(oracle.losses)
@@ -69,7 +77,7 @@ class PerSlice(Wrapper):
             state = _slice_state(shared.state, part[1])
             started = self.inner.begin(state, shared.opt_state, shared.params, own)
             # Only arrays may leave the loop; all else is the same for every slice.
-            gone = (*Slice._fields, "params", "loss_scale", "origin", "weight_before_draw")
+            gone = (*Slice._fields, "params", "loss_scale", "origin", "opt_state", "weight_before_draw")
             nothing: dict[str, Any] = dict.fromkeys(gone) | {"batch": (), "losses": oracle.losses}
             seen.append(dataclasses.replace(started, **nothing))
             return Slice(*(getattr(started, name) for name in Slice._fields)), started.whole_weight
@@ -87,6 +95,7 @@ class PerSlice(Wrapper):
             first=First(None, mean),
             slices=(slices, shares),
             of_slice=seen[0],
+            opt_state=opt_state,
             origin=oracle,
         )
 
@@ -105,6 +114,7 @@ class PerSlice(Wrapper):
                 losses=origin.losses,
                 params=shared.full_params,
                 loss_scale=shared.loss_scale,
+                opt_state=shared.opt_state,
                 origin=origin,
             )
             visible = trees.like_masked(shared.params, own.first.evaluation.grads)
@@ -112,7 +122,7 @@ class PerSlice(Wrapper):
                 visible, _slice_state(shared.state, part[1]), shared.params, own, perturb
             )
 
-        shared = Shared(state, None, params, oracle.params, oracle.key, oracle.loss_scale, arrays)
+        shared = Shared(state, oracle.opt_state, params, oracle.params, oracle.key, oracle.loss_scale, arrays)
         parts = oracle.split(len(shares)), jnp.arange(len(shares))
         mean = self.mean(on_slice, shares, (parts, slices), shared)
         descent = optax.tree.cast_like(sharding.split_like(mean.descent, params), grads)

@@ -36,9 +36,10 @@ class Wrapper(Method):
 def method_of(method: Any) -> Method:
     """What stands behind a transformation of this library; refuses any other."""
     if not isinstance(method, SharpnessAware) or not isinstance(method.method, Method):
-        raise TypeError(
-            f"method={method!r} is no method of this library: pass one, for example optax_sam.sam()."
-        )
+        repair = "pass one, for example optax_sam.sam()"
+        if isinstance(method, SharpnessAware):
+            repair = "a whole optimizer goes around it: pass followed_by(per_microbatch(sam(), 4), base)"
+        raise TypeError(f"method={method!r} is no method of this library: {repair}.")
     return method.method
 
 
