@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from optax_sam import trees
@@ -28,15 +29,40 @@ class Picked(NamedTuple):
     size: int
 
 
+class Windows(NamedTuple):
+    """Rows seen from each place of a kernel: parts of the left side, of which one is written out at a time.
+
+    Attributes:
+      image: `float[batch, space..., channels]`, padded.
+      starts: `int[places, space]`, where a window begins.
+      sizes: of a window, from its first to its last entry.
+      strides: between its entries.
+      groups: of channels: blocks.
+    """
+
+    image: jax.Array
+    starts: jax.Array
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    groups: int
+
+    def at(self, place: Any) -> jax.Array:
+        """`float[blocks, rows, m]`."""
+        image, start = self.image, self.starts[place]
+        zero = jnp.zeros_like(start[0])
+        seen = lax.dynamic_slice(image, (zero, *start, zero), (image.shape[0], *self.sizes, image.shape[-1]))
+        return _in_groups(lax.slice(seen, (0,) * seen.ndim, seen.shape, (1, *self.strides, 1)), self.groups)
+
+
 class Rows(NamedTuple):
     """The gradient `sum_r a_r d_r^T`, in independent blocks.
 
     Attributes:
-      inputs: some `float[blocks, rows, m]`, one for each part of the left side (places in a kernel).
+      inputs: `float[blocks, rows, m]`, or what stands for it.
       cotangents: `float[blocks, rows, n]`.
     """
 
-    inputs: tuple[Any, ...]
+    inputs: jax.Array | Picked | Windows
     cotangents: jax.Array
 
 
@@ -68,30 +94,40 @@ class Rule(NamedTuple):
 
 def squared_norm(rows: Rows) -> jax.Array:
     """`||sum_r a_r d_r^T||^2`, by whichever products are smaller."""
-    d = trees.widen(rows.cotangents)
-    if isinstance(rows.inputs[0], Picked):
-        at = rows.inputs[0].positions
-        return jnp.sum(jnp.where(at[:, None] == at[None, :], jnp.einsum("brn,bsn->rs", d, d), 0))
-    inputs = [trees.widen(x) for x in rows.inputs]
-    num_rows, m, n = d.shape[1], inputs[0].shape[2] * len(inputs), d.shape[2]
+    inputs, d = rows.inputs, trees.widen(rows.cotangents)
+    if isinstance(inputs, Picked):
+        same = inputs.positions[:, None] == inputs.positions[None, :]
+        return jnp.sum(jnp.where(same, jnp.einsum("brn,bsn->rs", d, d), 0))
+    places = len(inputs.starts) if isinstance(inputs, Windows) else 1
+
+    def at(place):
+        return trees.widen(inputs.at(place) if isinstance(inputs, Windows) else inputs)
+
+    def over_places(of_one):
+        def one_more(total, place):
+            return total + of_one(at(place)), None
+
+        first = of_one(at(0))
+        return lax.scan(one_more, first, jnp.arange(1, places))[0] if places > 1 else first
+
+    num_rows, n = d.shape[1:]
+    m = places * jax.eval_shape(at, 0).shape[2]
     if num_rows * (m + n) <= 2 * m * n:
-        among = sum(jnp.einsum("brm,bsm->brs", x, x) for x in inputs)
+        among = over_places(lambda x: jnp.einsum("brm,bsm->brs", x, x))
         return jnp.sum(among * jnp.einsum("brn,bsn->brs", d, d))
-    parts = [jnp.sum(jnp.square(jnp.einsum("brm,brn->bmn", x, d))) for x in inputs]
-    return jnp.sum(jnp.stack(parts))
+    return over_places(lambda x: jnp.sum(jnp.square(jnp.einsum("brm,brn->bmn", x, d))))
 
 
 def joined(rows: list[Rows], sides: list[Sides]) -> Rows:
     """The rows of several uses of one parameter: those of all."""
-    written = [r._replace(inputs=(_written(r.inputs[0]),)) for r in rows]
+    written = [(_written(r.inputs), r.cotangents) for r in rows]
     turned = [
-        (r.inputs[0], r.cotangents) if side.left == sides[0].left else (r.cotangents, r.inputs[0])
-        for r, side in zip(written, sides, strict=True)
+        pair if side.left == sides[0].left else pair[::-1] for pair, side in zip(written, sides, strict=True)
     ]
     inputs, cotangents = (
         jnp.concatenate([trees.widen(x) for x in xs], axis=1) for xs in zip(*turned, strict=True)
     )
-    return Rows((inputs,), cotangents)
+    return Rows(inputs, cotangents)
 
 
 def _seen(parameter: Any, left: Any, whole: bool) -> Sides:
@@ -119,8 +155,8 @@ def _rows_of_dot(equation: Any, position: int, other: jax.Array, d: jax.Array) -
     blocks, num_rows, m = (math.prod(other.shape[n] for n in axes) for axes in (shared, free, summed))
     inputs = lax.transpose(other, (*shared, *free, *summed)).reshape(blocks, num_rows, m)
     if position == 1:
-        return Rows((inputs,), d.reshape(blocks, num_rows, -1))
-    return Rows((inputs,), jnp.swapaxes(d.reshape(blocks, -1, num_rows), 1, 2))
+        return Rows(inputs, d.reshape(blocks, num_rows, -1))
+    return Rows(inputs, jnp.swapaxes(d.reshape(blocks, -1, num_rows), 1, 2))
 
 
 def _sides_of_convolution(equation: Any, position: int) -> Sides | None:
@@ -138,24 +174,20 @@ def _rows_of_convolution(equation: Any, position: int, other: jax.Array, d: jax.
     del position
     params, groups = equation.params, equation.params["feature_group_count"]
     numbers, kernel = params["dimension_numbers"], equation.invars[1].aval
-    space = [kernel.shape[n] for n in numbers.rhs_spec[2:]]
     image = lax.transpose(other, (numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1]))
     image = jnp.pad(image, [(0, 0), *params["padding"], (0, 0)])
     d = lax.transpose(d, (numbers.out_spec[0], *numbers.out_spec[2:], numbers.out_spec[1]))
+    space, strides = [kernel.shape[n] for n in numbers.rhs_spec[2:]], tuple(params["window_strides"])
+    starts = np.array(list(itertools.product(*map(range, space))), np.int32) * np.int32(
+        params["rhs_dilation"]
+    )
+    sizes = tuple((size - 1) * stride + 1 for size, stride in zip(d.shape[1:-1], strides, strict=True))
+    return Rows(Windows(image, jnp.asarray(starts), sizes, strides, groups), _in_groups(d, groups))
 
-    def in_groups(x):
-        return jnp.moveaxis(x.reshape(-1, groups, x.shape[-1] // groups), 1, 0)
 
-    def seen_from(place):
-        steps = zip(place, params["rhs_dilation"], d.shape[1:-1], params["window_strides"], strict=True)
-        ranges = [
-            (p * dilation, p * dilation + (size - 1) * stride + 1, stride)
-            for p, dilation, size, stride in steps
-        ]
-        starts, limits, strides = zip((0, image.shape[0], 1), *ranges, (0, image.shape[-1], 1), strict=True)
-        return in_groups(lax.slice(image, starts, limits, strides))
-
-    return Rows(tuple(map(seen_from, itertools.product(*map(range, space)))), in_groups(d))
+def _in_groups(x: jax.Array, groups: int) -> jax.Array:
+    """`[batch, space..., channels]` as `[groups, rows, channels of one]`."""
+    return jnp.moveaxis(x.reshape(-1, groups, x.shape[-1] // groups), 1, 0)
 
 
 def _sides_of_gather(equation: Any, position: int) -> Sides | None:
@@ -179,7 +211,7 @@ def _rows_of_gather(equation: Any, position: int, other: jax.Array, d: jax.Array
     if equation.params["mode"] == lax.GatherScatterMode.CLIP:
         at = jnp.clip(at, 0, size - 1)
     inside = (at >= 0) & (at < size)
-    return Rows((Picked(at, size),), jnp.where(inside[None, :, None], d, jnp.zeros_like(d)))
+    return Rows(Picked(at, size), jnp.where(inside[None, :, None], d, jnp.zeros_like(d)))
 
 
 RULES = {
