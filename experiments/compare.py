@@ -17,6 +17,7 @@ from experiments.data import Data, load
 from experiments.inputs import make_inputs
 from experiments.methods import DEMO, METHODS
 from experiments.progress import progress_bar
+from experiments.ranking import draw_ranking
 from experiments.settings import Settings, command_line, require
 from experiments.train import Listener, resolved, run
 from experiments.training import Programs, compile_programs
@@ -84,8 +85,11 @@ def compare(settings: CompareSettings) -> None:
     report.print_table(methods)
     heading = f"{settings.data}, {settings.model}, {settings.epochs} epochs: "
     heading += f"mean and standard deviation over {settings.seeds} seeds"
-    curves = {name: curve(runs[name]) for name in methods}
-    report.draw(methods, curves, heading, settings.out / "comparison.png")
+    picture = settings.out / "comparison.png"
+    if len(methods) >= report.MANY:
+        draw_ranking(methods, heading, picture)
+    else:
+        report.draw(methods, {name: curve(runs[name]) for name in methods}, heading, picture)
     print(f"{extra['seconds']:.0f} s in all; see {settings.out}/comparison.png and summary.json")
 
 

@@ -1,0 +1,85 @@
+"""The comparison of many methods as a picture: one line each, best first."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+from experiments.report import title
+
+SLOW, FAST, PLAIN = "#D55E00", "#009E73", "#555555"
+SHOWN = 0.08  # below SGD's accuracy by so much, a dot stands at the edge with its value beside it
+
+
+def draw_ranking(rows: Mapping[str, Mapping[str, Any]], heading: str, file: Path) -> None:
+    """Draws accuracy with its spread, time per step, and sharpness, the methods under each other."""
+    rows = dict(sorted(rows.items(), key=lambda item: item[1]["accuracy_mean"]))
+    plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
+    figure, panels = plt.subplots(
+        1,
+        3,
+        figsize=(12, 1.4 + 0.24 * len(rows)),
+        sharey=True,
+        width_ratios=(2.2, 1, 1),
+        layout="constrained",
+    )
+    figure.suptitle(heading, x=0.01, ha="left", fontsize=13, fontweight="bold")
+    draw_accuracies(panels[0], rows)
+    draw_bars(
+        panels[1], {name: row["step_time_vs_sgd"] for name, row in rows.items()}, "time of a step / SGD's"
+    )
+    draw_dots(panels[2], {name: row["top_eigenvalue"] for name, row in rows.items()})
+    panels[0].set_yticks(range(len(rows)), [title(name) for name in rows])
+    for name, label in zip(rows, panels[0].get_yticklabels(), strict=True):
+        label.set_fontweight("bold" if name in ("sgd", "sam") else "normal")
+    panels[0].set_ylim(-0.7, len(rows) - 0.3)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+def draw_accuracies(panel: Axes, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """Means with standard deviations; SGD's and SAM's as lines through all."""
+    least = 100 * (rows["sgd"]["accuracy_mean"] - SHOWN)
+    for name, row in rows.items():
+        mean, spread, at = 100 * row["accuracy_mean"], 100 * row["accuracy_std"], list(rows).index(name)
+        if mean < least:
+            panel.plot(least, at, "<", color=PLAIN, ms=5)
+            panel.annotate(
+                f"{mean:.0f} ± {spread:.0f}", (least, at), (8, 0), textcoords="offset points", va="center"
+            )
+        else:
+            panel.errorbar(
+                mean,
+                at,
+                xerr=spread,
+                color=colour(row["step_time_vs_sgd"]),
+                marker="o",
+                ms=4,
+                capsize=2,
+                lw=1,
+            )
+        if name in ("sgd", "sam"):
+            panel.axvline(mean, color=PLAIN, lw=0.8, ls=":" if name == "sgd" else "--")
+    panel.set_xlabel("test accuracy (%); dotted: SGD, dashed: SAM")
+    panel.grid(axis="y", alpha=0.2)
+
+
+def draw_bars(panel: Axes, values: Mapping[str, float], label: str) -> None:
+    """One bar for each method, and a line at 1."""
+    panel.barh(range(len(values)), list(values.values()), color=[*map(colour, values.values())], height=0.65)
+    panel.axvline(1, color=PLAIN, lw=0.8, ls=":")
+    panel.set_xlabel(label)
+
+
+def draw_dots(panel: Axes, values: Mapping[str, float]) -> None:
+    """The largest eigenvalue of the Hessian, on a logarithmic axis."""
+    panel.plot(list(values.values()), range(len(values)), "o", color=PLAIN, ms=4)
+    panel.set(xscale="log", xlabel="largest Hessian eigenvalue")
+    panel.grid(axis="y", alpha=0.2)
+
+
+def colour(cost: float) -> str:
+    """Green for what costs what SGD costs, orange for what costs what SAM costs, grey between."""
+    return FAST if cost <= 1.1 else SLOW if cost >= 1.9 else PLAIN
