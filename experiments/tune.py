@@ -118,6 +118,8 @@ class TuneSettings:
     """Runs per part and grid point."""
     epochs: int = 60
     """Passes over the training examples."""
+    train_examples: int | None = None
+    """Use only so many training examples; None is all of them."""
 
 
 def main(args: list[str] | None = None) -> None:
@@ -133,7 +135,7 @@ def tune(settings: TuneSettings) -> None:
     for name, least in (("folds", 2), ("seeds", 1), ("epochs", 1)):
         require(getattr(settings, name) >= least, settings, name, f"give {least} or more")
     file = TUNED / f"{settings.data}.json"
-    data = load(resolved(Settings(method="sgd", data=settings.data)))
+    data = load(resolved(Settings(method="sgd", data=settings.data, train_examples=settings.train_examples)))
     for method in settings.methods:
         entry = search(method, data, settings)
         print_grid(method, entry)
