@@ -1,7 +1,9 @@
 """Tiny runs of the command line."""
 
+import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -42,7 +44,14 @@ def start(out, *args, env):
     """The same in a process of its own, which it returns."""
     command = [sys.executable, "-m", "experiments.train", *args, "--out", str(out)]
     return subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command,
+        cwd=ROOT,
+        env=os.environ | env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # Tests that run in the background of a shell ignore Ctrl-C, and what they start would too.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
 
 

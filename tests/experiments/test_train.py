@@ -64,7 +64,7 @@ def started(out, args, environment):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, compiled_once):
     """Flags and folder of an uninterrupted run."""
-    args = [*TINY, "--method", "rst", "--rho", "0.1", "--epochs", "100", "--augment", "flip"]
+    args = [*TINY, "--method", "rst", "--rho", "0.1", "--epochs", "50", "--augment", "flip"]
     out = tmp_path_factory.mktemp("whole") / "x"
     run(out, *args)
     return args, out
