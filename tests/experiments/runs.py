@@ -1,6 +1,5 @@
 """Tiny runs of the command line."""
 
-import functools
 import json
 import os
 import signal
@@ -43,16 +42,14 @@ def contents(folder):
 def start(out, *args, env):
     """The same in a process of its own, which it returns."""
     command = [sys.executable, "-m", "experiments.train", *args, "--out", str(out)]
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=os.environ | env,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        # Tests that run in the background of a shell ignore Ctrl-C, and what they start would too.
-        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )
+    # Tests that run in the background of a shell ignore Ctrl-C, and what they start would too.
+    own = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            command, cwd=ROOT, env=os.environ | env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+    finally:
+        signal.signal(signal.SIGINT, own)
 
 
 def wait_until(condition, process):
