@@ -1,21 +1,22 @@
-"""Whole training steps of every method, and what each is expected to cost."""
+"""Whole training steps as programs: plain SGD, Optax's own SAM, and this library's methods."""
 
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import optax
-from jax import lax
 
-import optax_sam
+from optax_sam import SharpnessAware
 
 Step = Callable[[Any, Any, Any, Any], tuple[Any, Any, Any, jax.Array]]
 """`(params, stats, state, batch) -> (params, stats, state, loss)`; all but the batch are donated."""
 
 Losses = Callable[[Any, Any, Any], tuple[jax.Array, Any]]
+
+Build = Callable[[Losses], tuple[Callable[[Any], Any], Step]]
+"""From the losses: the initial state from the parameters, and the step."""
 
 RHO = 0.05
 LEARNING_RATE = 1e-3
@@ -23,23 +24,26 @@ LEARNING_RATE = 1e-3
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One program.
+    """One training step.
 
     Attributes:
-      name: in the table.
-      build: from the losses: the initial state from the parameters, and the step.
-      gradients: evaluations per step, in units of one full batch.
+      name: in the table: the method, and how its gate stands.
+      build: see `Build`.
+      gradients: evaluations per step, in units of one full batch; None where chance or the gradients
+        decide.
       straight: whether compiled FLOPs tell the evaluations; not where there is a loop or a
         conditional around a gradient, of which the compiler counts each body once, taken or not.
-      limit: another case, and how many times its time this one may take.
+      calls: steps in one timed run, over which a gate is averaged.
+      limits: other cases, and how many times their time this one may take.
       most_flops: the largest number of compiled FLOPs, relative to SGD.
     """
 
     name: str
-    build: Callable[[Losses], tuple[Callable[[Any], Any], Step]]
-    gradients: float
+    build: Build
+    gradients: float | None
     straight: bool = True
-    limit: tuple[str, float] | None = None
+    calls: int = 1
+    limits: tuple[tuple[str, float], ...] = ()
     most_flops: float = math.inf
 
 
@@ -53,11 +57,7 @@ def sgd(losses: Losses) -> tuple[Callable[[Any], Any], Step]:
     tx = base()
 
     def step(params, stats, state, batch):
-        def loss_fn(params):
-            values, new = losses(params, stats, batch)
-            return values.mean(), new
-
-        (loss, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        (loss, stats), grads = _gradient(losses, stats, batch)(params)
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), stats, state, loss
 
@@ -65,30 +65,90 @@ def sgd(losses: Losses) -> tuple[Callable[[Any], Any], Step]:
 
 
 def contrib_sam(losses: Losses) -> tuple[Callable[[Any], Any], Step]:
-    """SAM as Optax has it, in opaque mode."""
-    ascent = optax.chain(optax.contrib.normalize(), optax.sgd(RHO))
-    tx = optax.contrib.sam(base(), ascent, opaque_mode=True)
+    """SAM as Optax has it, in opaque mode: both gradients in one update."""
+    tx = optax.contrib.sam(base(), _contrib_ascent(), opaque_mode=True)
 
     def step(params, stats, state, batch):
-        def loss_fn(params):
-            values, new = losses(params, stats, batch)
-            return values.mean(), new
-
-        def grad_fn(params, _):
-            return jax.grad(loss_fn, has_aux=True)(params)[0]
-
-        (loss, new), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-        updates, state = tx.update(grads, state, params, grad_fn=grad_fn)
+        gradient = _gradient(losses, stats, batch)
+        (loss, new), grads = gradient(params)
+        updates, state = tx.update(grads, state, params, grad_fn=lambda params, _: gradient(params)[1])
         return optax.apply_updates(params, updates), new, state, loss
 
     return tx.init, step
 
 
-def ours(
-    method: optax_sam.SharpnessAware, perturb: bool | None = None
-) -> Callable[[Losses], tuple[Callable[[Any], Any], Step]]:
-    """The training step of one of this library's methods."""
-    tx = optax.chain(method, base())
+def contrib_sam_transparent(losses: Losses) -> tuple[Callable[[Any], Any], Step]:
+    """SAM as Optax has it, in transparent mode: two updates, one gradient each."""
+    tx = optax.contrib.sam(base(), _contrib_ascent(), sync_period=2)
+
+    def step(params, stats, state, batch):
+        gradient = _gradient(losses, stats, batch)
+        (loss, new), grads = gradient(params)
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        updates, state = tx.update(gradient(params)[1], state, params)
+        return optax.apply_updates(params, updates), new, state, loss
+
+    return tx.init, step
+
+
+def ours(method: SharpnessAware, perturb: bool | None = None) -> Build:
+    """The training step of one of this library's methods, before the base optimizer."""
+    return _with(method, optax.chain(method, base()), perturb)
+
+
+def whole(optimizer: SharpnessAware) -> Build:
+    """The training step of one of this library's optimizers."""
+    return _with(optimizer, optimizer, None)
+
+
+def with_surrogate(factory: Callable[[Any], SharpnessAware]) -> Build:
+    """The training step of a method that needs a cheaper loss: here the network itself, the dearest."""
+
+    def build(losses):
+        def step(params, stats, state, batch):
+            method = factory(lambda params, batch: losses(params, stats, batch))
+            return ours(method)(losses)[1](params, stats, state, batch)
+
+        return optax.chain(factory(losses), base()).init, step
+
+    return build
+
+
+def always(method: SharpnessAware, name: str, gradients: float = 2, **more: Any) -> Case:
+    """A method that does the same in every step."""
+    return Case(name, ours(method), gradients, **more)
+
+
+def gated(
+    method: SharpnessAware,
+    name: str,
+    average: float | None = None,
+    calls: int = 10,
+    shut: float = 1.03,
+    limits: tuple[tuple[str, float], ...] = (),
+    part: float = 1.0,
+) -> list[Case]:
+    """A method with a gate: open, closed, and as the program decides over some steps.
+
+    Args:
+      method: the method.
+      name: its name.
+      average: gradients per step, where they are known.
+      calls: steps over which the time is averaged.
+      shut: how many times SGD's time a closed step may take.
+      limits: of the average.
+      part: share of the batch in each gradient.
+    """
+    return [
+        Case(f"{name}, open", ours(method, True), 2 * part),
+        Case(f"{name}, closed", ours(method, False), part, limits=(("sgd", shut),)),
+        Case(name, ours(method), average, False, calls, limits),
+    ]
+
+
+def _with(method: SharpnessAware, tx: Any, perturb: bool | None) -> Build:
+    extra: dict[str, Literal[True, False]] = {} if perturb is None else {"perturb": perturb}
 
     def build(losses):
         def step(params, stats, state, batch):
@@ -97,7 +157,7 @@ def ours(
 
             first = method.value_and_grad(loss_fn, has_aux=True)
             (loss, new), grads, oracle = first(params, batch, state=state, indices=batch["index"])
-            updates, state = tx.update(grads, state, params, oracle=oracle, perturb=perturb)
+            updates, state = tx.update(grads, state, params, oracle=oracle, **extra)
             return optax.apply_updates(params, updates), _without_slices(new, stats), state, loss
 
         return tx.init, step
@@ -105,111 +165,16 @@ def ours(
     return build
 
 
-def cases() -> list[Case]:
-    """Plain SGD first; every public method; gates decided by the program; slices of the batch."""
-    sam, rst = optax_sam.sam(RHO), optax_sam.rst(RHO)
-    grst, vsam = optax_sam.grst(RHO), optax_sam.vsam(RHO)
-    closed, taken = optax_sam.rst(RHO, probability=0.0), optax_sam.rst(RHO, probability=1.0)
-    ausam = optax_sam.ausam(50_000)
-    by_norm = optax_sam.ausam(50_000, score="gradient_norm")
-    m_sam = optax_sam.per_microbatch(sam, 8)
-    m_sam_vmap = optax_sam.per_microbatch(sam, 8, loop="vmap")
-    return [
-        Case("sgd", sgd, 1),
-        Case("sgd, again", sgd, 1),
-        Case("optax.contrib.sam", contrib_sam, 2),
-        Case("sam", ours(sam), 2, limit=("optax.contrib.sam", 1.0)),
-        Case("asam", ours(optax_sam.asam()), 2),
-        Case("pugd", ours(optax_sam.pugd()), 2),
-        Case("rst, perturb=True", ours(rst, True), 2),
-        Case("rst, perturb=False", ours(rst, False), 1, limit=("sgd", 1.05)),
-        Case("grst, perturb=True", ours(grst, True), 2),
-        Case("grst, perturb=False", ours(grst, False), 1, limit=("sgd", 1.05)),
-        Case("vsam, perturb=True", ours(vsam, True), 2),
-        Case("vsam, perturb=False", ours(vsam, False), 1),
-        Case("rst(probability=0)", ours(closed), 1, False, ("sgd", 1.05)),
-        Case("rst(probability=1)", ours(taken), 2, False, ("rst, perturb=True", 1.05)),
-        Case("ausam(fraction=0.5)", ours(ausam), 1, limit=("sgd", 1.0), most_flops=1.05),
-        Case('ausam(score="gradient_norm")', ours(by_norm), 1.5, False),
-        Case("tsam(num_samples=3)", ours(optax_sam.tsam(RHO)), 6, False),
-        Case("accumulated(sam, 8)", ours(optax_sam.accumulated(sam, 8)), 2, False),
-        Case("per_microbatch(sam, 8)", ours(m_sam), 2, False),
-        Case('per_microbatch(sam, 8, "vmap")', ours(m_sam_vmap), 2, False),
-    ] + family()
+def _gradient(losses: Losses, stats: Any, batch: Any) -> Callable[[Any], Any]:
+    def loss_fn(params):
+        values, new = losses(params, stats, batch)
+        return values.mean(), new
+
+    return jax.value_and_grad(loss_fn, has_aux=True)
 
 
-def family() -> list[Case]:
-    """The rest of the public methods, by what they cost."""
-    looksam, s2sam = optax_sam.looksam(RHO), optax_sam.single_step_sam(RHO)
-    arwp, rwp = optax_sam.adaptive_random_perturbation(), optax_sam.random_perturbation()
-    fisher_mask = optax_sam.fisher_mask_sam(RHO, num_samples=8)
-    dynamic_mask = optax_sam.sparse_sam(RHO, mask="dynamic", total_steps=10_000)
-    return [
-        Case("momentum_sam", ours(optax_sam.momentum_sam(RHO)), 1, limit=("sgd", 1.05), most_flops=1.03),
-        Case("single_step_sam", ours(s2sam), 1, limit=("sgd", 1.05), most_flops=1.03),
-        Case("extrapolation", ours(optax_sam.extrapolation(RHO)), 1),
-        Case("adaptive_random_perturbation", ours(arwp), 1, False),
-        Case("random_perturbation", ours(rwp), 1, False),
-        Case("ksam(fraction=0.5)", ours(optax_sam.ksam(RHO)), 1, False),
-        Case("looksam, perturb=True", ours(looksam, True), 2),
-        Case("looksam, perturb=False", ours(looksam, False), 1, limit=("sgd", 1.03)),
-        Case("aesam, perturb=False", ours(optax_sam.aesam(1000), False), 1, limit=("sgd", 1.03)),
-        Case("late_sam(10**6)", ours(optax_sam.late_sam(10**6, RHO)), 1, False, ("sgd", 1.03)),
-        Case("esam", ours(optax_sam.esam(RHO)), 1.5, False),
-        Case(
-            "reweighted_sam", ours(optax_sam.reweighted_sam(RHO, weight=0.1, difference_step=0.01)), 2, False
-        ),
-        Case("friendly_sam", ours(optax_sam.friendly_sam(RHO)), 2),
-        Case("vasso", ours(optax_sam.vasso(RHO)), 2),
-        Case("fisher_sam", ours(optax_sam.fisher_sam(RHO)), 2),
-        Case("usam", ours(optax_sam.usam(RHO)), 2),
-        Case("random_sam", ours(optax_sam.random_sam(RHO)), 2, False),
-        Case("gsam", ours(optax_sam.gsam(RHO)), 2),
-        Case("gradient_norm_penalty", ours(optax_sam.gradient_norm_penalty(RHO)), 2),
-        Case("wsam", ours(optax_sam.wsam(RHO)), 2),
-        Case("bilateral_sam", ours(optax_sam.bilateral_sam(RHO)), 3),
-        Case("multistep_sam(num_steps=2)", ours(optax_sam.multistep_sam(RHO, 2)), 3, False),
-        Case("sparse_sam(dynamic)", ours(dynamic_mask), 2, False),
-        Case("fisher_mask_sam(num_samples=8)", ours(fisher_mask), 2, False),
-    ]
-
-
-def traps() -> list[Case]:
-    """One gradient step: straight-line, in a taken conditional, and there with canonical convolutions."""
-    canonical = optax_sam.canonical_convolutions
-    return [
-        Case("gradient", in_conditional(None), 1),
-        Case("in lax.cond", in_conditional(lambda fn: fn), 1, False),
-        Case("in lax.cond, canonical", in_conditional(canonical), 1, False, ("gradient", 1.05)),
-    ]
-
-
-def in_conditional(
-    transform: Callable[[Any], Any] | None,
-) -> Callable[[Losses], tuple[Callable[[Any], Any], Step]]:
-    """A step without optimizer, the gradient of which is taken in a conditional; None: in none."""
-
-    def build(losses):
-        def step(params, stats, taken, batch):
-            def loss_fn(params):
-                values, new = losses(params, stats, batch)
-                return values.mean(), new
-
-            gradient = jax.value_and_grad(loss_fn, has_aux=True)
-            if transform is None:
-                (loss, new), grads = gradient(params)
-            else:
-
-                def skipped(params):
-                    return (jnp.zeros([]), stats), jax.tree.map(jnp.zeros_like, params)
-
-                (loss, new), grads = lax.cond(taken, transform(gradient), skipped, params)
-            updates = optax.tree.scale(-LEARNING_RATE, grads)
-            return optax.apply_updates(params, updates), new, taken, loss
-
-        return lambda params: jnp.ones([], bool), step
-
-    return build
+def _contrib_ascent() -> optax.GradientTransformation:
+    return optax.chain(optax.contrib.normalize(), optax.sgd(RHO))
 
 
 def _without_slices(new: Any, old: Any) -> Any:
