@@ -115,7 +115,7 @@ def with_surrogate(factory: Callable[[Any], SharpnessAware]) -> Build:
     return build
 
 
-def always(method: SharpnessAware, name: str, gradients: float = 2, **more: Any) -> Case:
+def always(method: SharpnessAware, name: str, gradients: float | None = 2, **more: Any) -> Case:
     """A method that does the same in every step."""
     return Case(name, ours(method), gradients, **more)
 

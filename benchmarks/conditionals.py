@@ -124,7 +124,8 @@ def scan_over_steps(losses: Losses) -> tuple[Callable[[Any], Any], Any]:
 
     def step(params, stats, state, batch):
         def body(carry, _):
-            *carry, loss = one(*carry, batch)
+            params, stats, state = carry
+            *carry, loss = one(params, stats, state, batch)
             return tuple(carry), loss
 
         carry, seen = lax.scan(body, (params, stats, state), length=STEPS)
@@ -204,14 +205,8 @@ def main(settings: Settings) -> None:
         for pair in against:
             program, other = each[pair.name], each[pair.than]
             ratio = programs.summary(times["wall"][pair.name] / times["wall"][pair.than] / pair.steps)
-            line = {
-                "model": name,
-                "case": pair.name,
-                "batch_size": size,
-                "than": pair.than,
-                "most": pair.most,
-            }
-            line |= programs.costs(program, times, pair.than) | {"ratio": ratio}
+            line: dict[str, Any] = {"model": name, "case": pair.name, "batch_size": size, "ratio": ratio}
+            line |= {"than": pair.than, "most": pair.most} | programs.costs(program, times, pair.than)
             line["than_temp_bytes"], line["than_seconds"] = other.temp_bytes, other.seconds
             line["verdict"] = programs.verdict(ratio, pair.most, settings.rounds)
             programs.append_lines(settings.out, [line | about])

@@ -8,6 +8,7 @@ The norms of both ways are compared before anything is timed.
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +83,8 @@ def main(settings: Settings) -> None:
         difference = largest_difference(*each[1:])
         times = programs.measure(each, settings.rounds)
         for program in each:
-            line = {"model": name, "case": program.name, "batch_size": BATCH_SIZES.get(name, 128)}
+            line: dict[str, Any] = {"model": name, "case": program.name}
+            line["batch_size"] = BATCH_SIZES.get(name, 128)
             line |= programs.costs(program, times, each[0].name) | {"largest_difference": difference}
             line["flops_ratio"] = program.flops / each[0].flops
             if program.name == "norms" and name in LIMITS:

@@ -124,7 +124,8 @@ def main(settings: Settings) -> None:
     for heading in ("method", "own part / twice", "CPU time", "ms", "new pages", "temp MB", "at most", ""):
         result.add_column(heading, justify="left" if heading in ("method", "") else "right")
     for program in each[1:]:
-        line = {"case": program.name, "parameters": size} | programs.costs(program, times, "copied")
+        line: dict[str, Any] = {"case": program.name, "parameters": size}
+        line |= programs.costs(program, times, "copied")
         for clock in ("wall", "cpu"):
             gradients = "one gradient" if METHODS.get(program.name, (0, 0))[1] is False else "two gradients"
             own = times[clock][program.name] - times[clock][gradients]

@@ -62,7 +62,7 @@ class Program:
         for _ in range(self.calls):
             *self.arrays, self.result = jax.block_until_ready(self.compiled(*self.arrays, *self.rest))
         spent = time.perf_counter() - wall, time.process_time() - cpu, _fresh_pages() - pages
-        return tuple(x / self.calls for x in spent)
+        return spent[0] / self.calls, spent[1] / self.calls, spent[2] / self.calls
 
 
 def _fresh_pages() -> int:

@@ -100,7 +100,7 @@ def record(
     """All that is known of one program, relative to the base."""
     size = sum(x.size for x in jax.tree.leaves(program.arrays[0]))
     counted, told = count_gradients(case, 3)
-    line = {"case": case.name, "parameters": size} | programs.costs(program, times, base.name)
+    line: dict[str, Any] = {"case": case.name, "parameters": size} | programs.costs(program, times, base.name)
     line |= {
         "straight": case.straight,
         "flops_ratio": program.flops / base.flops,
@@ -188,7 +188,7 @@ def main(settings: Settings) -> bool:
         cases = [c for c in all_cases() if not settings.only or c.name in ("sgd", *settings.only)]
         compiled_steps = [compiled(case, problem) for case in cases]
         times = programs.measure(compiled_steps, settings.rounds)
-        lines = [
+        lines: list[dict[str, Any]] = [
             {"model": model} | record(case, program, compiled_steps[0], times, settings.clock)
             for case, program in zip(cases, compiled_steps, strict=True)
         ]
