@@ -5,7 +5,7 @@ import functools
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -54,6 +54,10 @@ class CompareSettings:
     """Examples per step."""
     train_examples: int | None = None
     """Use only so many training examples; None is all of them."""
+    label_noise: float | None = None
+    """Share of training labels that are made random; None is 0.2 for digits, else 0."""
+    augment: tuple[Literal["crop", "flip", "cutout"], ...] | None = None
+    """Random changes of the training images; None is the data set's choice (digits: none)."""
     timing_rounds: int = 30
     """Rounds of 20 steps of every method in turn, in which the time per step is measured."""
 
@@ -124,6 +128,8 @@ def one_run(settings: CompareSettings, method: str, seed: int) -> Settings:
             epochs=settings.epochs,
             batch_size=settings.batch_size,
             train_examples=settings.train_examples,
+            label_noise=settings.label_noise,
+            augment=settings.augment,
         )
     )
 

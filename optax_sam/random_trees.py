@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from optax_sam import trees
+from optax_sam.random_bits import for_large_arrays
 
 
 def standard_normal(key: jax.Array, params: Any) -> Any:
     """Independent standard normal entries like the inexact leaves; integer leaves get zeros."""
-    return _each(lambda key, x: jax.random.normal(key, x.shape, x.dtype), key, params)
+    return _each(lambda key, x: jax.random.normal(for_large_arrays(key), x.shape, x.dtype), key, params)
 
 
 def signs(key: jax.Array, params: Any) -> Any:
@@ -21,7 +22,7 @@ def signs(key: jax.Array, params: Any) -> Any:
 
 def uniform(key: jax.Array, params: Any) -> Any:
     """Entries from [0, 1), real, in float32, like the inexact leaves; integer leaves get zeros."""
-    return _each(lambda key, x: jax.random.uniform(key, x.shape, jnp.float32), key, params)
+    return _each(lambda key, x: jax.random.uniform(for_large_arrays(key), x.shape, jnp.float32), key, params)
 
 
 def coins(key: jax.Array, probability: Any, params: Any) -> Any:
