@@ -26,8 +26,13 @@ format: .venv/dev  ## write the format, mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: .venv/experiments  ## FLOPs, memory and time of a step of every method, relative to SGD
+bench: .venv/experiments  ## what every method costs, relative to SGD: tables, JSON lines, picture in runs/benchmarks
 	$(BIN)/python -m benchmarks.steps
+	$(BIN)/python -m benchmarks.report runs/benchmarks/steps.jsonl --picture runs/benchmarks/costs.png
+	$(BIN)/python -m benchmarks.conditionals
+	$(BIN)/python -m benchmarks.norms
+	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.devices
 
 clean:  ## remove the virtual environment and the caches
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

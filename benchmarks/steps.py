@@ -8,6 +8,7 @@ work of all threads, and so tells more than the wall clock where other work shar
 """
 
 import dataclasses
+import functools
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -69,6 +70,7 @@ def compiled(case: Case, problem: models.Problem) -> Program:
     return Program(case.name, step, arrays, problem.batch, calls=case.calls)
 
 
+@functools.cache
 def count_gradients(case: Case, steps: int) -> tuple[float, float | None]:
     """Gradient evaluations per step: counted by the host inside the loss, and as `info` tells them."""
     problem, counted = models.make("mlp", 16, 8), []
@@ -183,9 +185,9 @@ def main(settings: Settings) -> bool:
     if not on_cpu:
         about["matrix_flops_per_second"] = matrix_flops_per_second()
     exact = True
+    cases = [c for c in all_cases() if not settings.only or c.name in ("sgd", *settings.only)]
     for model in settings.models or (ON_CPU if on_cpu else ON_GPU):
         problem = models.make(model, batch_size, settings.width, jnp.dtype(dtype))
-        cases = [c for c in all_cases() if not settings.only or c.name in ("sgd", *settings.only)]
         compiled_steps = [compiled(case, problem) for case in cases]
         times = programs.measure(compiled_steps, settings.rounds)
         lines: list[dict[str, Any]] = [

@@ -108,7 +108,7 @@ def points_of(method: str, data: str) -> list[Point]:
     if data == "digits":
         return GRIDS[method]
     if method == "sgd":
-        return grid(learning_rate=doubling(0.025, 4), weight_decay=doubling(0.0005, 3, 4.0))
+        return grid(learning_rate=doubling(0.006, 4), weight_decay=doubling(0.002, 3, 4.0))
     lower = {"rho": 0.25, "radius": 0.25, "step_size": 0.25, "noise_scale": 0.25}
     return [
         {

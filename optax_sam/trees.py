@@ -154,7 +154,11 @@ def perpendicular(tree: Any, to: Any) -> Any:
 
 
 def divide(tree: Any, divisor: Any) -> Any:
-    """`tree / divisor`, and zeros where the divisor is zero."""
+    """`tree / divisor`, and zeros where the divisor is zero.
+
+    XLA may multiply by the reciprocal, which vanishes for the largest divisors: these are brought down,
+    and the dividends with them.
+    """
     divisor = jnp.asarray(divisor)
     zero = divisor == 0
     safe = jnp.where(zero, jnp.ones_like(divisor), divisor)
@@ -162,7 +166,10 @@ def divide(tree: Any, divisor: Any) -> Any:
     def on_leaf(x):
         if jnp.iscomplexobj(x):
             return lax.complex(on_leaf(x.real), on_leaf(x.imag))
-        return jnp.where(zero, jnp.zeros_like(x), x / safe.astype(x.dtype))
+        small = jnp.asarray(2.0 ** (-jnp.finfo(x.dtype).maxexp // 2), x.dtype)
+        of_kind = safe.astype(x.dtype)
+        factor = jnp.where(of_kind * small > 1, small, jnp.ones_like(small))
+        return jnp.where(zero, jnp.zeros_like(x), (x * factor) / (of_kind * factor))
 
     return map_wide(on_leaf, tree)
 

@@ -43,24 +43,25 @@ class OverDraws(Wrapper):
                 number, self._begin(number, state, oracle.opt_state, oracle.params, oracle.origin)
             )
             new_largest = jnp.maximum(largest, weight)
-            old_share, share = jnp.exp(largest - new_largest), jnp.exp(weight - new_largest)
+            old, new = total * jnp.exp(largest - new_largest), jnp.exp(weight - new_largest)
+            total = old + new
+            # A mean at every moment: a sum of what can be represented may not be.
             descent = jax.tree.map(
-                lambda t, x: trees.times(old_share, t) + trees.times(share, x.astype(t.dtype)),
+                lambda t, x: trees.times(old / total, t) + trees.times(new / total, x.astype(t.dtype)),
                 descent,
                 outcome.descent,
             )
             mean = means.add(mean, 1 / self.num_draws, outcome.state)
-            return (descent, total * old_share + share, new_largest, mean), None
+            return (descent, total, new_largest, mean), None
 
         first, weight = run(0, oracle)
         mean = means.add(means.zeros_like(first.state), 1 / self.num_draws, first.state, is_first=True)
         carry = (trees.widen(first.descent), jnp.ones_like(weight), weight, mean)
         if self.num_draws > 1:  # `jax.disable_jit` knows no empty loop
             carry, _ = lax.scan(one_more, carry, jnp.arange(1, self.num_draws))
-        descent, total, _, mean = carry
+        descent, _, _, mean = carry
         mean = with_gradients_of(state, mean, repeats=self.num_draws)
-        descent = optax.tree.cast_like(trees.divide(descent, total), grads)
-        return Outcome(descent, mean._replace(key=state.key), first.loss)
+        return Outcome(optax.tree.cast_like(descent, grads), mean._replace(key=state.key), first.loss)
 
     def _begin(self, number: Any, state, opt_state, params, oracle) -> Oracle:
         """The first gradient of one draw, with its own random numbers."""

@@ -142,7 +142,7 @@ def check_values(case: Case, problem: Problem, outcome: Outcome, wanted: Wanted)
         return
     info = optax_sam.info(outcome.state)
     names = ("grad_norm", "perturbed_grad_norm", "perturbation_norm", "loss", "perturbed_loss")
-    for name, near in zip(names, (*wanted.norms, wanted.loss, wanted.perturbed_loss), strict=True):
+    for name, near in zip(names, (*wanted.norms, wanted.kept_loss, wanted.perturbed_loss), strict=True):
         if near is None or not case.has_oracle and "loss" in name:
             assert np.isnan(info[name])
         else:

@@ -162,5 +162,6 @@ def _settled(value: Any, error: Any, broken: Any, info: Any) -> Near:
     """Not finite for a reason that is known, or unknown."""
     value = np.asarray(value)
     finite, shape = np.isfinite(value), value.shape
+    error = np.where(np.asarray(error) > float(info.max), np.inf, error)
     error = np.where(finite & ~np.isnan(error), error, np.where(finite | ~np.asarray(broken), np.inf, 0.0))
     return Near(np.where(np.isinf(error), np.zeros_like(value), value), np.broadcast_to(error, shape), info)

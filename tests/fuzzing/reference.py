@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.fuzzing.cases import Case
-from tests.fuzzing.near import Near, divided, near, norm
+from tests.fuzzing.near import SINGLE, Near, divided, near, norm
 from tests.fuzzing.problems import Problem, wide_dtype
 
 UNKNOWN = Near(np.zeros([]), np.full([], np.inf))
@@ -37,6 +37,7 @@ class Wanted:
 
     Attributes:
       loss: at the start.
+      kept_loss: the same, as the state has it.
       perturbed_loss: None in a step that is not perturbed.
       grads: the first gradient.
       descent: the sharpness-aware gradient.
@@ -47,6 +48,7 @@ class Wanted:
     """
 
     loss: Near
+    kept_loss: Near
     perturbed_loss: Near | None
     grads: list[Near]
     descent: list[Near]
@@ -110,18 +112,17 @@ class Step:
         def mean(get: Callable[[Wanted], Any]) -> Any:
             return _total([get(o) * share for share, o in counted])
 
+        def kept(value: Near) -> Near:
+            """In the state every slice's number is a float32, and so is their mean."""
+            return dataclasses.replace(value.rounded(np.float32), info=SINGLE)
+
         def tree(get: Callable[[Wanted], list[Near]]) -> list[Near]:
             return [mean(lambda o, n=n: get(o)[n]).rounded(dtype) for n, dtype in enumerate(self._own_dtypes)]
 
         verdicts = [o.finite for _, o in counted]
         finite = all(verdicts) if None not in verdicts or False in verdicts else None
         norms = tuple(
-            # Every slice's is kept in float32 before the mean.
-            None
-            if n and not self.due
-            else mean(lambda o, n=n: o.norms[n].rounded(np.float32))
-            if finite
-            else UNKNOWN
+            None if n and not self.due else mean(lambda o, n=n: kept(o.norms[n])) if finite else UNKNOWN
             for n in range(3)
         )
         memory = None
@@ -130,7 +131,8 @@ class Step:
             memory = tree(lambda o: o.memory) if known else [x.plus_or_minus(np.inf) for x in self._params]
         return Wanted(
             mean(lambda o: o.loss),
-            mean(lambda o: o.perturbed_loss.rounded(np.float32)) if self.due else None,
+            mean(lambda o: kept(o.kept_loss)),
+            mean(lambda o: kept(o.perturbed_loss)) if self.due else None,
             tree(lambda o: o.grads),
             tree(lambda o: o.descent),
             finite,
@@ -156,7 +158,9 @@ class Step:
             if self.memory is not None and arguments["reuse_steps"]:
                 past = [x * arguments["reuse_decay"] for x in self.memory]
                 descent = [(g + d).rounded(k) for g, d, k in zip(grads, past, dtypes, strict=True)]
-            return Wanted(loss, None, grads, descent, _verdict(grad_norm), (grad_norm, None, None), None)
+            return Wanted(
+                loss, loss, None, grads, descent, _verdict(grad_norm), (grad_norm, None, None), None
+            )
         perturbation, length = self._climb([g.conj() for g in grads], dtypes, wide)
         point = [
             (x + e).rounded(a.dtype)
@@ -175,7 +179,7 @@ class Step:
                 for p, g, a in zip(perturbed_grads, grads, self.problem.inexact_arrays, strict=True)
             ]
         norms = grad_norm, perturbed_norm, length
-        return Wanted(loss, perturbed_loss, grads, descent, finite, norms, memory)
+        return Wanted(loss, loss, perturbed_loss, grads, descent, finite, norms, memory)
 
     def _start(self) -> list[Near]:
         """The parameters, or somewhere around them."""
@@ -244,9 +248,10 @@ class Step:
                 abs(g.value) + 2 * abs(c) + 2 * self.problem.curvature * abs(x.value)
                 for g, c, x in zip(grads, self.problem.inexact_slopes, point, strict=True)
             ]
+            # With a loss scale, what is rounded to the leaf's dtype is widened after it.
             grads = [
-                g.plus_or_minus(blur * float(jnp.finfo(d).eps) * s)
-                for g, d, s in zip(grads, self._own_dtypes, size, strict=True)
+                g.plus_or_minus(blur * float(jnp.finfo(a.dtype).eps) * s)
+                for g, a, s in zip(grads, self.problem.inexact_arrays, size, strict=True)
             ]
         return loss, [g.rounded(d) for g, d in zip(grads, self._own_dtypes, strict=True)]
 
