@@ -6,7 +6,7 @@ python -m benchmarks.report runs/benchmarks/steps.jsonl --picture docs/costs.png
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,20 +60,21 @@ def costs_table(lines: Lines) -> list[str]:
     heads = ["step", "gradients", *(f"time, {model}" for model in models)]
     heads += ["FLOPs", "bytes", "temporary MB", "state MB", "compile s"]
     rows = []
-    for case in lines[models[0]]:
-        each = [lines[model][case] for model in models if case in lines[model]]
-        gradients = each[0]["gradients"]["info"]
-        gradients = each[0]["gradients"]["counted"] if gradients is None else gradients
+    for case in _cases(lines):
+        each = [lines[model].get(case) for model in models]
+        one = next(line for line in each if line)
+        gradients = one["gradients"]["info"]
+        gradients = one["gradients"]["counted"] if gradients is None else gradients
+        star = "" if one["straight"] else " *"
         rows.append(
             [f"`{case}`", f"{gradients:.3g}"]
-            + [_spread(line["wall_ratio"]) for line in each]
+            + [_spread(line["wall_ratio"]) if line else "" for line in each]
             + [
-                _joined(f"{line['flops_ratio']:.2f}" for line in each)
-                + ("" if each[0]["straight"] else " *"),
-                _joined(f"{line['bytes'] / lines[line['model']]['sgd']['bytes']:.2f}" for line in each),
-                _joined(f"{line['temp_bytes'] / 1e6:.0f}" for line in each),
-                _joined(f"{line['state_bytes'] / 1e6:.0f}" for line in each),
-                _joined(f"{sum(line['seconds'].values()):.1f}" for line in each),
+                _joined(each, lambda line: f"{line['flops_ratio']:.2f}") + star,
+                _joined(each, lambda line: f"{line['bytes'] / lines[line['model']]['sgd']['bytes']:.2f}"),
+                _joined(each, lambda line: f"{line['temp_bytes'] / 1e6:.0f}"),
+                _joined(each, lambda line: f"{line['state_bytes'] / 1e6:.0f}"),
+                _joined(each, lambda line: f"{sum(line['seconds'].values()):.1f}"),
             ]
         )
     return _markdown(heads, rows)
@@ -81,14 +82,20 @@ def costs_table(lines: Lines) -> list[str]:
 
 def limits_table(lines: Lines) -> list[str]:
     """What every case with a limit on its time reached."""
-    models = list(lines)
     rows = []
-    for case, line in lines[models[0]].items():
-        for number, limit in enumerate(line["limits"]):
-            of_models = [lines[model][case]["limits"][number] for model in models]
-            reached = [f"{each['ratio']['median']:.2f} {each['verdict']}" for each in of_models]
+    for case in _cases(lines):
+        each = [cases.get(case) for cases in lines.values()]
+        limits = next(line for line in each if line)["limits"]
+        for number, limit in enumerate(limits):
+            of_models = [line["limits"][number] if line else None for line in each]
+            reached = [f"{x['ratio']['median']:.2f} {x['verdict']}" if x else "" for x in of_models]
             rows.append([f"`{case}`", f"{limit['most']:g} × `{limit['case']}`", *reached])
-    return _markdown(["step", "at most", *models], rows)
+    return _markdown(["step", "at most", *lines], rows)
+
+
+def _cases(lines: Lines) -> list[str]:
+    """Every case that some model has, in the order of the first."""
+    return list(dict.fromkeys(case for cases in lines.values() for case in cases))
 
 
 def agreement(first: Lines, second: Lines) -> str:
@@ -151,8 +158,8 @@ def _spread(ratio: Mapping[str, float]) -> str:
     return f"{ratio['median']:.2f} [{ratio['q25']:.2f}, {ratio['q75']:.2f}]"
 
 
-def _joined(values: Any) -> str:
-    return " / ".join(values)
+def _joined(each: Sequence[Any], cell: Callable[[Any], str]) -> str:
+    return " / ".join(cell(line) if line else "–" for line in each)
 
 
 def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

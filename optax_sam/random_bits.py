@@ -20,7 +20,8 @@ PARITY = 0x1BD11BDA
 
 def for_large_arrays(key: jax.Array) -> jax.Array:
     """The same key of a generator that draws the same numbers, faster on a CPU in large arrays."""
-    if jax.default_backend() != "cpu" or not jax.config.jax_threefry_partitionable:
+    config: Any = jax.config
+    if jax.default_backend() != "cpu" or not config.jax_threefry_partitionable:
         return key
     return jax.random.wrap_key_data(jax.random.key_data(key), impl=_straight)
 
