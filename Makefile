@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 export XLA_PYTHON_CLIENT_PREALLOCATE ?= false
 
-.PHONY: help demo test test-slow check format bench clean
+.PHONY: help demo test test-slow check format bench bench-devices clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
 
 demo: .venv/experiments  ## train and compare the methods on real data: table and picture in runs/demo
 	$(BIN)/python -m experiments.compare --out runs/demo
@@ -32,7 +32,11 @@ bench: .venv/experiments  ## what every method costs, relative to SGD: tables, J
 	$(BIN)/python -m benchmarks.conditionals
 	$(BIN)/python -m benchmarks.norms
 	$(BIN)/python -m benchmarks.overhead
-	$(BIN)/python -m benchmarks.devices
+
+bench-devices: .venv/experiments  ## what every step sends between devices: counted, timed, and on paper for many
+	$(BIN)/python -m benchmarks.devices --check
+	$(BIN)/python -m benchmarks.device_times
+	$(BIN)/python -m benchmarks.scaling
 
 clean:  ## remove the virtual environment and the caches
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
