@@ -238,7 +238,7 @@ def flag(name: str) -> str:
 
 def with_tuned(settings: Settings) -> Settings:
     """Fills in settings that are None: with tuned values of the data set, else the task's."""
-    best = TASK | tuned(settings.data).get(settings.method, {})
+    best = TASK | tuned(settings).get(settings.method, {})
 
     def filled(part: Any) -> dict[str, Any]:
         return {name: best[name] for name in vars(part) if name in best and vars(part)[name] is None}
@@ -247,13 +247,31 @@ def with_tuned(settings: Settings) -> Settings:
     return dataclasses.replace(settings, method_settings=method_settings, **filled(settings))
 
 
-@functools.cache
-def tuned(data: str) -> Mapping[str, dict[str, Any]]:
-    """The best settings that `experiments.tune` found for a data set, by method; often empty."""
-    file = TUNED / f"{data}.json"
-    if not file.is_file():
+def task_of(settings: Any) -> dict[str, Any]:
+    """What makes another task of a data set, as in a JSON file; None where the data set decides."""
+    augment = settings.augment if settings.augment is None else list(settings.augment)
+    return {
+        "train_examples": settings.train_examples,
+        "label_noise": settings.label_noise,
+        "augment": augment,
+    }
+
+
+def tuned(settings: Settings) -> Mapping[str, dict[str, Any]]:
+    """The best settings that `experiments.tune` found for a data set, by method; often empty.
+
+    What was tuned on a part of the data, with other labels or images, is not meant for the whole.
+    """
+    content = _tuned_file(settings.data)
+    if content.get("task", task_of(settings)) != task_of(settings):
         return {}
-    return {name: entry["best"] for name, entry in json.loads(file.read_text())["methods"].items()}
+    return {name: entry["best"] for name, entry in content["methods"].items()}
+
+
+@functools.cache
+def _tuned_file(data: str) -> dict[str, Any]:
+    file = TUNED / f"{data}.json"
+    return json.loads(file.read_text()) if file.is_file() else {"methods": {}}
 
 
 def command_line(kind: type, run: Callable[[Any], Any], args: list[str] | None, how_to_go_on: str) -> None:

@@ -22,7 +22,7 @@ from experiments.data import Data, fold, load, with_defaults
 from experiments.inputs import make_inputs
 from experiments.methods import TRACED
 from experiments.progress import progress_bar
-from experiments.settings import TASK, TUNED, Settings, SettingsError, command_line, require
+from experiments.settings import TASK, TUNED, Settings, SettingsError, command_line, require, task_of
 from experiments.train import resolved, train_epoch
 from experiments.training import Programs, compile_programs
 
@@ -165,12 +165,16 @@ def tune(settings: TuneSettings) -> None:
         label_noise=settings.label_noise,
         augment=settings.augment,
     )
-    data = load(resolved(first))
+    data, task = load(resolved(first)), task_of(settings)
     for method in settings.methods:
         entry = search(method, data, settings)
         print_grid(method, entry)
         with one_at_a_time(file.parent):
-            content = records.read_json(file) if file.exists() else {"methods": {}}
+            content = records.read_json(file) if file.exists() else {}
+            if content.get("task", task) != task:
+                content = {}  # what was tuned for another task says nothing about this one
+            part = {"task": task} if any(value is not None for value in task.values()) else {}
+            content = part | {"methods": {}} | content
             content["methods"][method] = entry | records.environment()
             records.write_json(file, content)
 

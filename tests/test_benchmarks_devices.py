@@ -73,7 +73,7 @@ def test_every_promise_has_a_step():
 
 
 def run(out, *arguments):
-    command = [sys.executable, "-m", "benchmarks.devices", "--check", "--models", "mlp", "--width", "64"]
+    command = [sys.executable, "-m", "benchmarks.devices", "--check", "--models", "mlp", "--width", "96"]
     command += ["--out", str(out), *arguments]
     done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
     return done, [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []

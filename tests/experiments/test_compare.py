@@ -198,3 +198,11 @@ def test_tuning_writes_the_best_point(tmp_path, monkeypatch, capsys):
     entry = json.loads((tmp_path / "digits.json").read_text())["methods"]["sgd"]
     assert entry["best"] == {"learning_rate": 0.1} and len(entry["grid"]) == 2
     assert "best" in capsys.readouterr().out
+
+
+def test_what_was_tuned_for_a_part_of_the_data_is_not_taken_for_the_whole():
+    part = Settings(method="sam", data="fashion_mnist", train_examples=500, label_noise=0.2, augment=())
+    assert train.resolved(part).method_settings.rho == 0.57
+    assert train.resolved(dataclasses.replace(part, label_noise=None)).method_settings.rho is None
+    assert train.resolved(Settings(method="sam", data="fashion_mnist")).method_settings.rho is None
+    assert train.resolved(Settings(method="sam", train_examples=100)).method_settings.rho == 1.1  # the digits
