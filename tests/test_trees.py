@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import optax_sam
 from optax_sam import trees
 
 TREE = {
@@ -43,3 +44,20 @@ def test_the_norm_of_what_the_compiler_knows_is_right_too(size):
         return trees.norm({"a": jnp.full([2, 4], size, jnp.float32), "b": jnp.full([8], size, jnp.float32)})
 
     np.testing.assert_allclose(jax.jit(norm)(), 4 * size, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.complex64])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_is_divided_by_the_largest_norms_does_not_vanish(dtype, compiled):
+    """XLA multiplies by the reciprocal, which is none of float32's normal numbers."""
+    x = jnp.full((2, 3), 1.5e38, dtype)
+    divide = jax.jit(trees.divide) if compiled else trees.divide
+    np.testing.assert_allclose(divide([x], jnp.float32(3e38))[0], 0.5, rtol=1e-6)
+
+
+def test_the_mean_of_equal_draws_is_each_even_where_their_sum_overflows():
+    draws = optax_sam.over_draws(optax_sam.sam(0.0), 3, optax_sam.tilted(0.0))
+    params = jnp.zeros(2)
+    oracle = optax_sam.Oracle(lambda w, x: x * (w * 2e38).sum(), jnp.ones(1), params=params)
+    descent, _ = jax.jit(lambda: draws.update(params, draws.init(params), params, oracle=oracle))()
+    np.testing.assert_allclose(descent, 2e38, rtol=1e-6)
