@@ -4,6 +4,7 @@ A public method that is missing here fails `test_every_public_method_is_register
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -296,21 +297,36 @@ def one_step(
     return step(params, state, batch, indices)
 
 
+@functools.cache
+def first_step(name: str, **fixed: Any) -> tuple[Any, Any, Any]:
+    """`one_step` of a case at the first parameters and batch, with which many tests compare."""
+    return one_step(CASES[name].make(), init_params(), make_batch(), **fixed)
+
+
+def before_sgd(method: optax_sam.SharpnessAware, **fixed: Any) -> tuple[Any, Any]:
+    """`(tx, step)`: a method before SGD, and its training step, to be compiled when it is called."""
+    tx = optax.chain(method, optax.sgd(0.1, momentum=0.9))
+    return tx, jax.jit(make_step(method, tx, **fixed))
+
+
+@functools.cache
+def compiled(name: str) -> tuple[Any, Any]:
+    """The same of a case; many tests share its compiled step."""
+    return before_sgd(CASES[name].make())
+
+
 def train(
-    method: optax_sam.SharpnessAware,
-    tx: Any = None,
+    method: optax_sam.SharpnessAware | str,
     *,
     steps: int = 4,
     params: Any = None,
     dtype: Any = jnp.float32,
     **fixed: Any,
 ) -> tuple[Any, Any, jax.Array]:
-    """Some jitted training steps on changing batches: `(params, state, losses)`."""
-    tx = optax.chain(method, optax.sgd(0.1, momentum=0.9)) if tx is None else tx
+    """Some steps of a method, or of a case by its name, on changing batches: `(params, state, losses)`."""
+    tx, step = compiled(method) if isinstance(method, str) and not fixed else before_sgd(method, **fixed)
     params = init_params(dtype) if params is None else params
-    state = jax.jit(tx.init)(params)
-    step = jax.jit(make_step(method, tx, **fixed))
-    seen = []
+    state, seen = tx.init(params), []
     for number in range(steps):
         batch = make_batch(number, dtype=dtype)
         params, state, loss = step(params, state, batch, make_indices(number))
@@ -318,9 +334,10 @@ def train(
     return params, state, jnp.stack(seen)
 
 
-def base_trajectory(base: Any = None, *, steps: int = 4) -> Any:
+@functools.cache
+def base_trajectory() -> Any:
     """The same steps of the base optimizer alone."""
-    base = optax.sgd(0.1, momentum=0.9) if base is None else base
+    base = optax.sgd(0.1, momentum=0.9)
     params = init_params()
     state = base.init(params)
 
@@ -330,7 +347,7 @@ def base_trajectory(base: Any = None, *, steps: int = 4) -> Any:
         updates, state = base.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
-    for number in range(steps):
+    for number in range(4):
         params, state = step(params, state, make_batch(number))
     return params
 

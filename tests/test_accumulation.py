@@ -122,20 +122,22 @@ def test_each_pass_slice_and_draw_has_its_own_key():
     """Every call of the loss function is told another key; without `key`, all share a closed-over one."""
     seen = []
 
+    params = jnp.arange(5.0)
+
     def noisy(params, batch, key):
         jax.debug.callback(lambda data: seen.append(tuple(data.tolist())), jax.random.key_data(key))
-        return losses(params, batch)
+        return jnp.square(batch["image"] @ params)
 
     def keys_of(method):
         seen.clear()
-        state = method.init(init_params())
+        state = method.init(params)
 
         @jax.jit
         def step(state, key):
             _, grads, oracle = method.value_and_grad(noisy)(
-                init_params(), BATCH, state=state, indices=INDICES, key=key
+                params, BATCH, state=state, indices=INDICES, key=key
             )
-            return method.update(grads, state, init_params(), oracle=oracle)
+            return method.update(grads, state, params, oracle=oracle)
 
         jax.block_until_ready(step(state, jax.random.key(5)))
         jax.effects_barrier()

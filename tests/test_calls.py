@@ -14,6 +14,7 @@ from tests.registry import (
     VARIANTS,
     WRAPPED,
     assert_trees_close,
+    first_step,
     init_params,
     losses,
     make_batch,
@@ -101,7 +102,7 @@ def test_first_gradient_is_where_and_on_what_the_method_wants_it(name):
 def test_oracle_by_hand_and_from_another_method_give_the_same_step(name):
     case = VARIANTS[name]
     method, params, batch = case.make(), init_params(), make_batch()
-    wanted, wanted_state, _ = one_step(method, params, batch)
+    wanted, wanted_state, _ = first_step(name)
     state = method.init(params)
     nonsense = jax.tree.map(lambda x: x + jnp.inf, params)
     other = optax_sam.ausam(48, fraction=0.25)
@@ -139,7 +140,7 @@ def test_grad_fn_is_the_other_door(name):
             call()
         return
     descent, state = call()
-    wanted, wanted_state, _ = one_step(method, params, make_batch())
+    wanted, wanted_state, _ = first_step(name)
     assert_trees_close(descent, wanted, rtol=1e-5)
     assert np.isnan(optax_sam.info(state)["loss"])
     assert optax_sam.due(state) == optax_sam.due(wanted_state)
@@ -192,7 +193,7 @@ def test_info_has_the_same_keys_in_the_same_order(name):
     ]
     state = method.init(init_params())
     assert list(optax_sam.info(state)) == keys
-    _, state, _ = one_step(method, init_params(), make_batch(), perturb=True)
+    _, state, _ = first_step(name, perturb=True)
     info = optax_sam.info((state, ()))
     assert list(info) == keys and set(jax.jit(optax_sam.info)(state)) == set(keys)
     assert all(np.shape(value) == () and np.isfinite(value) for value in info.values())

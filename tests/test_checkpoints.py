@@ -11,7 +11,6 @@ from pathlib import Path
 import flax.serialization
 import jax
 import numpy as np
-import optax
 import orbax.checkpoint as ocp
 import pytest
 
@@ -19,10 +18,10 @@ from tests.registry import (
     METHODS,
     VARIANTS,
     assert_trees_equal,
+    compiled,
     init_params,
     make_batch,
     make_indices,
-    make_step,
 )
 
 STATES = Path(__file__).parent / "states"
@@ -32,9 +31,7 @@ SAVED_AT, LENGTH = 3, 6
 @functools.cache
 def a_run(name):
     """`(go_on, fresh, saved, last)`: a jitted loop, and the run at its beginning, middle and end."""
-    method = VARIANTS[name].make()
-    tx = optax.chain(method, optax.sgd(0.1, momentum=0.9))
-    step = jax.jit(make_step(method, tx))
+    tx, step = compiled(name)
 
     def go_on(run, first, last):
         for number in range(first, last):

@@ -24,6 +24,7 @@ from tests.registry import (
     assert_trees_close,
     assert_trees_equal,
     base_trajectory,
+    compiled,
     init_params,
     losses,
     make_batch,
@@ -177,19 +178,17 @@ def test_without_a_radius_it_is_the_base_optimizer(name):
 
 @every_method
 def test_in_loops_and_under_vmap_the_same_happens(name):
-    method = FAMILY[name].make()
-    tx = optax.chain(method, optax.sgd(0.1))
-    step, params, rows = make_step(method, tx), init_params(), (make_batch(), make_indices())
+    tx, step = compiled(name)
+    params, rows = init_params(), (make_batch(), make_indices())
     alone = params, tx.init(params)
-    jitted = jax.jit(step)
     for _ in range(2):
-        alone = jitted(*alone, *rows)[:2]
+        alone = step(*alone, *rows)[:2]
 
     @jax.jit
     def both(params):
         stacked = jax.tree.map(lambda x: jnp.stack([x, 1.5 * x]), params)
         carry = stacked, jax.vmap(tx.init)(stacked)
-        many = jax.vmap(lambda params, state: step(params, state, *rows)[:2])
+        many = jax.vmap(lambda params, state: step.__wrapped__(params, state, *rows)[:2])
         return jax.lax.scan(lambda carry, _: (many(*carry), None), carry, length=2)[0]
 
     together = jax.tree.map(lambda x: x[0], both(params))

@@ -18,6 +18,8 @@ from tests.registry import (
     FAMILY,
     assert_trees_close,
     assert_trees_equal,
+    before_sgd,
+    compiled,
     init_params,
     losses,
     make_batch,
@@ -32,26 +34,28 @@ every_method = pytest.mark.parametrize("name", FAMILY)
 @every_method
 def test_one_slice_and_accumulated_parts_are_the_method_itself(name):
     """Of the methods that choose or split examples, the second half of this says only that they run."""
+    tx, step = compiled(name)
     method = FAMILY[name].make()
-    forms = [method, optax_sam.per_microbatch(method, 1), optax_sam.accumulated(method, 2)]
+    rows = [(make_batch(number), make_indices(number)) for number in range(2)]
+    alone = init_params(), tx.init(init_params())
+    for batch, indices in rows:
+        alone = step(*alone, batch, indices)[:2]
 
     @jax.jit
-    def steps(params):
+    def steps(params, rows):
         found = []
-        for form in forms:
-            carry = params, form.init(params)
-            for number in range(2):
-                carry = make_step(form, form)(*carry, make_batch(number), make_indices(number))[:2]
-            found.append(carry)
+        for form in (optax_sam.per_microbatch(method, 1), optax_sam.accumulated(method, 2)):
+            tx, step = before_sgd(form)
+            again = lambda carry, row, step=step: (step.__wrapped__(*carry, *row)[:2], None)
+            found.append(jax.lax.scan(again, (params, tx.init(params)), rows)[0])
         return found
 
-    alone, one_slice, accumulated = steps(init_params())
-    assert_trees_close(one_slice[0], alone[0], rtol=1e-4, atol=1e-5)
-    for other in (one_slice, accumulated):
+    for params, state in steps(init_params(), jax.tree.map(lambda *x: jnp.stack(x), *rows)):
         np.testing.assert_allclose(
-            optax_sam.info(other[1])["gradients"], optax_sam.info(alone[1])["gradients"], rtol=1e-5
+            optax_sam.info(state)["gradients"], optax_sam.info(alone[1])["gradients"], rtol=1e-5
         )
-    assert_trees_close(accumulated[0], alone[0], rtol=1e-4, atol=1e-5)
+        found, wanted = ((p, optax.tree.get(s, "trace")) for p, s in ((params, state), alone))
+        assert_trees_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 def on_sharded(params, batch):
@@ -119,13 +123,11 @@ def test_injected_numbers_are_those_that_are_given(name):
         oracle = optax_sam.Oracle(losses, batch, indices=make_indices())
         found = []
         for tx in (injected, case.make()):
-            state = tx.init(params)
-            for _ in range(2):
-                descent, state = tx.update(params, state, params, oracle=oracle)
-            found.append((descent, state))
+            again = lambda state, _, tx=tx: tx.update(params, state, params, oracle=oracle)[::-1]
+            found.append(jax.lax.scan(again, tx.init(params), length=2))
         return found
 
-    (got, state), (wanted, _) = both(params)
+    (state, got), (_, wanted) = both(params)
     assert_trees_close(got, wanted, rtol=1e-4, atol=1e-5)
     assert set(state.hyperparams) == numbers - {"seed"} | ({"seed"} & set(state.hyperparams))
 
@@ -141,15 +143,14 @@ def test_an_array_for_what_shapes_the_program_is_refused(name, argument):
 
 @every_method
 def test_states_are_saved_and_read_bit_for_bit(name):
-    method = FAMILY[name].make()
+    tx, step = compiled(name)
     params = init_params()
-    step = jax.jit(make_step(method, method))
-    _, state, _ = step(params, method.init(params), make_batch(), make_indices())
-    read = flax.serialization.from_bytes(method.init(params), flax.serialization.to_bytes(state))
+    _, state, _ = step(params, tx.init(params), make_batch(), make_indices())
+    read = flax.serialization.from_bytes(tx.init(params), flax.serialization.to_bytes(state))
     assert_trees_equal(read, state)
     chex.assert_trees_all_equal_structs(read, state)
     again = jax.tree.map(jnp.asarray, read)
     assert_trees_equal(
-        step(params, again, make_batch(1), make_indices(1))[0],
-        step(params, state, make_batch(1), make_indices(1))[0],
+        step(params, again, make_batch(1), make_indices(1)),
+        step(params, state, make_batch(1), make_indices(1)),
     )

@@ -1,5 +1,6 @@
 """What the perturbation and the descent are, over every public method. Tests are named after clauses."""
 
+import functools
 import inspect
 
 import chex
@@ -20,6 +21,7 @@ from tests.registry import (
     assert_trees_close,
     assert_trees_equal,
     base_trajectory,
+    first_step,
     init_params,
     losses,
     make_batch,
@@ -60,8 +62,7 @@ def test_zero_radius_is_the_base_optimizer(name):
 
 @every_gated
 def test_closed_gate_hands_the_gradient_on(name):
-    method = VARIANTS[name].make()
-    descent, state, grads = one_step(method, init_params(), make_batch(), perturb=False)
+    descent, state, grads = first_step(name, perturb=False)
     if name.startswith("m_"):
         assert_trees_close(descent, grads)
     else:
@@ -69,15 +70,23 @@ def test_closed_gate_hands_the_gradient_on(name):
     assert optax_sam.info(state)["perturbed"] == 0
 
 
+@functools.cache
+def scaled_steps(name):
+    """`one_step` of the loss times 0, 1e30 and 1e-30, of one program that must return no NaN."""
+    method, params = VARIANTS[name].make(), init_params()
+
+    def scaled(params, batch):
+        return batch["scale"] * losses(params, batch)
+
+    step = jax.jit(functools.partial(one_step, method, loss_fn=scaled, perturb=True))
+    batches = {scale: make_batch() | {"scale": jnp.full([16], scale)} for scale in (0.0, 1e30, 1e-30)}
+    with jax.debug_nans(True):
+        return {scale: step(params, batch, state=method.init(params)) for scale, batch in batches.items()}
+
+
 @every_method
 def test_zero_gradient_gives_zero_perturbation(name):
-    params = init_params()
-
-    def flat(params, batch):
-        return 0 * losses(params, batch)
-
-    with jax.debug_nans(True):
-        descent, state, _ = one_step(VARIANTS[name].make(), params, make_batch(), flat, perturb=True)
+    descent, state, _ = scaled_steps(name)[0.0]
     assert all(np.all(np.asarray(x) == 0) for x in jax.tree.leaves(descent))
     assert optax_sam.info(state)["perturbation_norm"] == 0
     chex.assert_tree_all_finite(state)
@@ -98,7 +107,7 @@ def test_none_empty_integer_leaves_pass_through(name):
         assert tree["count"].dtype == params["count"].dtype
         assert np.all(np.asarray(tree["count"]) == 0)
     assert all(x.dtype == jnp.int32 for x in seen)
-    without = one_step(VARIANTS[name].make(), init_params(), make_batch(), perturb=True)[0]
+    without = first_step(name, perturb=True)[0]
     if "tsam" not in name:  # its noise depends on the number of leaves
         assert_trees_close({k: descent[k] for k in without}, without)
 
@@ -138,14 +147,9 @@ def test_norms_do_not_overflow_in_float16(name):
 
 @every_method
 def test_huge_and_tiny_gradients_have_the_right_norm(name):
+    wanted = optax_sam.info(first_step(name, perturb=True)[1])
     for scale in (1e30, 1e-30):
-
-        def scaled(params, batch, scale=scale):
-            return scale * losses(params, batch)
-
-        _, state, _ = one_step(VARIANTS[name].make(), init_params(), make_batch(), scaled, perturb=True)
-        _, plain, _ = one_step(VARIANTS[name].make(), init_params(), make_batch(), perturb=True)
-        got, wanted = optax_sam.info(state), optax_sam.info(plain)
+        got = optax_sam.info(scaled_steps(name)[scale][1])
         np.testing.assert_allclose(got["grad_norm"] / scale, wanted["grad_norm"], rtol=1e-5)
         np.testing.assert_allclose(got["perturbation_norm"], wanted["perturbation_norm"], rtol=1e-5)
 

@@ -19,6 +19,8 @@ from tests.registry import (
     WRAPPED,
     assert_trees_close,
     assert_trees_equal,
+    compiled,
+    first_step,
     init_params,
     losses,
     make_batch,
@@ -54,16 +56,14 @@ def test_state_of_numpy_arrays_and_python_numbers_is_that_of_arrays(name):
 
 @every_method
 def test_scan_cond_and_one_trace_for_two_calls(name):
-    method = VARIANTS[name].make()
-    tx = optax.chain(method, optax.sgd(0.1, momentum=0.9))
+    tx, shared = compiled(name)
     params, traces = init_params(), []
-    step = make_step(method, tx)
 
-    def counted(params, state, batch, indices):
+    def step(params, state, batch, indices):  # by this name, it is found in the compilation cache
         traces.append(1)
-        return step(params, state, batch, indices)
+        return shared.__wrapped__(params, state, batch, indices)
 
-    jitted = jax.jit(counted)
+    jitted = jax.jit(step)
     looped = params, tx.init(params)
     for _ in range(3):
         looped = jitted(*looped, make_batch(), make_indices())[:2]
@@ -96,15 +96,16 @@ def test_buffers_may_be_donated_twice(name):
 
 @every_method
 def test_vmap_over_seeds_and_trajectories(name):
-    method = VARIANTS[name].make()
-    tx = optax.chain(method, optax.sgd(0.1))
-    step = make_step(method, tx)
-    params = init_params()
-    stacked = jax.tree.map(lambda x: jnp.stack([x, 1.5 * x]), params)
-    states = jax.vmap(tx.init)(stacked)
-    batch, indices = make_batch(), make_indices()
-    together = jax.jit(jax.vmap(step, in_axes=(0, 0, None, None)))(stacked, states, batch, indices)
-    alone = jax.jit(step)(params, tx.init(params), batch, indices)
+    tx, step = compiled(name)
+    params, rows = init_params(), (make_batch(), make_indices())
+
+    @jax.jit
+    def both(stacked, *rows):
+        states = jax.vmap(tx.init)(stacked)
+        return jax.vmap(step.__wrapped__, in_axes=(0, 0, None, None))(stacked, states, *rows)
+
+    together = both(jax.tree.map(lambda x: jnp.stack([x, 1.5 * x]), params), *rows)
+    alone = step(params, tx.init(params), *rows)
     first = jax.tree.map(lambda x: x[0], together)
     assert_trees_close(first[0], alone[0], rtol=1e-5, atol=1e-6)
     assert optax_sam.info(together[1])["loss"].shape == (2,)
@@ -131,7 +132,7 @@ def test_vmap_over_a_gate_pays_for_both_branches():
 
 @functools.cache
 def in_float32(name):
-    return train(VARIANTS[name].make(), steps=2)[0]
+    return train(name, steps=2)[0]
 
 
 @every_method
@@ -155,7 +156,7 @@ def test_in_every_mode_of_jax_dtypes_are_kept_and_nothing_is_nan(name, x64, debu
 @every_method
 def test_state_never_absorbs_a_non_finite_gradient(name):
     method, params = VARIANTS[name].make(), init_params()
-    _, state, _ = one_step(method, params, make_batch(), perturb=True)
+    _, state, _ = first_step(name, perturb=True)
 
     def broken(params, batch):
         return losses(params, batch) * jnp.inf
@@ -169,7 +170,7 @@ def test_state_never_absorbs_a_non_finite_gradient(name):
 @every_method
 def test_method_survives_copy_pickle_replace_and_tree_map(name):
     method = VARIANTS[name].make()
-    wanted = one_step(method, init_params(), make_batch())[0]
+    wanted = first_step(name)[0]
     forms = [
         copy.copy(method),
         copy.deepcopy(method),

@@ -1,7 +1,6 @@
 """Tiny runs of the command line."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -39,15 +38,13 @@ def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def start(out, *args, env):
-    """The same in a process of its own, which it returns."""
+def start(out, *args):
+    """The same in a process of its own, which it returns; it has the compilation cache of the tests."""
     command = [sys.executable, "-m", "experiments.train", *args, "--out", str(out)]
     # Tests that run in the background of a shell ignore Ctrl-C, and what they start would too.
     own = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        return subprocess.Popen(
-            command, cwd=ROOT, env=os.environ | env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+        return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     finally:
         signal.signal(signal.SIGINT, own)
 

@@ -91,11 +91,11 @@ def assert_resumes(out, whole, capsys):
 # Full
 
 
-def test_limit_on_the_size_of_files_while_a_checkpoint_is_written(whole, tmp_path, compilation_cache, capsys):
+def test_limit_on_the_size_of_files_while_a_checkpoint_is_written(whole, tmp_path, capsys):
     if not hasattr(resource, "prlimit"):
         pytest.skip("this system cannot limit a running process")
     out = tmp_path / "x"
-    process = start(out, *FLAGS, env=compilation_cache)
+    process = start(out, *FLAGS)
     assert wait_until(lambda: num_lines(out) >= 3, process)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
     line, code = only_line(process)
@@ -105,10 +105,10 @@ def test_limit_on_the_size_of_files_while_a_checkpoint_is_written(whole, tmp_pat
 
 
 @pytest.mark.parametrize("left", [0, 16_000, pytest.param(100_000, marks=pytest.mark.slow)])
-def test_full_disk_while_a_checkpoint_is_written(left, whole, tmp_path, mount, compilation_cache, capsys):
+def test_full_disk_while_a_checkpoint_is_written(left, whole, tmp_path, mount, capsys):
     mount("-t", "tmpfs", "-o", f"size={4 * MEGABYTE}", "none", tmp_path)
     out, ballast = tmp_path / "x", tmp_path / "ballast"
-    process = start(out, *FLAGS, env=compilation_cache)
+    process = start(out, *FLAGS)
     assert wait_until(lambda: num_lines(out) >= 3, process)
     while process.poll() is None:  # again and again, since an old checkpoint that goes makes room
         disk = os.statvfs(tmp_path)
@@ -136,13 +136,11 @@ def test_new_run_inside_a_read_only_folder_is_refused(tmp_path, make_switch, cap
     assert not list(tmp_path.iterdir())
 
 
-def test_run_folder_becomes_read_only_between_two_checkpoints(
-    whole, tmp_path, make_switch, compilation_cache, capsys
-):
+def test_run_folder_becomes_read_only_between_two_checkpoints(whole, tmp_path, make_switch, capsys):
     out = tmp_path / "x"
     out.mkdir()
     switch = make_switch(out)
-    process = start(out, *FLAGS, env=compilation_cache)
+    process = start(out, *FLAGS)
     assert wait_until(lambda: num_lines(out) >= 3, process)
     switch(True)
     line, code = only_line(process)

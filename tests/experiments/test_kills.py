@@ -68,9 +68,7 @@ def place_of(out, changed_before, newest_before):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["vsam", "ausam"])
-def test_run_killed_twenty_times_ends_with_the_numbers_of_an_uninterrupted_one(
-    method, tmp_path, compilation_cache
-):
+def test_run_killed_twenty_times_ends_with_the_numbers_of_an_uninterrupted_one(method, tmp_path):
     seed = int(os.environ.get("KILL_SEED", random.randrange(10**6)))
     print(f"KILL_SEED={seed} draws these kills once more")
     dice = random.Random(seed)
@@ -82,7 +80,7 @@ def test_run_killed_twenty_times_ends_with_the_numbers_of_an_uninterrupted_one(
         # Without checkpoints in between, more of the time is spent in the steps.
         every = ["--checkpoint-every", "5" if moment == "training" else "1"]
         before = changed(killed), newest(killed)
-        process = start(killed, *args, *every, "--resume", env=compilation_cache)
+        process = start(killed, *args, *every, "--resume")
         assert wait_for(moment, dice, killed, process, startup), process.communicate()
         process.send_signal(signal.SIGKILL)
         _, error = process.communicate()
@@ -91,7 +89,7 @@ def test_run_killed_twenty_times_ends_with_the_numbers_of_an_uninterrupted_one(
         hits.append(place_of(killed, *before))
         print(f"{moment:20} line {num_lines(killed):2}, checkpoint {newest(killed):2}: {hits[-1]}")
     assert not (killed / "result.json").exists()
-    process = start(killed, *args, "--resume", env=compilation_cache)
+    process = start(killed, *args, "--resume")
     _, error = process.communicate(timeout=300)
     assert process.returncode == 0 and "damaged" not in error, error
     print(f"{KILLS} kills in {time.perf_counter() - begin:.0f} s: {dict(Counter(hits))}")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import random
 import signal
 import subprocess
@@ -18,12 +17,11 @@ from tests.experiments.runs import METRICS, ROOT, TINY, num_lines, only_line, ou
 # The command line
 
 
-def test_command_line_writes_the_record_of_a_run(tmp_path, compilation_cache):
+def test_command_line_writes_the_record_of_a_run(tmp_path):
     command = [sys.executable, "-m", "experiments.train", "--method", "ausam", "--data", "digits"]
     command += ["--model", "conv", "--epochs", "2", "--batch-size", "50", "--rho", "0.2"]
     command += ["--seed", "0", "--out", str(tmp_path / "x")]
-    environment = os.environ | compilation_cache
-    done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True)
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
     assert "test accuracy" in done.stdout
     lines = [json.loads(line) for line in (tmp_path / "x/metrics.jsonl").read_text().splitlines()]
@@ -52,9 +50,9 @@ def test_help_explains_every_setting(capsys):
 # Interruption
 
 
-def started(out, args, environment):
+def started(out, args):
     """A process that has trained for some epochs."""
-    process = start(out, *args, env=environment)
+    process = start(out, *args)
     epochs = random.randint(1, 10)
     assert wait_until(lambda: num_lines(out) >= epochs, process), process.communicate()
     time.sleep(random.uniform(0, 0.2))
@@ -64,16 +62,16 @@ def started(out, args, environment):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, compiled_once):
     """Flags and folder of an uninterrupted run."""
-    args = [*TINY, "--method", "rst", "--rho", "0.1", "--epochs", "50", "--augment", "flip"]
+    args = [*TINY, "--method", "rst", "--rho", "0.1", "--epochs", "25", "--augment", "flip"]
     out = tmp_path_factory.mktemp("whole") / "x"
     run(out, *args)
     return args, out
 
 
-def test_killed_run_resumes_with_the_numbers_of_an_uninterrupted_one(whole, tmp_path, compilation_cache):
+def test_killed_run_resumes_with_the_numbers_of_an_uninterrupted_one(whole, tmp_path):
     args, out = whole
     killed = tmp_path / "killed"
-    process = started(killed, args, compilation_cache)
+    process = started(killed, args)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
@@ -83,9 +81,9 @@ def test_killed_run_resumes_with_the_numbers_of_an_uninterrupted_one(whole, tmp_
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted_run_says_how_to_go_on_and_does(number, code, whole, tmp_path, compilation_cache):
+def test_interrupted_run_says_how_to_go_on_and_does(number, code, whole, tmp_path):
     args, out = whole
-    process = started(tmp_path / "x", args, compilation_cache)
+    process = started(tmp_path / "x", args)
     process.send_signal(number)
     assert only_line(process) == ("interrupted: --resume goes on", code)
     assert not (tmp_path / "x/result.json").exists()
