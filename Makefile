@@ -51,9 +51,9 @@ clean:  ## remove the virtual environment and the caches
 	@touch $@
 
 .venv/test: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --editable '.[experiments,test]'
+	$(BIN)/python -m pip install --quiet --editable '.[experiments,notebooks,test]'
 	@touch $@
 
 .venv/dev: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --editable '.[experiments,test,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[experiments,notebooks,test,dev]'
 	@touch $@

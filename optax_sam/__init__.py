@@ -2,6 +2,7 @@
 
 from optax_sam import per_example as per_example
 from optax_sam import schedules as schedules
+from optax_sam import sharpness as sharpness
 from optax_sam.ascents import in_proportion as in_proportion
 from optax_sam.ascents import in_turn as in_turn
 from optax_sam.ascents import repeated as repeated

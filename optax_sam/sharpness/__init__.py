@@ -1,0 +1,27 @@
+"""How sharp a minimum is: measured, drawn, never used by training.
+
+Every measurement takes a loss as in the training step, parameters, and one batch or many; it is driven by
+the host, keeps the sharding of the parameters, and returns a small record that prints well.
+"""
+
+from optax_sam.sharpness.balls import Rise as Rise
+from optax_sam.sharpness.balls import ascent_sharpness as ascent_sharpness
+from optax_sam.sharpness.balls import average_sharpness as average_sharpness
+from optax_sam.sharpness.balls import surrogate_gap as surrogate_gap
+from optax_sam.sharpness.eigenvalues import Eigenvalues as Eigenvalues
+from optax_sam.sharpness.eigenvalues import top_eigenvalues as top_eigenvalues
+from optax_sam.sharpness.gradients import GradientNoise as GradientNoise
+from optax_sam.sharpness.gradients import PsfNorm as PsfNorm
+from optax_sam.sharpness.gradients import gradient_noise as gradient_noise
+from optax_sam.sharpness.gradients import psf_norm as psf_norm
+from optax_sam.sharpness.landscapes import Landscape as Landscape
+from optax_sam.sharpness.landscapes import difference as difference
+from optax_sam.sharpness.landscapes import landscape as landscape
+from optax_sam.sharpness.landscapes import random_direction as random_direction
+from optax_sam.sharpness.products import GaussNewton as GaussNewton
+from optax_sam.sharpness.products import gauss_newton_vector_product as gauss_newton_vector_product
+from optax_sam.sharpness.products import hessian_vector_product as hessian_vector_product
+from optax_sam.sharpness.spectrum import SpectralDensity as SpectralDensity
+from optax_sam.sharpness.spectrum import Trace as Trace
+from optax_sam.sharpness.spectrum import spectral_density as spectral_density
+from optax_sam.sharpness.spectrum import trace as trace

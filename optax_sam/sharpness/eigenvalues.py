@@ -1,0 +1,154 @@
+"""The ends of the Hessian's spectrum."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from optax_sam import checks, random_trees
+from optax_sam.sharpness import products
+from optax_sam.sharpness.krylov import Krylov
+from optax_sam.sharpness.problem import Problem, random_vector
+from optax_sam.sharpness.progress import shown
+
+PRODUCTS = 25
+"""At most so many products for each eigenvalue, by default."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Eigenvalues:
+    """What `top_eigenvalues` found.
+
+    Attributes:
+      values: `float64[k]`, descending.
+      residuals: `float64[k]`, `||H x - value x||` for the unit vectors `x`: within so much of each value
+        there is an eigenvalue.
+      vectors: trees like the parameters, one for each value; None unless asked for.
+      products: with the matrix, that it took.
+      converged: whether the residuals are as small as was asked for.
+    """
+
+    values: np.ndarray
+    residuals: np.ndarray
+    vectors: tuple[Any, ...] | None = dataclasses.field(repr=False)
+    products: int
+    converged: bool
+
+    def __str__(self) -> str:
+        pairs = zip(self.values, self.residuals, strict=True)
+        found = ", ".join(f"{value:.6g} ± {residual:.1g}" for value, residual in pairs)
+        return f"{found} ({self.products} products{'' if self.converged else ', not converged'})"
+
+
+def top_eigenvalues(
+    loss_fn: Callable[[Any, Any], Any],
+    params: Any,
+    batches: Any,
+    k: int = 1,
+    *,
+    which: Literal["largest", "smallest", "both"] = "largest",
+    tolerance: float = 1e-3,
+    max_products: int | None = None,
+    block_size: int | None = None,
+    with_vectors: bool = False,
+    seed: int = 0,
+    progress: bool = False,
+) -> Eigenvalues:
+    """The largest (or most negative) eigenvalues of the Hessian of the mean loss.
+
+    By block Lanczos with full reorthogonalization: the basis grows by products `H v` with the Hessian,
+    and the eigenvalues of `V^T H V` come close to the outer ones of `H`, from inside. Where a residual
+    is `r`, and the next eigenvalue is `gap` away, a value is off by `r^2 / gap` at most.
+
+    Args:
+      loss_fn: `loss_fn(params, batch)` returns one loss per example, shape `[batch]`, or their mean, or
+        either with auxiliary values that are not read. `GaussNewton(outputs, losses)` for the
+        Gauss-Newton matrix in place of the Hessian. See `hessian_vector_product`.
+      params: the parameters.
+      batches: one batch, or a list or other iterable of batches, read once for each block of products.
+      k: how many.
+      which: "largest", "smallest" (the most negative), or "both": `k` of each end, all descending.
+      tolerance: residuals at which to stop, as a part of the largest absolute value.
+      max_products: when to stop at the latest; `25 k` by default.
+      block_size: vectors that are multiplied at once; `k` by default. An eigenvalue that occurs more often
+        may be found so often only. Fewer take fewer products where the eigenvalues differ.
+      with_vectors: whether the eigenvectors are returned.
+      seed: of the first vectors.
+      progress: whether a bar is shown.
+
+    Returns:
+      `Eigenvalues`, on the host.
+
+    Raises:
+      ValueError: `k` is larger than the number of float parameters (half of it for "both"), the loss or a
+        product is not finite, an argument out of range; what `hessian_vector_product` refuses.
+      TypeError: `k`, `max_products` or `block_size` is no integer.
+
+    Cost:
+      about two gradients for each product; a vector like the parameters, in float32 or wider, for each.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optax_sam import sharpness
+      >>> loss_fn = lambda w, scale: scale @ w**2
+      >>> found = sharpness.top_eigenvalues(loss_fn, jnp.ones(3), jnp.array([[1.0, 2.0, -3.0]]), which="both")
+      >>> print(found.values)
+      [ 4. -6.]
+
+    References:
+      Golub and Underwood, `The block Lanczos method for computing eigenvalues
+      <https://doi.org/10.1016/B978-0-12-587260-7.50018-2>`_, 1977.
+    """
+    checks.integer("k", k, low=1)
+    checks.one_of("which", which, ("largest", "smallest", "both"))
+    checks.positive("tolerance", tolerance)
+    problem = Problem.of(loss_fn, params, batches)
+    ends = 2 if which == "both" else 1
+    if ends * k > problem.size:
+        raise ValueError(
+            f"k={k} with which={which!r} asks for more than the {problem.size} eigenvalues: lower k."
+        )
+    most = PRODUCTS * k if max_products is None else max_products
+    checks.integer("max_products", most, low=ends * k)
+    block = k if block_size is None else block_size
+    checks.integer("block_size", block, low=1, high=most)
+    problem.finite_loss()
+    with shown(progress, "eigenvalues", problem.count and problem.count * -(-most // block)) as steps:
+        space = krylov(problem, block, seed, steps)
+        while True:
+            space.extend()
+            values, coefficients, residuals = space.ritz()
+            if len(values) < ends * k:
+                continue
+            chosen = _chosen(len(values), k, which)
+            converged = bool(np.all(residuals[chosen] <= tolerance * np.abs(values).max()))
+            if converged or space.is_whole or space.products + space.pending > most:
+                break
+    vectors = None
+    if with_vectors:
+        vectors = tuple(problem.point.vector(space.combined(coefficients[:, i])) for i in chosen)
+    return Eigenvalues(
+        values[chosen], residuals[chosen], vectors, space.products, converged or space.is_whole
+    )
+
+
+def krylov(problem: Problem, block_size: int, seed: Any, steps: Any) -> Krylov:
+    """A basis of random vectors for the curvature of a problem."""
+    numbers = itertools.count()
+
+    def draw():
+        key = jax.random.fold_in(jax.random.key(seed), next(numbers))
+        return random_vector(random_trees.standard_normal, key, problem.point)
+
+    return Krylov(lambda vectors: products.times(problem, vectors, steps), draw, problem.size, block_size)
+
+
+def _chosen(count: int, k: int, which: str) -> list[int]:
+    """Positions among ascending values, in descending order."""
+    descending = list(range(count))[::-1]
+    return {"largest": descending[:k], "smallest": descending[-k:]}.get(
+        which, descending[:k] + descending[-k:]
+    )

@@ -1,0 +1,182 @@
+"""How gradients differ: between examples, and between a point and SAM's."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from optax_sam import checks, per_example, trees
+from optax_sam.sharpness.balls import climbed
+from optax_sam.sharpness.means import standard_error
+from optax_sam.sharpness.problem import Point, Problem, alone
+from optax_sam.sharpness.progress import shown
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientNoise:
+    """How gradients differ between examples.
+
+    Attributes:
+      variance: `tr Cov(g_i)`, summed over all parameters, without bias.
+      grad_norm: of the mean gradient over all examples.
+      noise_scale: `variance / grad_norm^2`, in examples: batches much larger average little more noise
+        away than is there in signal.
+      norms: `float64[examples]`, each example's gradient norm, in the order of the data.
+    """
+
+    variance: float
+    grad_norm: float
+    noise_scale: float
+    norms: np.ndarray = dataclasses.field(repr=False)
+
+    def __str__(self) -> str:
+        return (
+            f"variance {self.variance:.4g}, norm of the mean {self.grad_norm:.4g}, "
+            f"noise scale {self.noise_scale:.4g} examples (n = {len(self.norms)})"
+        )
+
+
+def gradient_noise(
+    loss_fn: Callable[[Any, Any], Any],
+    params: Any,
+    batches: Any,
+    *,
+    microbatch_size: int | None = None,
+    progress: bool = False,
+) -> GradientNoise:
+    """How much single examples' gradients differ: `tr Cov = n / (n - 1) (mean ||g_i||^2 - ||mean g_i||^2)`.
+
+    Norms per example come from `per_example.gradient_norms`, without gradients per example; the loss is
+    called with one example at a time.
+
+    Args:
+      loss_fn: see `top_eigenvalues`.
+      params: the parameters.
+      batches: one batch, or many; see `top_eigenvalues`. Two examples or more.
+      microbatch_size: examples in memory at once; a batch by default. Must divide each batch.
+      progress: whether a bar is shown.
+
+    Returns:
+      A `GradientNoise`, on the host.
+
+    Raises:
+      ValueError: a single example, a loss that is not finite; what `hessian_vector_product` refuses.
+
+    Cost:
+      about two gradients.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optax_sam import sharpness
+      >>> loss_fn = lambda w, x: x @ w
+      >>> print(sharpness.gradient_noise(loss_fn, jnp.ones(1), jnp.array([[1.0], [3.0]])))
+      variance 2, norm of the mean 2, noise scale 0.5 examples (n = 2)
+
+    References:
+      McCandlish et al., `An Empirical Model of Large-Batch Training
+      <https://arxiv.org/abs/1812.06162>`_, 2018.
+    """
+    problem = Problem.of(loss_fn, params, batches)
+    problem.finite_loss()
+    if microbatch_size is not None:
+        checks.integer("microbatch_size", microbatch_size, low=1)
+
+    program, found = problem.program(_norms_in(microbatch_size)), []
+    with shown(progress, "gradient noise", problem.count) as steps:
+        for batch, _ in problem:
+            found.append(np.asarray(program(problem.point, batch), float))
+            steps.advance()
+    norms = np.concatenate(found)
+    if norms.size < 2:
+        raise ValueError("batches hold one example: the spread of gradients needs two or more.")
+    mean_norm = float(trees.norm(problem.gradient()))
+    variance = float(norms.size / (norms.size - 1) * max(np.mean(norms**2) - mean_norm**2, 0.0))
+    scale = variance / mean_norm**2 if mean_norm else float("inf")
+    return GradientNoise(variance, mean_norm, scale, norms)
+
+
+@functools.cache
+def _norms_in(microbatch_size: int | None) -> Callable[..., Any]:
+    def norms(loss_fn: Any, point: Point, batch: Any) -> Any:
+        losses = functools.partial(alone, loss_fn)
+        return per_example.gradient_norms(losses, point.params(), batch, microbatch_size=microbatch_size)
+
+    return norms
+
+
+@dataclasses.dataclass(frozen=True)
+class PsfNorm:
+    """How much SAM's gradients differ from the ordinary ones.
+
+    Attributes:
+      value: `||g' - g||`, the mean over batches.
+      standard_error: of that mean; NaN with one batch.
+      grad_norm: `||g||`, the mean over batches.
+      perturbed_grad_norm: `||g'||`, the mean over batches.
+      norms: `float64[batches]`, each batch's `||g' - g||`.
+    """
+
+    value: float
+    standard_error: float
+    grad_norm: float
+    perturbed_grad_norm: float
+    norms: np.ndarray = dataclasses.field(repr=False)
+
+    def __str__(self) -> str:
+        spread = "" if np.isnan(self.standard_error) else f" ± {self.standard_error:.1g}"
+        return f"{self.value:.4g}{spread} beside a gradient of {self.grad_norm:.4g} (n = {len(self.norms)})"
+
+
+def psf_norm(
+    loss_fn: Callable[[Any, Any], Any], params: Any, batches: Any, rho: float, *, progress: bool = False
+) -> PsfNorm:
+    """How far SAM's gradient is from the ordinary one: `||g' - g||` with `g' = grad L_B(w + rho g / ||g||)`.
+
+    The norm of the projection onto the second-order gradient (PSF), which vSAM watches to decide how often
+    a second gradient is worth its cost; here for every batch `B`.
+
+    Args:
+      loss_fn: see `top_eigenvalues`.
+      params: the parameters.
+      batches: one batch, or many, of the size of training's; see `top_eigenvalues`.
+      rho: radius of the perturbation, 0 or more.
+      progress: whether a bar is shown.
+
+    Returns:
+      A `PsfNorm`, on the host.
+
+    Raises:
+      ValueError: as `ascent_sharpness`.
+
+    Cost:
+      two gradients and a forward pass.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optax_sam import sharpness
+      >>> loss_fn = lambda w, scale: scale @ w**2
+      >>> print(sharpness.psf_norm(loss_fn, jnp.ones(1), jnp.array([[1.0]]), rho=0.5))
+      1 beside a gradient of 2 (n = 1)
+
+    References:
+      Deng et al., `Effective Gradient Sample Size via Variation Estimation for Accelerating Sharpness-Aware
+      Minimization <https://arxiv.org/abs/2403.08821>`_, 2024.
+    """
+    checks.number("rho", rho, low=0)
+    problem = Problem.of(loss_fn, params, batches)
+    found, sizes = [], []
+    with shown(progress, "PSF", problem.count) as steps:
+        for part, size in problem.parts(None):
+            part.finite_loss()
+            here = part.gradient()
+            there = part.at(part.point.moved(climbed(part, rho))).gradient()
+            difference = [x - y for x, y in zip(there, here, strict=True)]
+            found.append([float(trees.norm(x)) for x in (difference, here, there)])
+            sizes.append(size)
+            steps.advance()
+    means = np.average(found, axis=0, weights=sizes)
+    norms = np.array(found)[:, 0]
+    error = standard_error(list(norms), sizes)
+    return PsfNorm(float(means[0]), error, float(means[1]), float(means[2]), norms)

@@ -1,0 +1,156 @@
+"""An orthonormal basis that grows by products with a symmetric matrix (block Lanczos)."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optax_sam import trees
+from optax_sam.sharpness.problem import Floats
+
+Times = Callable[[list[Floats]], list[Floats]]
+
+
+class Basis:
+    """Orthonormal vectors.
+
+    Attributes:
+      vectors: so far.
+    """
+
+    def __init__(self):
+        self.vectors: list[Floats] = []
+
+    def orthogonal(self, vector: Floats) -> tuple[Floats, np.ndarray]:
+        """What of a vector is orthogonal to the basis, and the coefficients of the rest."""
+        found = []
+        for _ in range(2):  # the second time to the precision of the entries
+            for unit in self.vectors:
+                vector, coefficient = _less(vector, unit)
+                found.append(coefficient)
+        return vector, np.asarray(jax.device_get(found), float).reshape(2, -1).sum(0)
+
+    def add(self, vector: Floats) -> None:
+        """Adds the direction of what is orthogonal in a vector, where anything is."""
+        length = float(trees.norm(vector))
+        rest, _ = self.orthogonal(vector)
+        left = float(trees.norm(rest))
+        if left > 32 * _epsilon(rest) * length:
+            unit, _ = self.orthogonal(_divided(rest, left))
+            self.vectors.append(_divided(unit, float(trees.norm(unit))))
+
+
+class Krylov:
+    """What is known of a symmetric matrix after some products.
+
+    Every new vector is made orthogonal to all before it, twice; where nothing is left of it, a random one
+    takes its place, so that the basis grows until it spans everything.
+
+    Attributes:
+      basis: orthonormal vectors; the last ones, `pending`, have not been multiplied yet.
+      pending: how many those are.
+      products: how many vectors have been multiplied.
+    """
+
+    def __init__(self, times: Times, draw: Callable[[], Floats], size: int, block_size: int = 1):
+        """Begins with `block_size` random vectors of `size` entries."""
+        self.times, self.draw, self.size = times, draw, size
+        self.space = Basis()
+        self.products, self.scale = 0, 0.0
+        self._entries = np.zeros([0, 0])
+        self._beyond = np.zeros([0, 0])
+        while len(self.basis) < min(block_size, size):
+            self._add_random()
+        self.pending = len(self.basis)
+
+    @property
+    def basis(self) -> list[Floats]:
+        """The orthonormal vectors."""
+        return self.space.vectors
+
+    def extend(self) -> None:
+        """Multiplies the pending vectors; what is new in the images becomes the next ones.
+
+        Raises:
+          ValueError: a product is not finite.
+        """
+        old = len(self.basis)
+        images = self.times(self.basis[old - self.pending :])
+        inside, beyond = np.zeros([old, self.pending]), np.zeros([0, self.pending])
+        for column, image in enumerate(images):
+            length = float(trees.norm(image))
+            if not np.isfinite(length):
+                raise ValueError(
+                    "a product with the curvature matrix is not finite: is the loss smooth at params?"
+                )
+            self.scale = max(self.scale, length)
+            rest, coefficients = self.space.orthogonal(image)
+            inside[:, column], beyond[:, column] = coefficients[:old], coefficients[old:]
+            left = float(trees.norm(rest))
+            row = np.zeros([1, self.pending])
+            if len(self.basis) == self.size:
+                continue
+            if left > 32 * _epsilon(rest) * self.scale:
+                row[0, column] = left
+                self.basis.append(_divided(rest, left))
+            else:
+                self._add_random()
+            beyond = np.concatenate([beyond, row])
+        entries = np.zeros([old, old])
+        entries[: self.products, : self.products] = self._entries
+        entries[:, self.products :] = inside
+        entries[self.products :] = inside.T  # where both are known they differ by rounding alone
+        entries[self.products :, self.products :] = (inside[self.products :] + inside[self.products :].T) / 2
+        self._entries, self._beyond = entries, beyond
+        self.products, self.pending = old, len(self.basis) - old
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the basis spans all vectors, and all have been multiplied."""
+        return self.products == self.size
+
+    def ritz(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The eigenvalues in the span of the basis.
+
+        Returns:
+          `(values, coefficients, residuals)`: ascending values; the eigenvectors in the basis, a column
+          each; and `||H x - value x||`, not below rounding.
+        """
+        values, coefficients = np.linalg.eigh(self._entries)
+        last = coefficients[self.products - self._beyond.shape[1] :]
+        residuals = np.linalg.norm(self._beyond @ last, axis=0)
+        return values, coefficients, np.maximum(residuals, _epsilon(self.basis[0]) * self.scale)
+
+    def combined(self, coefficients: np.ndarray) -> Floats:
+        """The vector with these coefficients in the basis, of length one."""
+        total = jax.tree.map(jnp.zeros_like, self.basis[0])
+        for coefficient, vector in zip(coefficients, self.basis, strict=False):
+            total = _plus(total, coefficient, vector)
+        return _divided(total, float(trees.norm(total)))
+
+    def _add_random(self) -> None:
+        before = len(self.basis)
+        while len(self.basis) == before:
+            self.space.add(self.draw())
+
+
+@jax.jit
+def _less(vector: Floats, unit: Floats) -> tuple[Floats, jax.Array]:
+    along = trees.inner(unit, vector)
+    return [x - trees.times(along, u) for x, u in zip(vector, unit, strict=True)], along
+
+
+@jax.jit
+def _plus(vector: Floats, factor: float, other: Floats) -> Floats:
+    return [x + trees.times(factor, y) for x, y in zip(vector, other, strict=True)]
+
+
+@jax.jit
+def _divided(vector: Floats, length: float) -> Floats:
+    return trees.divide(vector, length)
+
+
+def _epsilon(vector: Floats) -> float:
+    """The coarsest rounding among the entries."""
+    return max(float(jnp.finfo(x.dtype).eps) for x in vector)

@@ -1,0 +1,203 @@
+"""The loss along lines and planes through the parameters."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optax_sam import checks, geometry, random_trees, trees
+from optax_sam.oracle import Oracle
+from optax_sam.sharpness.problem import (
+    Floats,
+    Point,
+    Problem,
+    alone,
+    floats_of,
+    loss_at,
+    point_of,
+    random_vector,
+)
+from optax_sam.sharpness.progress import shown
+
+
+@dataclasses.dataclass(frozen=True)
+class Landscape:
+    """The loss on a grid.
+
+    Attributes:
+      axes: one or two, `float64[points]` each: multiples of the directions.
+      losses: `float64[points]` or `float64[points of the first axis, points of the second]`; where the
+        loss overflows, infinity.
+      loss: at the parameters.
+    """
+
+    axes: tuple[np.ndarray, ...]
+    losses: np.ndarray = dataclasses.field(repr=False)
+    loss: float
+
+    def __str__(self) -> str:
+        shape = " x ".join(str(axis.size) for axis in self.axes)
+        return (
+            f"{shape} losses from {self.losses.min():.4g} to {self.losses.max():.4g}, "
+            f"{self.loss:.4g} at the parameters"
+        )
+
+
+def random_direction(params: Any, seed: int = 0, *, filter_normalized: bool = True) -> Any:
+    """A direction with normal entries, each filter as long as the parameters' own.
+
+    `d_f = (||w_f|| / ||z_f||) z_f` for each filter `f` (output feature, the last axis) of each leaf; leaves
+    with one axis or none (biases, scales) get zeros. So pictures of networks whose weights have different
+    sizes can be compared.
+
+    Args:
+      params: the parameters.
+      seed: of the entries.
+      filter_normalized: False for plain normal entries in all leaves.
+
+    Returns:
+      A tree like `params`, in float32 or wider.
+
+    References:
+      Li et al., `Visualizing the Loss Landscape of Neural Nets <https://arxiv.org/abs/1712.09913>`_, 2018.
+    """
+    checks.seed(seed)
+    checks.boolean("filter_normalized", filter_normalized)
+    point = point_of(params)
+    noise = random_vector(random_trees.standard_normal, jax.random.key(seed), point)
+    return point.vector(_as_filters(point.floats, noise) if filter_normalized else noise)
+
+
+@jax.jit
+def _as_filters(params: Floats, noise: Floats) -> Floats:
+    def on_leaf(w, z):
+        if w.ndim < 2:
+            return jnp.zeros_like(z)
+        ratio = geometry.filter_norms(w) / jnp.maximum(geometry.filter_norms(z), jnp.finfo(z.dtype).tiny)
+        return ratio.astype(z.dtype) * z
+
+    return [on_leaf(w, z) for w, z in zip(trees.widen(params), noise, strict=True)]
+
+
+def difference(params: Any, other: Any) -> Any:
+    """The direction from `params` to `other`, which stands at 1 on its axis: a tree like `params`."""
+    point = point_of(params)
+    there = floats_of("other", other, point)
+    return point.vector([y - x for x, y in zip(trees.widen(point.floats), there, strict=True)])
+
+
+def landscape(
+    loss_fn: Callable[..., Any],
+    params: Any,
+    batches: Any,
+    directions: Sequence[Any],
+    *,
+    span: float | tuple[float, float] = 1.0,
+    num_points: int = 21,
+    statistics: Callable[[Any, Any], Any] | None = None,
+    progress: bool = False,
+) -> Landscape:
+    """The mean loss at `params + a d` or `params + a d + b d'`, on a grid of `a` and `b`.
+
+    Batch norm's running statistics belong to one point: with those of `params`, the loss elsewhere is that
+    of no network. `statistics` computes them anew at each point.
+
+    Args:
+      loss_fn: see `top_eigenvalues`; with `statistics`, `loss_fn(params, batch, statistics)`.
+      params: the parameters.
+      batches: one batch, or many; see `top_eigenvalues`.
+      directions: one or two trees like `params`, in a list or tuple: from `random_direction`, an
+        eigenvector of `top_eigenvalues`, or the `difference` to another solution.
+      span: how far in multiples of the directions: `(from, to)`, or one number to either side.
+      num_points: on each axis, 2 or more.
+      statistics: `statistics(params, batch)` returns a tree of arrays, such as means and variances of this
+        batch, which is averaged over all examples at each point before the losses there.
+      progress: whether a bar is shown.
+
+    Returns:
+      A `Landscape`, on the host.
+
+    Raises:
+      ValueError: neither one nor two directions, or one unlike `params`; the loss at `params` is not finite;
+        an argument out of range; what `hessian_vector_product` refuses.
+      TypeError: an argument of another kind.
+
+    Cost:
+      a forward pass for each point, and one more with `statistics`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optax_sam import sharpness
+      >>> loss_fn = lambda w, scale: scale @ w**2
+      >>> batch, direction = jnp.array([[1.0, 3.0]]), jnp.array([1.0, 0.0])
+      >>> print(sharpness.landscape(loss_fn, jnp.zeros(2), batch, [direction], num_points=5).losses)
+      [1.   0.25 0.   0.25 1.  ]
+    """
+    problem = Problem.of(loss_fn, params, batches)
+    checks.integer("num_points", num_points, low=2)
+    if not isinstance(directions, list | tuple) or len(directions) not in (1, 2):
+        number = f" of {len(directions)}" if isinstance(directions, list | tuple) else ""
+        raise ValueError(
+            f"directions is a {type(directions).__name__}{number}: "
+            "pass a list of one or two trees like params."
+        )
+    vectors = [floats_of(f"directions[{n}]", d, problem.point) for n, d in enumerate(directions)]
+    low, high = span if isinstance(span, tuple) else (-span, span)
+    checks.number("span", low)
+    checks.number("span", high, low=low)
+    axis = np.linspace(low, high, num_points)
+    if statistics is not None:
+        checks.function("statistics", statistics, "statistics(params, batch) -> tree of arrays")
+    passes = 1 if statistics is None else 2
+    total = problem.count and passes * problem.count * num_points ** len(vectors)
+    at = _loss_function(problem, statistics)
+    middle = float(at(problem.point))
+    if not np.isfinite(middle):
+        raise ValueError(f"the loss at params is {middle}: draw where the loss is finite.")
+    losses = []
+    with shown(progress, "landscape", total) as steps:
+        for factors in np.stack(np.meshgrid(*[axis] * len(vectors), indexing="ij"), -1).reshape(
+            -1, len(vectors)
+        ):
+            losses.append(at(_there(problem.point, vectors, list(factors))))
+            steps.advance(passes * (problem.count or 1))
+    values = np.nan_to_num(np.asarray(jax.device_get(losses), float), nan=np.inf, posinf=np.inf)
+    return Landscape((axis,) * len(vectors), values.reshape([num_points] * len(vectors)), middle)
+
+
+def _loss_function(
+    problem: Problem, statistics: Callable[[Any, Any], Any] | None
+) -> Callable[[Point], jax.Array]:
+    """The mean loss at any point, its own batch statistics behind it."""
+    if statistics is None:
+        return lambda point: problem.at(point).mean(loss_at)
+    of_statistics = Problem(statistics, problem.point, problem.batches)
+
+    def at(point):
+        found = of_statistics.at(point).mean(_statistics_at)
+        return problem.at(point).mean(_loss_with, found)
+
+    return at
+
+
+def _statistics_at(statistics: Any, point: Point, batch: Any) -> Any:
+    return statistics(point.params(), batch)
+
+
+def _loss_with(loss_fn: Any, point: Point, batch: Any, statistics: Any) -> jax.Array:
+    def losses(params, batch):
+        return loss_fn(params, batch, statistics)
+
+    return Oracle(functools.partial(alone, losses), batch).loss_at(point.params())
+
+
+@jax.jit
+def _there(point: Point, vectors: list[Floats], factors: list[Any]) -> Point:
+    total = jax.tree.map(jnp.zeros_like, vectors[0])
+    for factor, vector in zip(factors, vectors, strict=True):
+        total = [t + trees.times(factor, x) for t, x in zip(total, vector, strict=True)]
+    return point.moved(total)

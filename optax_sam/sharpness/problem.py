@@ -1,0 +1,265 @@
+"""A loss on data at one place: what every measurement here is made of.
+
+Measurements are driven by the host, so that the data may be larger than the memory and a long one shows
+its progress; what is done on one batch is one compiled program.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from optax_sam import checks, trees
+from optax_sam.jaxprs import canonical_convolutions
+from optax_sam.oracle import Oracle
+from optax_sam.sharpness.progress import Steps
+
+Floats = list[jax.Array]
+"""The float leaves of the parameters, or a vector with as many entries, in float32 or wider."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """Parameters, their float leaves apart from the rest.
+
+    Attributes:
+      floats: the leaves that are differentiated.
+      others: integer, zero-size leaves.
+      treedef: of the parameters.
+      is_float: which leaf is which.
+    """
+
+    floats: Floats
+    others: list[Any]
+    treedef: Any = dataclasses.field(metadata={"static": True})
+    is_float: tuple[bool, ...] = dataclasses.field(metadata={"static": True})
+
+    def params(self, floats: Floats | None = None) -> Any:
+        """The parameters, with these float leaves."""
+        return self._tree(self.floats if floats is None else floats, self.others)
+
+    def vector(self, floats: Floats) -> Any:
+        """A tree like the parameters with these float leaves, and zeros in the place of the others."""
+        return self._tree(floats, [jnp.zeros_like(x) for x in self.others])
+
+    def moved(self, by: Floats) -> "Point":
+        """The point at `params + by`."""
+        return dataclasses.replace(self, floats=trees.add_perturbation(self.floats, by))
+
+    def _tree(self, floats: Floats, others: list[Any]) -> Any:
+        supply, rest = iter(floats), iter(others)
+        return self.treedef.unflatten([next(supply if f else rest) for f in self.is_float])
+
+
+def point_of(params: Any) -> Point:
+    """The parameters as a point; Flax NNX's variables are taken out."""
+    params = trees.plain(params)
+    leaves, treedef = jax.tree.flatten(params)
+    if any(isinstance(x, jax.core.Tracer) for x in leaves):
+        raise TypeError(
+            "params are traced: measurements are driven by the host, call them outside of jax.jit."
+        )
+    leaves = [jnp.asarray(x) for x in leaves]
+    is_float = tuple(bool(trees.is_inexact(x) and x.size) for x in leaves)
+    for (path, _), x in zip(jax.tree.leaves_with_path(params), leaves, strict=True):
+        if jnp.iscomplexobj(x):
+            name = jax.tree_util.keystr(path)
+            raise ValueError(f"params{name} has dtype {x.dtype}: split it into a real and an imaginary leaf.")
+    if not any(is_float):
+        raise ValueError("params has no float leaves: there is nothing to move.")
+    floats, others = (
+        [x for x, f in zip(leaves, is_float, strict=True) if f is kind] for kind in (True, False)
+    )
+    return Point(floats, others, treedef, is_float)
+
+
+def floats_of(name: str, tree: Any, point: Point) -> Floats:
+    """The float leaves of a tree like the parameters, in float32 or wider."""
+    leaves, treedef = jax.tree.flatten(trees.plain(tree))
+    shapes = [np.shape(x) for x in jax.tree.leaves(point.params())]
+    if treedef != point.treedef or [np.shape(x) for x in leaves] != shapes:
+        found = jax.tree.map(np.shape, trees.plain(tree))
+        raise ValueError(f"{name} has the shapes {found}, unlike params: pass a tree like params.")
+    chosen = [jnp.asarray(x) for x, f in zip(leaves, point.is_float, strict=True) if f]
+    return trees.widen(chosen)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Problem:
+    """A loss at a point, as the mean over all examples of one or of many batches.
+
+    Attributes:
+      loss_fn: `loss_fn(params, batch)`.
+      point: the parameters.
+      batches: as the user handed them in.
+      programs: compiled for this loss, by function.
+    """
+
+    loss_fn: Any
+    point: Point
+    batches: Any
+    programs: dict[Any, Callable[..., Any]] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, loss_fn: Any, params: Any, batches: Any) -> "Problem":
+        """Checks what the user handed in."""
+        checks.function("loss_fn", loss_fn, "loss_fn(params, batch) -> [batch]")
+        if hasattr(batches, "__next__"):
+            raise TypeError(
+                f"batches={batches!r} is an iterator, which ends after one pass: pass one batch, a list of "
+                "batches, or what can be iterated over again, such as a tf.data.Dataset."
+            )
+        return cls(loss_fn, point_of(params), batches)
+
+    @property
+    def size(self) -> int:
+        """How many float parameters there are."""
+        return sum(x.size for x in self.point.floats)
+
+    @functools.cached_property
+    def is_many(self) -> bool:
+        """Whether there are batches: a list, or what is iterable and no tree of arrays."""
+        if isinstance(self.batches, list):
+            return True
+        one_leaf = jax.tree_util.all_leaves([self.batches])
+        is_array = hasattr(self.batches, "shape") and hasattr(self.batches, "dtype")
+        return one_leaf and not is_array and hasattr(self.batches, "__iter__")
+
+    @property
+    def count(self) -> int | None:
+        """How many batches there are; None where that shows only at the end."""
+        if not self.is_many:
+            return 1
+        return len(self.batches) if hasattr(self.batches, "__len__") else None
+
+    def __iter__(self) -> Iterator[tuple[Any, int]]:
+        """Each batch, and how many examples it has."""
+        number = -1
+        for number, batch in enumerate(self.batches if self.is_many else [self.batches]):
+            batch = jax.tree.map(jnp.asarray, batch)
+            size = Oracle(self.loss_fn, batch).size
+            if size is None:
+                raise ValueError(
+                    f"batch {number} has no arrays: pass a tree with the examples on the first axis."
+                )
+            yield batch, size
+        if number < 0:
+            raise ValueError("batches is empty: pass at least one.")
+
+    def parts(self, size: int | None) -> Iterator[tuple["Problem", int]]:
+        """The problems of so many examples each, cut from the batches; of each batch with None."""
+        for number, (batch, rows) in enumerate(self):
+            step = rows if size is None else size
+            if rows % step:
+                raise ValueError(
+                    f"microbatch_size={size} does not divide batch {number} of {rows} examples: "
+                    "choose a divisor."
+                )
+            for first in range(0, rows, step):
+                part = batch if step == rows else _rows(batch, slice(first, first + step))
+                yield dataclasses.replace(self, batches=part), step
+
+    def mean(self, function: Callable[..., Any], *rest: Any, steps: Steps | None = None) -> Any:
+        """The mean of `function(loss_fn, point, batch, *rest)` over all examples, a tree of arrays."""
+        program = self.program(function)
+        total, examples = None, 0
+        for batch, size in self:
+            part = program(self.point, batch, *rest)
+            total, examples = _add(total, part, size), examples + size
+            if steps:
+                steps.advance()
+        return jax.tree.map(lambda x: x / examples, total)
+
+    def program(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function` with the loss function, compiled; on a CPU at full speed anywhere.
+
+        A `jax.tree_util.Partial` is compiled once for each function in it; what any other loss function
+        closes over may have changed since the last measurement.
+        """
+        if _is_reusable(self.loss_fn):
+            return Partial(_shared(function), self.loss_fn)
+        if function not in self.programs:
+            alone = functools.partial(function, self.loss_fn)
+            self.programs[function] = jax.jit(canonical_convolutions(alone))
+        return self.programs[function]
+
+    def at(self, point: Point) -> "Problem":
+        """The same loss at another point."""
+        return dataclasses.replace(self, point=point)
+
+    def loss(self) -> float:
+        """The mean of the losses."""
+        return float(self.mean(loss_at))
+
+    def finite_loss(self) -> float:
+        """The mean of the losses, or an error."""
+        loss = self.loss()
+        if not np.isfinite(loss):
+            raise ValueError(f"the loss at params is {loss}: measure where the loss is finite.")
+        return loss
+
+    def gradient(self) -> Floats:
+        """The gradient of the mean loss."""
+        return self.mean(gradient_at)
+
+
+def _rows(batch: Any, rows: slice) -> Any:
+    return jax.tree.map(lambda x: x[rows], batch)
+
+
+@jax.jit
+def _add(total: Any, part: Any, size: Any) -> Any:
+    def on_leaf(x, t=None):
+        scaled = trees.times(size, trees.widen(x))
+        return scaled if t is None else t + scaled
+
+    return jax.tree.map(on_leaf, part) if total is None else jax.tree.map(on_leaf, part, total)
+
+
+def _is_reusable(loss_fn: Any) -> bool:
+    """Whether all that a loss function closes over are arrays of a tree."""
+    return all(isinstance(x, jax.Array | np.ndarray | float | int) for x in jax.tree.leaves(loss_fn))
+
+
+@functools.cache
+def _shared(function: Callable[..., Any]) -> Callable[..., Any]:
+    return jax.jit(canonical_convolutions(function))
+
+
+def loss_at(loss_fn: Any, point: Point, batch: Any) -> jax.Array:
+    """The mean of the losses of a batch, `float[]`."""
+    return of_floats(loss_fn, point, batch)(point.floats)
+
+
+def gradient_at(loss_fn: Any, point: Point, batch: Any) -> Floats:
+    """The gradient of the mean loss of a batch."""
+    return trees.widen(jax.grad(of_floats(loss_fn, point, batch))(point.floats))
+
+
+def of_floats(loss_fn: Any, point: Point, batch: Any) -> Callable[[Floats], jax.Array]:
+    """The mean loss of a batch as a function of the float leaves."""
+    oracle = Oracle(functools.partial(alone, loss_fn), batch)
+    return lambda floats: oracle.loss_at(point.params(floats))
+
+
+def alone(loss_fn: Any, params: Any, batch: Any) -> Any:
+    """The losses without what may come with them."""
+    returned = loss_fn(params, batch)
+    return returned[0] if isinstance(returned, tuple) and len(returned) == 2 else returned
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _drawn(draw: Callable[..., Floats], key: jax.Array, like: Floats) -> Floats:
+    return draw(key, like)
+
+
+def random_vector(draw: Callable[..., Floats], key: jax.Array, point: Point) -> Floats:
+    """Random entries from `draw(key, like)` in float32 or wider, split over devices as the parameters."""
+    drawn = _drawn(draw, key, trees.widen(point.floats))
+    return [jax.device_put(x, w.sharding) for x, w in zip(drawn, point.floats, strict=True)]
