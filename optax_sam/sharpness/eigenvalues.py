@@ -95,7 +95,7 @@ def top_eigenvalues(
       >>> from optax_sam import sharpness
       >>> loss_fn = lambda w, scale: scale @ w**2
       >>> found = sharpness.top_eigenvalues(loss_fn, jnp.ones(3), jnp.array([[1.0, 2.0, -3.0]]), which="both")
-      >>> print(found.values)
+      >>> print(found.values.round(3))
       [ 4. -6.]
 
     References:
