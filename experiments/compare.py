@@ -12,13 +12,13 @@ import numpy as np
 from rich.progress import Progress
 
 from experiments import records, report
-from experiments.curvature import training_curvature
 from experiments.data import Data, load
 from experiments.inputs import make_inputs
 from experiments.methods import DEMO, METHODS
 from experiments.progress import progress_bar
 from experiments.ranking import draw_ranking
 from experiments.settings import Settings, command_line, require
+from experiments.sharpness import measured
 from experiments.train import Listener, resolved, run
 from experiments.training import Programs, compile_programs
 
@@ -171,19 +171,14 @@ def finished(settings: Settings) -> dict[str, Any] | None:
     file = settings.out / "result.json"
     result = records.read_json(file) if file.exists() else {}
     whole = len(records.read_metrics(settings.out / "metrics.jsonl")) == settings.epochs
-    return result if "top_eigenvalue" in result and whole else None
+    return result if "surrogate_gap" in result and whole else None
 
 
 def train_one(settings: Settings, data: Data, programs: Programs, listener: Listener) -> dict[str, Any]:
-    """Trains one network and adds the curvature where it ended to its result."""
+    """Trains one network and adds the sharpness where it ended to its result."""
     result, state = run(settings, data, programs, listener)
     examples = make_inputs(settings, data).examples
-    curvature = training_curvature(programs.trainer.model, state.params, state.batch_stats, examples)
-    result |= {
-        "top_eigenvalue": float(curvature.value),
-        "eigenvalue_iterations": int(curvature.iterations),
-        "eigenvalue_change": float(curvature.change),
-    }
+    result |= measured(programs.trainer.model, state.params, state.batch_stats, examples, settings.batch_size)
     records.write_json(settings.out / "result.json", result)
     return result
 
@@ -227,6 +222,7 @@ def summary(results: list[dict[str, Any]], step_time_vs_sgd: float) -> dict[str,
         "gradients_per_step": statistics.mean(each["gradients_per_step"] for each in results),
         "step_time_vs_sgd": step_time_vs_sgd,
         "top_eigenvalue": statistics.mean(each["top_eigenvalue"] for each in results),
+        "surrogate_gap": statistics.mean(each["surrogate_gap"] for each in results),
         "seeds": len(results),
     }
 
