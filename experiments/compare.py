@@ -21,6 +21,7 @@ from experiments.settings import Settings, command_line, require
 from experiments.sharpness import measured
 from experiments.train import Listener, resolved, run
 from experiments.training import Programs, compile_programs
+from experiments.trajectories import draw_sharpness
 
 GROUPS = {"demo": DEMO, "all": tuple(METHODS)}
 
@@ -58,6 +59,8 @@ class CompareSettings:
     """Share of training labels that are made random; None is 0.2 for digits, else 0."""
     augment: tuple[Literal["crop", "flip", "cutout"], ...] | None = None
     """Random changes of the training images; None is the data set's choice (digits: none)."""
+    sharpness_every: int = 0
+    """Epochs from one record of the sharpness to the next, drawn in sharpness.png; 0 is only at the end."""
     timing_rounds: int = 30
     """Rounds of 20 steps of every method in turn, in which the time per step is measured."""
 
@@ -94,6 +97,10 @@ def compare(settings: CompareSettings) -> None:
         draw_ranking(methods, heading, picture)
     else:
         report.draw(methods, {name: curve(runs[name]) for name in methods}, heading, picture)
+    if settings.sharpness_every:
+        draw_sharpness(
+            {name: metrics(runs[name]) for name in methods}, heading, settings.out / "sharpness.png"
+        )
     print(f"{extra['seconds']:.0f} s in all; see {settings.out}/comparison.png and summary.json")
 
 
@@ -130,6 +137,7 @@ def one_run(settings: CompareSettings, method: str, seed: int) -> Settings:
             train_examples=settings.train_examples,
             label_noise=settings.label_noise,
             augment=settings.augment,
+            sharpness_every=settings.sharpness_every,
         )
     )
 
@@ -227,11 +235,15 @@ def summary(results: list[dict[str, Any]], step_time_vs_sgd: float) -> dict[str,
     }
 
 
+def metrics(runs: list[Settings]) -> list[list[dict[str, Any]]]:
+    """The lines of each run's metrics.jsonl."""
+    return [records.read_metrics(settings.out / "metrics.jsonl") for settings in runs]
+
+
 def curve(runs: list[Settings]) -> report.Curve:
     """A method's way through training: seconds and test accuracy, averaged over its seeds."""
-    lines = [records.read_metrics(settings.out / "metrics.jsonl") for settings in runs]
     seconds, accuracy = (
-        np.mean([[line[name] for line in run] for run in lines], axis=0)
+        np.mean([[line[name] for line in run] for run in metrics(runs)], axis=0)
         for name in ("seconds", "test_accuracy")
     )
     return report.Curve(seconds, 100 * accuracy)
