@@ -1,0 +1,117 @@
+"""What the measurements refuse: each error names the argument, its value and the repair."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from optax_sam import sharpness
+
+W, BATCH = jnp.ones(3), jnp.ones([4, 3])
+
+
+def squares(w, batch):
+    return (batch @ w) ** 2
+
+
+def top(loss_fn=squares, params=W, batches=BATCH, k=1, **rest):
+    return sharpness.top_eigenvalues(loss_fn, params, batches, k, **rest)
+
+
+REFUSED = {
+    "k above the parameters": (lambda: top(k=4), "k=4 .* more than the 3 eigenvalues: lower k"),
+    "k of both ends": (lambda: top(k=2, which="both"), "k=2 with which='both' .* lower k"),
+    "k no integer": (lambda: top(k=1.5), "k=1.5 is a float"),
+    "another end": (lambda: top(which="top"), "which='top' is unknown: choose one of largest"),
+    "no tolerance": (lambda: top(tolerance=0), "tolerance=0 is not above 0"),
+    "few products": (lambda: top(k=2, max_products=1), "max_products=1 is outside"),
+    "a loss that is none": (lambda: top(loss_fn=3.0), "loss_fn=3.0 is not a function"),
+    "losses per token": (lambda: top(loss_fn=lambda w, x: x * w[None]), r"losses returned shape \[4, 3\]"),
+    "an infinite loss": (lambda: top(loss_fn=lambda w, x: squares(w, x) / 0), "the loss at params is inf"),
+    "a kink": (
+        lambda: top(loss_fn=lambda w, x: jnp.sqrt(jnp.abs(x @ (w - 1)))),
+        "a product with the curvature matrix is not finite",
+    ),
+    "an iterator": (lambda: top(batches=iter([BATCH])), "is an iterator, which ends after one pass"),
+    "no batches": (lambda: top(batches=[]), "batches is empty: pass at least one"),
+    "an empty batch": (lambda: top(batches=jnp.ones([0, 3])), "batch has 0 examples"),
+    "leaves that differ": (
+        lambda: top(lambda w, b: squares(w, b["x"]), batches={"x": BATCH, "y": jnp.ones(3)}),
+        r"batch\['y'\] has shape \(3,\), but the batch has 4 examples",
+    ),
+    "no float parameters": (lambda: top(params=jnp.arange(3)), "params has no float leaves"),
+    "complex parameters": (lambda: top(params={"a": W * 1j}), r"params\['a'\] has dtype complex64"),
+    "traced parameters": (lambda: jax.jit(lambda w: top(params=w).products)(W), "outside of jax.jit"),
+    "another vector": (
+        lambda: sharpness.hessian_vector_product(squares, W, BATCH, jnp.ones(2)),
+        r"vector has the shapes \(2,\), unlike params",
+    ),
+    "no model": (
+        lambda: sharpness.gauss_newton_vector_product(None, squares, W, BATCH, W),
+        "outputs=None is not a function",
+    ),
+    "few products for Hutch++": (
+        lambda: sharpness.trace(squares, W, BATCH, num_products=2),
+        "num_products=2 is outside",
+    ),
+    "another estimate": (
+        lambda: sharpness.trace(squares, W, BATCH, method="exact"),
+        "method='exact' is unknown",
+    ),
+    "no steps": (
+        lambda: sharpness.spectral_density(squares, W, BATCH, num_steps=0),
+        "num_steps=0 is outside",
+    ),
+    "a negative radius": (lambda: sharpness.ascent_sharpness(squares, W, BATCH, -1.0), "rho=-1.0 is outside"),
+    "a part that does not divide": (
+        lambda: sharpness.ascent_sharpness(squares, W, BATCH, 0.1, microbatch_size=3),
+        "microbatch_size=3 does not divide batch 0 of 4 examples",
+    ),
+    "a ball too large": (
+        lambda: sharpness.ascent_sharpness(lambda w, x: jnp.exp(x @ w), W, BATCH, 1e3),
+        "the loss within rho=1000.0 of params is inf: lower rho",
+    ),
+    "another distribution": (
+        lambda: sharpness.average_sharpness(squares, W, BATCH, 0.1, distribution="cauchy"),
+        "distribution='cauchy' is unknown",
+    ),
+    "one example": (lambda: sharpness.gradient_noise(squares, W, BATCH[:1]), "batches hold one example"),
+    "no direction": (lambda: sharpness.landscape(squares, W, BATCH, []), "directions is a list of 0"),
+    "a bare direction": (
+        lambda: sharpness.landscape(squares, W, BATCH, W),
+        "pass a list of one or two trees",
+    ),
+    "another direction": (
+        lambda: sharpness.landscape(squares, W, BATCH, [jnp.ones(2)]),
+        r"directions\[0\] has the shapes \(2,\)",
+    ),
+    "one point": (
+        lambda: sharpness.landscape(squares, W, BATCH, [W], num_points=1),
+        "num_points=1 is outside",
+    ),
+    "a span backwards": (lambda: sharpness.landscape(squares, W, BATCH, [W], span=(1.0, 0.0)), "span=0.0 is"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_the_error_names_the_argument_and_the_repair(name):
+    measure, message = REFUSED[name]
+    with pytest.raises((ValueError, TypeError), match=message):
+        measure()
+
+
+def test_a_bar_needs_rich_and_changes_no_number(monkeypatch, capsys):
+    shown = sharpness.trace(squares, W, [BATCH, BATCH], num_products=3, progress=True)
+    assert shown == sharpness.trace(squares, W, [BATCH, BATCH], num_products=3)
+    assert capsys.readouterr().out == ""
+    monkeypatch.setitem(__import__("sys").modules, "rich.progress", None)
+    with pytest.raises(ImportError, match=r"optax_sam\[sharpness\]"):
+        sharpness.trace(squares, W, BATCH, num_products=3, progress=True)
+
+
+def test_anything_that_can_be_read_again_is_many_batches():
+    class Loader:
+        def __iter__(self):
+            return iter([np.ones([3, 3], np.float32), np.ones([1, 3], np.float32)])
+
+    assert top(batches=Loader()).values[0] == pytest.approx(top().values[0], rel=1e-6)
