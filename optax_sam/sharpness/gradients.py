@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from optax_sam import checks, per_example, trees
+from optax_sam import checks, per_example
 from optax_sam.sharpness.balls import climbed
 from optax_sam.sharpness.means import standard_error
-from optax_sam.sharpness.problem import Point, Problem, alone
+from optax_sam.sharpness.problem import Point, Problem, alone, norm
 from optax_sam.sharpness.progress import shown
 
 
@@ -91,7 +91,7 @@ def gradient_noise(
     norms = np.concatenate(found)
     if norms.size < 2:
         raise ValueError("batches hold one example: the spread of gradients needs two or more.")
-    mean_norm = float(trees.norm(problem.gradient()))
+    mean_norm = float(norm(problem.gradient()))
     variance = float(norms.size / (norms.size - 1) * max(np.mean(norms**2) - mean_norm**2, 0.0))
     scale = variance / mean_norm**2 if mean_norm else float("inf")
     return GradientNoise(variance, mean_norm, scale, norms)
@@ -173,7 +173,7 @@ def psf_norm(
             here = part.gradient()
             there = part.at(part.point.moved(climbed(part, rho))).gradient()
             difference = [x - y for x, y in zip(there, here, strict=True)]
-            found.append([float(trees.norm(x)) for x in (difference, here, there)])
+            found.append([float(norm(x)) for x in (difference, here, there)])
             sizes.append(size)
             steps.advance()
     means = np.average(found, axis=0, weights=sizes)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_sam import trees
-from optax_sam.sharpness.problem import Floats
+from optax_sam.sharpness.problem import Floats, norm
 
 Times = Callable[[list[Floats]], list[Floats]]
 
@@ -33,12 +33,12 @@ class Basis:
 
     def add(self, vector: Floats) -> None:
         """Adds the direction of what is orthogonal in a vector, where anything is."""
-        length = float(trees.norm(vector))
+        length = float(norm(vector))
         rest, _ = self.orthogonal(vector)
-        left = float(trees.norm(rest))
+        left = float(norm(rest))
         if left > 32 * _epsilon(rest) * length:
             unit, _ = self.orthogonal(_divided(rest, left))
-            self.vectors.append(_divided(unit, float(trees.norm(unit))))
+            self.vectors.append(_divided(unit, float(norm(unit))))
 
 
 class Krylov:
@@ -79,7 +79,7 @@ class Krylov:
         images = self.times(self.basis[old - self.pending :])
         inside, beyond = np.zeros([old, self.pending]), np.zeros([0, self.pending])
         for column, image in enumerate(images):
-            length = float(trees.norm(image))
+            length = float(norm(image))
             if not np.isfinite(length):
                 raise ValueError(
                     "a product with the curvature matrix is not finite: is the loss smooth at params?"
@@ -87,7 +87,7 @@ class Krylov:
             self.scale = max(self.scale, length)
             rest, coefficients = self.space.orthogonal(image)
             inside[:, column], beyond[:, column] = coefficients[:old], coefficients[old:]
-            left = float(trees.norm(rest))
+            left = float(norm(rest))
             row = np.zeros([1, self.pending])
             if len(self.basis) == self.size:
                 continue
@@ -127,7 +127,7 @@ class Krylov:
         total = jax.tree.map(jnp.zeros_like, self.basis[0])
         for coefficient, vector in zip(coefficients, self.basis, strict=False):
             total = _plus(total, coefficient, vector)
-        return _divided(total, float(trees.norm(total)))
+        return _divided(total, float(norm(total)))
 
     def _add_random(self) -> None:
         before = len(self.basis)

@@ -22,6 +22,9 @@ from optax_sam.sharpness.progress import Steps
 Floats = list[jax.Array]
 """The float leaves of the parameters, or a vector with as many entries, in float32 or wider."""
 
+norm = jax.jit(trees.norm)
+"""Compiled once: called by the host, the conditional in it would be compiled anew in each call."""
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,288 @@
+"""Pictures of what is measured here, for papers and notebooks.
+
+Each function draws on the axes it is given, or on a figure of its own, and returns them. No setting of
+matplotlib is changed: fonts and sizes are the caller's.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from optax_sam.sharpness.landscapes import Landscape
+from optax_sam.sharpness.spectrum import SpectralDensity
+
+try:
+    from matplotlib import colors, pyplot, ticker
+    from matplotlib.axes import Axes
+except ImportError as error:
+    raise ImportError(
+        'optax_sam.sharpness.plots draws with matplotlib: pip install "optax_sam[sharpness]".'
+    ) from error
+
+Curves = Mapping[str, Sequence[Any]]
+"""Names and `(x, y)` or `(x, y, spread)`, arrays of equal length."""
+
+COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#882255", "#E69F00")
+"""Okabe and Ito's, which the colour-blind can tell apart; yellow, pale on white, is wine."""
+
+LARGE_RANGE = 30.0
+"""From this ratio of the largest to the smallest value on, an axis is logarithmic."""
+
+_LOSSES = colors.LinearSegmentedColormap.from_list("losses", ["#FFFFFF", "#C6DCEC", "#6FA3C8"])
+_PLACES = "multiples of direction {}"
+
+
+def landscape_contour(landscape: Landscape, axes: Axes | None = None) -> Axes:
+    """A landscape of two directions as labelled level lines; a cross stands at the parameters.
+
+    Levels are log-spaced where the losses have a large range. Where the loss is infinite, the ground is grey.
+
+    Args:
+      landscape: from `landscape`, with two directions.
+      axes: where; a new figure by default.
+
+    Returns:
+      The axes.
+
+    Raises:
+      ValueError: the landscape has one direction.
+    """
+    _check_directions(landscape, 2, "landscape_line")
+    panel = _axes(axes, (4.8, 4.6))
+    low, high = _range(landscape)
+    levels = _levels(low, high)
+    losses = np.ma.masked_invalid(landscape.losses.T)
+    norm = colors.BoundaryNorm(levels, _LOSSES.N)
+    panel.contourf(*landscape.axes, losses.clip(levels[0], levels[-1]), levels, cmap=_LOSSES, norm=norm)
+    within = [level for level in levels if low < level < high]
+    if within:
+        lines = panel.contour(*landscape.axes, losses, within, colors="0.3", linewidths=0.7)
+        panel.clabel(lines, fmt="%g", fontsize="small")
+    panel.plot(0, 0, "+", color=COLOURS[1], markersize=12, markeredgewidth=2)
+    panel.set_facecolor("0.8")
+    x, y = landscape.axes
+    panel.set(xlim=x[[0, -1]], ylim=y[[0, -1]], xlabel=_PLACES.format(1), ylabel=_PLACES.format(2))
+    panel.set_box_aspect(1)
+    return panel
+
+
+def landscape_surface(landscape: Landscape, axes: Any = None) -> Any:
+    """A landscape of two directions as a surface in space.
+
+    The height is logarithmic where the losses have a large range, and ends where they are infinite.
+
+    Args:
+      landscape: from `landscape`, with two directions.
+      axes: where, made with `projection="3d"`; a new figure by default.
+
+    Returns:
+      The axes.
+
+    Raises:
+      ValueError: the landscape has one direction; the axes are flat.
+    """
+    _check_directions(landscape, 2, "landscape_line")
+    panel = _axes(axes, (5.6, 4.8), projection="3d")
+    if not hasattr(panel, "plot_surface"):
+        raise ValueError(f'axes={axes!r} are flat: make them with projection="3d".')
+    low, high = _range(landscape)
+    heights = np.where(np.isfinite(landscape.losses.T), landscape.losses.T, np.nan)
+    if _is_large(low, high):
+        heights, (low, high) = np.log10(np.clip(heights, low, high)), np.log10([low, high])
+        panel.zaxis.set_major_formatter(ticker.FuncFormatter(lambda height, _: f"{10**height:.2g}"))
+    sides = np.meshgrid(*landscape.axes)
+    look = {"cmap": "cividis", "vmin": low, "vmax": high, "edgecolor": "0.2", "linewidth": 0.2}
+    panel.plot_surface(*sides, heights, rcount=heights.shape[0], ccount=heights.shape[1], **look)
+    panel.zaxis.set_major_locator(ticker.MaxNLocator(5))
+    panel.set(xlabel=_PLACES.format(1), ylabel=_PLACES.format(2), zlabel="loss")
+    return panel
+
+
+def landscape_line(landscape: Landscape | Mapping[str, Landscape], axes: Axes | None = None) -> Axes:
+    """Landscapes of one direction as curves, with gaps where the loss is infinite.
+
+    Args:
+      landscape: from `landscape`, with one direction; or several by their names.
+      axes: where; a new figure by default.
+
+    Returns:
+      The axes; a dot stands at the parameters, the loss is logarithmic where its range is large.
+
+    Raises:
+      ValueError: a landscape has two directions.
+    """
+    landscapes = _named(landscape)
+    panel = _axes(axes, (5.6, 3.6))
+    for (name, one), colour in zip(landscapes.items(), _colours(landscapes), strict=True):
+        _check_directions(one, 1, "landscape_contour")
+        panel.plot(one.axes[0], np.ma.masked_invalid(one.losses), color=colour, label=name)
+        panel.plot(0, one.loss, "o", color=colour)
+    ranges = np.array([_range(one) for one in landscapes.values()])
+    if _is_large(ranges.min(), ranges.max()):
+        _make_logarithmic(panel)
+    panel.set(xlabel="multiples of the direction", ylabel="loss")
+    return _finished(panel, landscapes)
+
+
+def spectral_density(
+    density: SpectralDensity | Mapping[str, SpectralDensity], axes: Axes | None = None
+) -> Axes:
+    """The density of the Hessian's eigenvalues, on a logarithmic axis.
+
+    Args:
+      density: from `spectral_density`; or several by their names.
+      axes: where; a new figure by default.
+
+    Returns:
+      The axes. A curve ends where it is lower than a hundredth of what a single eigenvalue makes.
+    """
+    densities = _named(density)
+    panel = _axes(axes, (5.6, 3.6))
+    panel.set(yscale="log", xlabel="eigenvalue", ylabel="density")
+    panel.axvline(0, color="0.7", linewidth=0.8, zorder=0)
+    for (name, one), colour in zip(densities.items(), _colours(densities), strict=True):
+        grid, heights = one.density()
+        floor = heights.max() / (100 * one.size)
+        heights = np.where(heights > floor, heights, np.nan)
+        panel.plot(grid, heights, color=colour, linewidth=1.3, label=name)
+        panel.fill_between(grid, floor, heights, color=colour, alpha=0.15, linewidth=0)
+    return _finished(panel, densities)
+
+
+def trajectories(
+    series: Mapping[str, Curves], axes: Sequence[Axes] | None = None, x_label: str = "epoch"
+) -> list[Axes]:
+    """What is watched during training: panels under each other, one x axis.
+
+    Args:
+      series: for each panel, by the name of its y axis, the methods and their `(x, y)` or
+        `(x, y, spread)`; a method has the same colour in all panels.
+      axes: one for each panel; a new figure by default.
+      x_label: of the lowest panel.
+
+    Returns:
+      The axes, from top to bottom.
+
+    Raises:
+      ValueError: not one axes for each panel.
+    """
+    if axes is None:
+        size = (5.6, 0.7 + 1.5 * len(series))
+        figure, grid = pyplot.subplots(
+            len(series), sharex=True, squeeze=False, figsize=size, layout="constrained"
+        )
+        figure.align_ylabels()
+        axes = list(grid[:, 0])
+    if len(axes) != len(series):
+        raise ValueError(f"axes has {len(axes)} entries for {len(series)} panels: pass one for each panel.")
+    methods = dict.fromkeys(name for curves in series.values() for name in curves)
+    colours = dict(zip(methods, _colours(methods), strict=True))
+    for panel, (name, curves) in zip(axes, series.items(), strict=True):
+        _draw(panel, curves, colours)
+        values = np.concatenate([np.ravel(curve[1]) for curve in curves.values()])
+        if _is_large(*_extremes(values)) and values.min() > 0:
+            _make_logarithmic(panel)
+        panel.set_ylabel(name)
+        _finished(panel, ())
+        panel.grid(alpha=0.2)
+    _legend(axes[0], [axes[0].plot([], [], color=colours[name], label=name)[0] for name in methods])
+    axes[-1].set_xlabel(x_label)
+    return list(axes)
+
+
+def accuracy_against_time(curves: Curves, axes: Axes | None = None) -> Axes:
+    """Accuracy against training time.
+
+    Args:
+      curves: methods and their `(seconds, accuracy)` or `(seconds, accuracy, spread)`, accuracies
+        from 0 to 1.
+      axes: where; a new figure by default.
+
+    Returns:
+      The axes; a dot stands at the end of each curve.
+    """
+    panel = _axes(axes, (5.6, 4.0))
+    colours = dict(zip(curves, _colours(curves), strict=True))
+    _draw(panel, curves, colours)
+    for name, (seconds, accuracy, *_) in curves.items():
+        panel.plot(seconds[-1], accuracy[-1], "o", color=colours[name])
+    panel.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
+    panel.set(xlabel="training time (seconds)", ylabel="accuracy")
+    panel.grid(alpha=0.2)
+    return _finished(panel, curves)
+
+
+def _draw(axes: Axes, curves: Curves, colours: Mapping[str, str]) -> None:
+    for name, (x, y, *spread) in curves.items():
+        axes.plot(x, y, color=colours[name], linewidth=1.5, label=name)
+        if spread:
+            low, high = np.subtract(y, spread[0]), np.add(y, spread[0])
+            axes.fill_between(x, low, high, color=colours[name], alpha=0.15, linewidth=0)
+
+
+def _axes(axes: Axes | None, size: tuple[float, float], **options: Any) -> Any:
+    """The axes given, or those of a new figure."""
+    if axes is not None:
+        return axes
+    return pyplot.figure(figsize=size, layout="constrained").add_subplot(**options)
+
+
+def _finished(axes: Axes, names: Any) -> Axes:
+    """The axes without the frame's upper and right side, with a legend if there are several names."""
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(names) > 1:
+        _legend(axes, [line for line in axes.lines if line.get_label() in names])
+    return axes
+
+
+def _legend(axes: Axes, lines: Sequence[Any]) -> None:
+    """A legend above the data, never on it."""
+    columns = min(len(lines), 4)
+    axes.legend(handles=lines, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False)
+
+
+def _named(one: Any) -> Mapping[str, Any]:
+    return one if isinstance(one, Mapping) else {"": one}
+
+
+def _colours(names: Any) -> list[str]:
+    return [COLOURS[number % len(COLOURS)] for number in range(len(names))]
+
+
+def _check_directions(landscape: Landscape, number: int, other: str) -> None:
+    if len(landscape.axes) != number:
+        raise ValueError(f"landscape has {len(landscape.axes)} directions instead of {number}: use {other}.")
+
+
+def _range(landscape: Landscape) -> tuple[float, float]:
+    """The smallest and the largest finite loss."""
+    return _extremes(np.append(landscape.losses, landscape.loss))
+
+
+def _extremes(values: np.ndarray) -> tuple[float, float]:
+    """The smallest and the largest finite value; above 0 no more than a factor of a million apart."""
+    finite = values[np.isfinite(values)]
+    low, high = float(finite.min()), float(finite.max())
+    return (max(low, 1e-6 * high) if low >= 0 else low), high
+
+
+def _is_large(low: float, high: float) -> bool:
+    return low > 0 and high / low > LARGE_RANGE
+
+
+def _levels(low: float, high: float) -> np.ndarray:
+    """About ten levels around the losses: 1, 2, 5, 10, ... where the range is large."""
+    if not _is_large(low, high):
+        return np.asarray(ticker.MaxNLocator(10).tick_values(low, high))
+    exponents = np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+    steps = [1, 2, 5] if len(exponents) <= 5 else [1]
+    levels = np.outer(10.0**exponents, steps).ravel()
+    first, last = np.searchsorted(levels, low, side="right") - 1, np.searchsorted(levels, high)
+    return levels[first : last + 1]
+
+
+def _make_logarithmic(axes: Axes) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_formatter(ticker.NullFormatter())
