@@ -22,8 +22,8 @@ from optax_sam.sharpness.progress import Steps
 Floats = list[jax.Array]
 """The float leaves of the parameters, or a vector with as many entries, in float32 or wider."""
 
-norm = jax.jit(trees.norm)
-"""Compiled once: called by the host, the conditional in it would be compiled anew in each call."""
+norm, inner = jax.jit(trees.norm), jax.jit(trees.inner)
+"""Compiled once: called by the host, the conditional in a norm would be compiled anew in each call."""
 
 
 @jax.tree_util.register_dataclass
