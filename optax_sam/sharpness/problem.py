@@ -116,7 +116,7 @@ class Problem:
         if hasattr(batches, "__next__"):
             raise TypeError(
                 f"batches={batches!r} is an iterator, which ends after one pass: pass one batch, a list of "
-                "batches, or what can be iterated over again, such as a tf.data.Dataset."
+                "batches, or what can be iterated over again, such as tfds.as_numpy(dataset)."
             )
         return cls(loss_fn, point_of(params), batches)
 
