@@ -29,13 +29,12 @@ class Basis:
         """What of a vector is orthogonal to the basis, and the coefficients of the rest."""
         coefficients = np.zeros(len(self.vectors))
         for _ in range(2):  # the second time to the precision of the entries
-            found = []
-            for first in range(0, len(self.vectors), TOGETHER):
-                units = self.vectors[first : first + TOGETHER]
-                zeros = [jax.tree.map(jnp.zeros_like, vector)] * (TOGETHER - len(units))
-                vector, along = _less(vector, units + zeros)
+            found = [np.zeros(0)]
+            while (first := sum(map(len, found))) < len(self.vectors):
+                count = TOGETHER if first + TOGETHER <= len(self.vectors) else 1  # two programs in all
+                vector, along = _less(vector, self.vectors[first : first + count])
                 found.append(along)
-            coefficients += np.concatenate([*jax.device_get(found), []])[: coefficients.size]
+            coefficients += np.concatenate(jax.device_get(found))
         return vector, coefficients
 
     def add(self, vector: Floats) -> None:
