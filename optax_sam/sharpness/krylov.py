@@ -1,5 +1,6 @@
 """An orthonormal basis that grows by products with a symmetric matrix (block Lanczos)."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -26,7 +27,7 @@ class Basis:
         self.vectors: list[Floats] = []
 
     def orthogonal(self, vector: Floats) -> tuple[Floats, np.ndarray]:
-        """What of a vector is orthogonal to the basis, and the coefficients of the rest."""
+        """What of a vector, whose memory is used again, is orthogonal to the basis; the coefficients."""
         coefficients = np.zeros(len(self.vectors))
         for _ in range(2):  # the second time to the precision of the entries
             found = [np.zeros(0)]
@@ -141,7 +142,7 @@ class Krylov:
             self.space.add(self.draw())
 
 
-@jax.jit
+@functools.partial(jax.jit, donate_argnums=0)
 def _less(vector: Floats, units: list[Floats]) -> tuple[Floats, jax.Array]:
     along = [trees.inner(unit, vector) for unit in units]
     for factor, unit in zip(along, units, strict=True):

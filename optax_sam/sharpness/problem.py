@@ -171,13 +171,13 @@ class Problem:
     def mean(self, function: Callable[..., Any], *rest: Any, steps: Steps | None = None) -> Any:
         """The mean of `function(loss_fn, point, batch, *rest)` over all examples, a tree of arrays."""
         program = self.program(function)
-        total, examples = None, 0
+        mean, examples = None, 0
         for batch, size in self:
-            part = program(self.point, batch, *rest)
-            total, examples = _add(total, part, size), examples + size
+            part, examples = trees.widen(program(self.point, batch, *rest)), examples + size
+            mean = part if mean is None else _mixed(mean, part, size / examples)
             if steps:
                 steps.advance()
-        return jax.tree.map(lambda x: x / examples, total)
+        return mean
 
     def program(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function` with the loss function, compiled; on a CPU at full speed anywhere.
@@ -216,13 +216,10 @@ def _rows(batch: Any, rows: slice) -> Any:
     return jax.tree.map(lambda x: x[rows], batch)
 
 
-@jax.jit
-def _add(total: Any, part: Any, size: Any) -> Any:
-    def on_leaf(x, t=None):
-        scaled = trees.times(size, trees.widen(x))
-        return scaled if t is None else t + scaled
-
-    return jax.tree.map(on_leaf, part) if total is None else jax.tree.map(on_leaf, part, total)
+@functools.partial(jax.jit, donate_argnums=0)
+def _mixed(mean: Any, part: Any, share: Any) -> Any:
+    """The mean with a part that has this share of all examples."""
+    return trees.map_inexact(lambda x, y: trees.times(1 - share, x) + trees.times(share, y), mean, part)
 
 
 def _is_reusable(loss_fn: Any) -> bool:
