@@ -1,6 +1,7 @@
-"""Draws the pictures of `optax_sam.sharpness.plots`: SGD, SAM and vSAM on the digits, `python docs/pictures.py`.
+"""Draws the pictures of `optax_sam.sharpness.plots`: `python docs/pictures.py`.
 
-500 training examples of which a fifth have a random label, a net of two hidden layers with batch norm, 60 epochs.
+SGD, SAM and vSAM on 500 digits of which a fifth have a random label; a net of two hidden layers with batch
+norm, 60 epochs, batch 50, three seeds (all but the accuracy: the first seed).
 """
 
 import time
@@ -76,7 +77,7 @@ def losses_with(params, batch, batch_stats):
 
 
 def training(method, train, test):
-    """A compiled epoch: `(params, state), key -> (params, state), loss, part of paid steps, test accuracy`."""
+    """The start of a training from its seed, and, compiled, an epoch and the test accuracy."""
     schedule = optax.cosine_decay_schedule(0.05, EPOCHS * 10)
     tx = optax.chain(method, optax.sgd(schedule, momentum=0.9))
 
@@ -124,8 +125,8 @@ def save(panel, name):
     plt.close(panel.figure)
 
 
-def new_axes(**options):
-    return plt.figure(figsize=WIDE, layout="constrained").add_subplot(**options)
+def new_axes(size=WIDE, **options):
+    return plt.figure(figsize=size, layout="constrained").add_subplot(**options)
 
 
 def main():
@@ -168,7 +169,7 @@ def main():
     save(plots.spectral_density(densities, new_axes()), "spectrum")
 
     levels = [0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 0.7, 1, 1.4, 2, 3, 4, 6]
-    _, panels = plt.subplots(1, 2, figsize=WIDE, layout="constrained")
+    _, panels = plt.subplots(1, 2, figsize=(8.2, 4.1), layout="constrained")
     for name, panel in zip(("SGD", "SAM"), panels, strict=True):
         directions = [sharpness.random_direction(ends[name], seed) for seed in (0, 1)]
         around = sharpness.landscape(
@@ -176,7 +177,7 @@ def main():
         )
         plots.landscape_contour(around, panel, levels).set_title(name)
         if name == "SGD":
-            save(plots.landscape_surface(around, new_axes(projection="3d")), "surface")
+            save(plots.landscape_surface(around, new_axes((8.2, 6.0), projection="3d")), "surface")
     save(panels[0], "contour")
 
     line = [sharpness.difference(ends["SGD"], ends["SAM"])]

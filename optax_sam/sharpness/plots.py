@@ -55,11 +55,11 @@ def landscape_contour(
     _check_directions(landscape, 2, "landscape_line")
     panel = _axes(axes, (4.8, 4.6))
     low, high = _range(landscape)
-    levels = _levels(low, high) if levels is None else np.asarray(levels)
+    drawn = _levels(low, high) if levels is None else np.asarray(levels)
     losses = np.ma.masked_invalid(landscape.losses.T)
-    norm = colors.BoundaryNorm(levels, _LOSSES.N)
-    panel.contourf(*landscape.axes, losses.clip(levels[0], levels[-1]), levels, cmap=_LOSSES, norm=norm)
-    within = [level for level in levels if low < level < high]
+    norm = colors.BoundaryNorm(drawn, _LOSSES.N)
+    panel.contourf(*landscape.axes, losses.clip(drawn[0], drawn[-1]), drawn, cmap=_LOSSES, norm=norm)
+    within = [level for level in drawn if low < level < high]
     if within:
         lines = panel.contour(*landscape.axes, losses, within, colors="0.3", linewidths=0.7)
         panel.clabel(lines, fmt="%g", fontsize="small")
@@ -97,10 +97,12 @@ def landscape_surface(landscape: Landscape, axes: Any = None) -> Any:
         heights, (low, high) = np.log10(np.clip(heights, low, high)), np.log10([low, high])
         panel.zaxis.set_major_formatter(ticker.FuncFormatter(lambda height, _: f"{10**height:.2g}"))
     sides = np.meshgrid(*landscape.axes)
-    look = {"cmap": "cividis", "vmin": low, "vmax": high, "edgecolor": "0.2", "linewidth": 0.2}
+    look = {"cmap": _LOSSES, "vmin": low, "vmax": high, "edgecolor": "0.3", "linewidth": 0.3}
     panel.plot_surface(*sides, heights, rcount=heights.shape[0], ccount=heights.shape[1], **look)
     panel.locator_params(nbins=5)
-    panel.set(xlabel=_PLACES.format(1), ylabel=_PLACES.format(2), zlabel="loss")
+    panel.set_xlabel(_PLACES.format(1), labelpad=8)
+    panel.set_ylabel(_PLACES.format(2), labelpad=8)
+    panel.set_zlabel("loss", labelpad=8)
     return panel
 
 
