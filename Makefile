@@ -32,6 +32,7 @@ bench: .venv/experiments  ## what every method costs, relative to SGD: tables, J
 	$(BIN)/python -m benchmarks.conditionals
 	$(BIN)/python -m benchmarks.norms
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.sharpness
 
 bench-devices: .venv/experiments  ## what every step sends between devices: counted, timed, and on paper for many
 	$(BIN)/python -m benchmarks.devices --check

@@ -25,7 +25,7 @@ from benchmarks import models, programs
 from benchmarks.cases import LEARNING_RATE, RHO, Build, Losses, base, ours
 from benchmarks.programs import Program
 
-BATCH_SIZES = {"resnet": 128, "channels_first": 128, "depthwise": 64, "resnet18": 16}
+BATCH_SIZES = {"resnet": 128, "channels_first": 128, "depthwise": 64, "resnet18": 64}
 SLICES = 8
 STEPS = 4
 
@@ -54,7 +54,7 @@ class Settings:
     """Measure conditionals and loops, relative to straight-line programs."""
 
     models: tuple[str, ...] = ("resnet", "channels_first", "depthwise", "resnet18")
-    """Networks: batch size 128, 128, 64 and 16."""
+    """Networks: batch size 128, 128, 64 and 64."""
     width: int | None = None
     """Features of the first layer; None is each network's own."""
     rounds: int = 10

@@ -12,15 +12,16 @@ import numpy as np
 from rich.progress import Progress
 
 from experiments import records, report
-from experiments.curvature import training_curvature
 from experiments.data import Data, load
 from experiments.inputs import make_inputs
 from experiments.methods import DEMO, METHODS
 from experiments.progress import progress_bar
 from experiments.ranking import draw_ranking
 from experiments.settings import Settings, command_line, require
+from experiments.sharpness import measured
 from experiments.train import Listener, resolved, run
 from experiments.training import Programs, compile_programs
+from experiments.trajectories import draw_sharpness
 
 GROUPS = {"demo": DEMO, "all": tuple(METHODS)}
 
@@ -58,6 +59,8 @@ class CompareSettings:
     """Share of training labels that are made random; None is 0.2 for digits, else 0."""
     augment: tuple[Literal["crop", "flip", "cutout"], ...] | None = None
     """Random changes of the training images; None is the data set's choice (digits: none)."""
+    sharpness_every: int = 0
+    """Epochs from one record of the sharpness to the next, drawn in sharpness.png; 0 is only at the end."""
     timing_rounds: int = 30
     """Rounds of 20 steps of every method in turn, in which the time per step is measured."""
 
@@ -94,6 +97,10 @@ def compare(settings: CompareSettings) -> None:
         draw_ranking(methods, heading, picture)
     else:
         report.draw(methods, {name: curve(runs[name]) for name in methods}, heading, picture)
+    if settings.sharpness_every:
+        draw_sharpness(
+            {name: metrics(runs[name]) for name in methods}, heading, settings.out / "sharpness.png"
+        )
     print(f"{extra['seconds']:.0f} s in all; see {settings.out}/comparison.png and summary.json")
 
 
@@ -130,6 +137,7 @@ def one_run(settings: CompareSettings, method: str, seed: int) -> Settings:
             train_examples=settings.train_examples,
             label_noise=settings.label_noise,
             augment=settings.augment,
+            sharpness_every=settings.sharpness_every,
         )
     )
 
@@ -171,19 +179,14 @@ def finished(settings: Settings) -> dict[str, Any] | None:
     file = settings.out / "result.json"
     result = records.read_json(file) if file.exists() else {}
     whole = len(records.read_metrics(settings.out / "metrics.jsonl")) == settings.epochs
-    return result if "top_eigenvalue" in result and whole else None
+    return result if "surrogate_gap" in result and whole else None
 
 
 def train_one(settings: Settings, data: Data, programs: Programs, listener: Listener) -> dict[str, Any]:
-    """Trains one network and adds the curvature where it ended to its result."""
+    """Trains one network and adds the sharpness where it ended to its result."""
     result, state = run(settings, data, programs, listener)
     examples = make_inputs(settings, data).examples
-    curvature = training_curvature(programs.trainer.model, state.params, state.batch_stats, examples)
-    result |= {
-        "top_eigenvalue": float(curvature.value),
-        "eigenvalue_iterations": int(curvature.iterations),
-        "eigenvalue_change": float(curvature.change),
-    }
+    result |= measured(programs.trainer.model, state.params, state.batch_stats, examples, settings.batch_size)
     records.write_json(settings.out / "result.json", result)
     return result
 
@@ -227,15 +230,20 @@ def summary(results: list[dict[str, Any]], step_time_vs_sgd: float) -> dict[str,
         "gradients_per_step": statistics.mean(each["gradients_per_step"] for each in results),
         "step_time_vs_sgd": step_time_vs_sgd,
         "top_eigenvalue": statistics.mean(each["top_eigenvalue"] for each in results),
+        "surrogate_gap": statistics.mean(each["surrogate_gap"] for each in results),
         "seeds": len(results),
     }
 
 
+def metrics(runs: list[Settings]) -> list[list[dict[str, Any]]]:
+    """The lines of each run's metrics.jsonl."""
+    return [records.read_metrics(settings.out / "metrics.jsonl") for settings in runs]
+
+
 def curve(runs: list[Settings]) -> report.Curve:
     """A method's way through training: seconds and test accuracy, averaged over its seeds."""
-    lines = [records.read_metrics(settings.out / "metrics.jsonl") for settings in runs]
     seconds, accuracy = (
-        np.mean([[line[name] for line in run] for run in lines], axis=0)
+        np.mean([[line[name] for line in run] for run in metrics(runs)], axis=0)
         for name in ("seconds", "test_accuracy")
     )
     return report.Curve(seconds, 100 * accuracy)

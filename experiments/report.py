@@ -102,7 +102,8 @@ def print_table(rows: Rows) -> None:
         caption += "; best first, SGD and SAM in bold"
     table = Table(caption=caption)
     table.add_column("method", no_wrap=True)
-    for heading in ("test accuracy %", "gradients / step", "time / SGD's", "top eigenvalue"):
+    headings = ("test accuracy %", "gradients / step", "time / SGD's", "top eigenvalue", "rise at 0.05")
+    for heading in headings:
         table.add_column(heading, justify="right")
     for name, row in rows.items():
         table.add_row(
@@ -111,6 +112,7 @@ def print_table(rows: Rows) -> None:
             f"{row['gradients_per_step']:.2f}",
             f"{row['step_time_vs_sgd']:.2f}",
             f"{row['top_eigenvalue']:.3g}",
+            f"{row['surrogate_gap']:.2g}",
             style="bold" if many and name in ("sgd", "sam") else None,
         )
     Console().print(table)

@@ -212,6 +212,8 @@ class Settings:
     """Share of training labels that are made random; None is 0.2 for digits, else 0."""
     checkpoint_every: int = 1
     """Epochs from one checkpoint to the next; the last epoch always gets one."""
+    sharpness_every: int = 0
+    """Epochs from one record of the sharpness in metrics.jsonl to the next; 0 is never."""
     method_settings: tyro.conf.OmitArgPrefixes[MethodSettings] = MethodSettings()
     """Settings of the method."""
 
@@ -220,6 +222,7 @@ def check_ranges(settings: Settings) -> None:
     """Refuses numbers outside their range, before anything is read, compiled or written."""
     for name, least in (("epochs", 1), ("batch_size", 1), ("checkpoint_every", 1)):
         require(getattr(settings, name) >= least, settings, name, f"give {least} or more")
+    require(settings.sharpness_every >= 0, settings, "sharpness_every", "give 0 or more")
     require(0 <= settings.seed < 2**31, settings, "seed", "give a number from 0 to 2147483647")
     require(0 <= settings.momentum < 1, settings, "momentum", "give a number in [0, 1)")
     for name in ("learning_rate", "weight_decay"):

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import methods
+from experiments import methods, sharpness
 from experiments.checkpoints import Checkpoint, Checkpoints
 from experiments.data import Data, load, with_defaults
 from experiments.inputs import Inputs, make_inputs
@@ -127,7 +127,7 @@ def measured(
     """What there is to say at the end of an epoch, times aside."""
     loss, accuracy = programs.evaluate(state.params, state.batch_stats, inputs.examples)
     step = int(state.step)
-    return {
+    line = {
         "epoch": epoch,
         "step": step,
         "train_loss": float(state.loss_sum) / programs.steps_per_epoch,
@@ -135,6 +135,11 @@ def measured(
         "test_accuracy": float(accuracy),
         "gradients": methods.gradients_spent(state.opt_state, step, settings.method),
     }
+    every = settings.sharpness_every
+    if every and epoch % every == 0:
+        model, size = programs.trainer.model, settings.batch_size
+        line |= sharpness.measured(model, state.params, state.batch_stats, inputs.examples, size)
+    return line
 
 
 def summary(

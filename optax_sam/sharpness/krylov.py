@@ -9,6 +9,9 @@ import numpy as np
 from optax_sam import trees
 from optax_sam.sharpness.problem import Floats, norm
 
+TOGETHER = 8
+"""Vectors of the basis that are taken out of another in one program."""
+
 Times = Callable[[list[Floats]], list[Floats]]
 
 
@@ -24,12 +27,15 @@ class Basis:
 
     def orthogonal(self, vector: Floats) -> tuple[Floats, np.ndarray]:
         """What of a vector is orthogonal to the basis, and the coefficients of the rest."""
-        found = []
+        coefficients = np.zeros(len(self.vectors))
         for _ in range(2):  # the second time to the precision of the entries
-            for unit in self.vectors:
-                vector, coefficient = _less(vector, unit)
-                found.append(coefficient)
-        return vector, np.asarray(jax.device_get(found), float).reshape(2, -1).sum(0)
+            found = [np.zeros(0)]
+            while (first := sum(map(len, found))) < len(self.vectors):
+                count = TOGETHER if first + TOGETHER <= len(self.vectors) else 1  # two programs in all
+                vector, along = _less(vector, self.vectors[first : first + count])
+                found.append(along)
+            coefficients += np.concatenate(jax.device_get(found))
+        return vector, coefficients
 
     def add(self, vector: Floats) -> None:
         """Adds the direction of what is orthogonal in a vector, where anything is."""
@@ -136,9 +142,11 @@ class Krylov:
 
 
 @jax.jit
-def _less(vector: Floats, unit: Floats) -> tuple[Floats, jax.Array]:
-    along = trees.inner(unit, vector)
-    return [x - trees.times(along, u) for x, u in zip(vector, unit, strict=True)], along
+def _less(vector: Floats, units: list[Floats]) -> tuple[Floats, jax.Array]:
+    along = [trees.inner(unit, vector) for unit in units]
+    for factor, unit in zip(along, units, strict=True):
+        vector = [x - trees.times(factor, u) for x, u in zip(vector, unit, strict=True)]
+    return vector, jnp.stack(along)
 
 
 @jax.jit

@@ -22,8 +22,8 @@ from optax_sam.sharpness.progress import Steps
 Floats = list[jax.Array]
 """The float leaves of the parameters, or a vector with as many entries, in float32 or wider."""
 
-norm = jax.jit(trees.norm)
-"""Compiled once: called by the host, the conditional in it would be compiled anew in each call."""
+norm, inner = jax.jit(trees.norm), jax.jit(trees.inner)
+"""Compiled once: called by the host, the conditional in a norm would be compiled anew in each call."""
 
 
 @jax.tree_util.register_dataclass
@@ -116,7 +116,7 @@ class Problem:
         if hasattr(batches, "__next__"):
             raise TypeError(
                 f"batches={batches!r} is an iterator, which ends after one pass: pass one batch, a list of "
-                "batches, or what can be iterated over again, such as a tf.data.Dataset."
+                "batches, or what can be iterated over again, such as tfds.as_numpy(dataset)."
             )
         return cls(loss_fn, point_of(params), batches)
 

@@ -7,12 +7,12 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from optax_sam import checks, random_trees, trees
+from optax_sam import checks, random_trees
 from optax_sam.sharpness import products
 from optax_sam.sharpness.eigenvalues import krylov
 from optax_sam.sharpness.krylov import Basis
 from optax_sam.sharpness.means import standard_error
-from optax_sam.sharpness.problem import Problem, random_vector
+from optax_sam.sharpness.problem import Problem, inner, random_vector
 from optax_sam.sharpness.progress import shown
 
 
@@ -99,11 +99,11 @@ def trace(
         for number in range(third):
             basis.add(times(signs(number)))
         for unit in basis.vectors:
-            inside += float(trees.inner(unit, times(unit)))
+            inside += float(inner(unit, times(unit)))
         is_whole = len(basis.vectors) == problem.size
         for number in range(third, third if is_whole else num_products - third):
             rest, _ = basis.orthogonal(signs(number))
-            outside.append(float(trees.inner(rest, times(rest))))
+            outside.append(float(inner(rest, times(rest))))
     value, error = (inside, 0.0) if is_whole else (inside + np.mean(outside), standard_error(outside))
     return Trace(float(value), error, third + len(basis.vectors) + len(outside))
 
