@@ -1,5 +1,8 @@
 """What the pictures show: labels, lines and levels, with infinite losses too."""
 
+import runpy
+import sys
+
 import matplotlib
 import numpy as np
 import pytest
@@ -114,3 +117,9 @@ def test_the_wrong_number_of_directions_or_axes_is_named():
         plots.landscape_surface(plane(), plt.figure().add_subplot())
     with pytest.raises(ValueError, match=r"0 entries for 1 panels"):
         plots.trajectories({"loss": {"SGD": (EPOCHS, EPOCHS)}}, [])
+
+
+def test_without_matplotlib_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match=r'pip install "optax_sam\[sharpness\]"'):
+        runpy.run_path(str(plots.__file__))
