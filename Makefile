@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export XLA_PYTHON_CLIENT_PREALLOCATE ?= false
 
-.PHONY: help demo test test-slow check format bench bench-devices clean
+.PHONY: help demo test test-slow check format bench bench-devices notebooks clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -38,6 +38,9 @@ bench-devices: .venv/experiments  ## what every step sends between devices: coun
 	$(BIN)/python -m benchmarks.devices --check
 	$(BIN)/python -m benchmarks.device_times
 	$(BIN)/python -m benchmarks.scaling
+
+notebooks: .venv/test  ## execute the notebooks again, in place
+	$(BIN)/python notebooks/execute.py notebooks/*.ipynb
 
 clean:  ## remove the virtual environment and the caches
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

@@ -33,14 +33,18 @@ _LOSSES = colors.LinearSegmentedColormap.from_list("losses", ["#FFFFFF", "#C6DCE
 _PLACES = "multiples of direction {}"
 
 
-def landscape_contour(landscape: Landscape, axes: Axes | None = None) -> Axes:
+def landscape_contour(
+    landscape: Landscape, axes: Axes | None = None, levels: Sequence[float] | None = None
+) -> Axes:
     """A landscape of two directions as labelled level lines; a cross stands at the parameters.
 
-    Levels are log-spaced where the losses have a large range. Where the loss is infinite, the ground is grey.
+    Where the loss is infinite, the ground is grey.
 
     Args:
       landscape: from `landscape`, with two directions.
       axes: where; a new figure by default.
+      levels: of the lines and colours, ascending, the same for pictures that are compared; by default about
+        ten that suit the losses, log-spaced where their range is large.
 
     Returns:
       The axes.
@@ -51,11 +55,11 @@ def landscape_contour(landscape: Landscape, axes: Axes | None = None) -> Axes:
     _check_directions(landscape, 2, "landscape_line")
     panel = _axes(axes, (4.8, 4.6))
     low, high = _range(landscape)
-    levels = _levels(low, high)
+    drawn = _levels(low, high) if levels is None else np.asarray(levels)
     losses = np.ma.masked_invalid(landscape.losses.T)
-    norm = colors.BoundaryNorm(levels, _LOSSES.N)
-    panel.contourf(*landscape.axes, losses.clip(levels[0], levels[-1]), levels, cmap=_LOSSES, norm=norm)
-    within = [level for level in levels if low < level < high]
+    norm = colors.BoundaryNorm(drawn, _LOSSES.N)
+    panel.contourf(*landscape.axes, losses.clip(drawn[0], drawn[-1]), drawn, cmap=_LOSSES, norm=norm)
+    within = [level for level in drawn if low < level < high]
     if within:
         lines = panel.contour(*landscape.axes, losses, within, colors="0.3", linewidths=0.7)
         panel.clabel(lines, fmt="%g", fontsize="small")
@@ -64,6 +68,7 @@ def landscape_contour(landscape: Landscape, axes: Axes | None = None) -> Axes:
     x, y = landscape.axes
     panel.set(xlim=x[[0, -1]], ylim=y[[0, -1]], xlabel=_PLACES.format(1), ylabel=_PLACES.format(2))
     panel.set_box_aspect(1)
+    panel.locator_params(nbins=5)
     return panel
 
 
@@ -92,10 +97,12 @@ def landscape_surface(landscape: Landscape, axes: Any = None) -> Any:
         heights, (low, high) = np.log10(np.clip(heights, low, high)), np.log10([low, high])
         panel.zaxis.set_major_formatter(ticker.FuncFormatter(lambda height, _: f"{10**height:.2g}"))
     sides = np.meshgrid(*landscape.axes)
-    look = {"cmap": "cividis", "vmin": low, "vmax": high, "edgecolor": "0.2", "linewidth": 0.2}
+    look = {"cmap": _LOSSES, "vmin": low, "vmax": high, "edgecolor": "0.3", "linewidth": 0.3}
     panel.plot_surface(*sides, heights, rcount=heights.shape[0], ccount=heights.shape[1], **look)
-    panel.zaxis.set_major_locator(ticker.MaxNLocator(5))
-    panel.set(xlabel=_PLACES.format(1), ylabel=_PLACES.format(2), zlabel="loss")
+    panel.locator_params(nbins=5)
+    panel.set_xlabel(_PLACES.format(1), labelpad=8)
+    panel.set_ylabel(_PLACES.format(2), labelpad=8)
+    panel.set_zlabel("loss", labelpad=8)
     return panel
 
 
@@ -207,7 +214,7 @@ def accuracy_against_time(curves: Curves, axes: Axes | None = None) -> Axes:
     _draw(panel, curves, colours)
     for name, (seconds, accuracy, *_) in curves.items():
         panel.plot(seconds[-1], accuracy[-1], "o", color=colours[name])
-    panel.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
+    panel.yaxis.set_major_formatter(ticker.FuncFormatter(lambda part, _: f"{100 * part:g}%"))
     panel.set(xlabel="training time (seconds)", ylabel="accuracy")
     panel.grid(alpha=0.2)
     return _finished(panel, curves)
@@ -238,7 +245,7 @@ def _finished(axes: Axes, names: Any) -> Axes:
 
 def _legend(axes: Axes, lines: Sequence[Any]) -> None:
     """A legend above the data, never on it."""
-    columns = min(len(lines), 4)
+    columns = max(1, 48 // (4 + max(len(line.get_label()) for line in lines)))
     axes.legend(handles=lines, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False)
 
 
