@@ -187,7 +187,8 @@ def _rows_of_convolution(equation: Any, position: int, other: jax.Array, d: jax.
 
 def _in_groups(x: jax.Array, groups: int) -> jax.Array:
     """`[batch, space..., channels]` as `[groups, rows, channels of one]`."""
-    return jnp.moveaxis(x.reshape(-1, groups, x.shape[-1] // groups), 1, 0)
+    rows = x.reshape(-1, x.shape[-1])  # in two steps: explicit axes know no reshape that merges and splits
+    return jnp.moveaxis(rows.reshape(-1, groups, x.shape[-1] // groups), 1, 0)
 
 
 def _sides_of_gather(equation: Any, position: int) -> Sides | None:

@@ -272,3 +272,19 @@ def test_a_loss_that_ignores_the_parameters_has_no_gradient():
 def test_a_loss_that_ignores_the_example_has_one_gradient_for_all():
     norms = per_example.gradient_norms(lambda w, b: jnp.sum(jnp.square(w)) * jnp.ones(len(b["x"])), W, X)
     np.testing.assert_allclose(norms, 2 * np.linalg.norm(W), rtol=1e-5)
+
+
+def test_convolutions_of_a_split_batch_trace_on_explicit_axes():
+    def loss(kernel, image):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        found = jax.lax.conv_general_dilated(image, kernel, (1, 1), "SAME", dimension_numbers=numbers)
+        return jnp.sum(found**2, axis=(1, 2, 3))
+
+    keys = jax.random.split(jax.random.key(0))
+    kernel, image = jax.random.normal(keys[0], (3, 3, 2, 4)), jax.random.normal(keys[1], (8, 4, 4, 2))
+    norms = jax.jit(lambda kernel, image: per_example.gradient_norms(loss, kernel, image))
+    expected = norms(kernel, image)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        split = jax.device_put(image, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
+        np.testing.assert_allclose(norms(kernel, split), expected, rtol=1e-5)
