@@ -13,7 +13,7 @@ import optax
 import pytest
 from flax import linen as nn
 
-from experiments import compare, data, methods, records, report, train, training, tune
+from experiments import compare, data, methods, records, report, train, training, trajectories, tune
 from experiments.inputs import make_inputs
 from experiments.models import MODELS
 from experiments.ranking import draw_ranking
@@ -54,7 +54,7 @@ def test_the_top_eigenvalue_equals_the_dense_hessian():
 
 def test_comparison_writes_the_summary_and_the_picture_and_reuses_runs(tmp_path, capsys):
     args = ["--methods", "sgd", "rst", "--seeds", "2", "--epochs", "2", "--timing-rounds", "1"]
-    args += ["--train-examples", "60", "--batch-size", "20", "--out", str(tmp_path)]
+    args += ["--train-examples", "60", "--batch-size", "20", "--sharpness-every", "2", "--out", str(tmp_path)]
     compare.main(args)
     content = json.loads((tmp_path / "summary.json").read_text())
     keys = ["accuracy_mean", "accuracy_std", "gradients_per_step", "step_time_vs_sgd"]
@@ -64,6 +64,13 @@ def test_comparison_writes_the_summary_and_the_picture_and_reuses_runs(tmp_path,
         assert list(row) == keys and row["seeds"] == 2
     assert content["methods"]["sgd"]["step_time_vs_sgd"] == 1.0
     assert (tmp_path / "comparison.png").stat().st_size > 10_000
+    assert (tmp_path / "sharpness.png").stat().st_size > 10_000
+    first, second = map(json.loads, (tmp_path / "rst-seed0/metrics.jsonl").read_text().splitlines())
+    recorded = {"top_eigenvalue", "psf_norm", "surrogate_gap", "loss_change_rank"}
+    assert not recorded & set(first) and recorded < set(second)
+    assert all(np.isfinite(second[name]) for name in recorded) and -1 <= second["loss_change_rank"] <= 1
+    result = json.loads((tmp_path / "rst-seed0/result.json").read_text())
+    assert all(result[name] == second[name] for name in recorded)  # of the same weights
     assert "RST" in capsys.readouterr().out
     results = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*-seed*/result.json")}
     assert len(results) == 4
@@ -75,6 +82,20 @@ def test_comparison_writes_the_summary_and_the_picture_and_reuses_runs(tmp_path,
     assert (tmp_path / "sgd-seed0/metrics.jsonl").exists()
     again = json.loads((tmp_path / "summary.json").read_text())["methods"]["rst"]
     assert again["accuracy_mean"] == content["methods"]["rst"]["accuracy_mean"]
+
+
+def test_trajectories_are_means_over_runs_of_the_recorded_epochs():
+    def run(offset):
+        lines = [{"epoch": n, "step": 10 * n, "gradients": 10.0 * n * n} for n in (1, 2, 3, 4)]
+        for line in lines[1::2]:
+            line |= {"surrogate_gap": offset + line["epoch"]}
+        return lines
+
+    runs = [run(0.0), run(2.0)]
+    epochs, mean, spread = trajectories.trajectory(runs, "surrogate_gap")
+    assert epochs.tolist() == [2, 4] and mean.tolist() == [3, 5]
+    np.testing.assert_allclose(spread, 2**0.5)
+    assert trajectories.trajectory(runs, "gate")[1].tolist() == [3, 7]  # of each epoch, not since the start
 
 
 def test_run_with_other_settings_is_set_aside(tmp_path):
