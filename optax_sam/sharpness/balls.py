@@ -203,6 +203,7 @@ def average_sharpness(
     checks.number("rho", rho, low=0)
     checks.one_of("distribution", distribution, ("gaussian", "uniform"))
     checks.integer("num_samples", num_samples, low=1)
+    checks.seed(seed)
     _check_ball(adaptive, eta)
     problem = Problem.of(loss_fn, params, batches)
     loss, rises = problem.finite_loss(), []

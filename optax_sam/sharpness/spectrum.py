@@ -83,6 +83,7 @@ def trace(
     """
     checks.one_of("method", method, ("hutch++", "hutchinson"))
     checks.integer("num_products", num_products, low=3 if method == "hutch++" else 1)
+    checks.seed(seed)
     problem = Problem.of(loss_fn, params, batches)
     problem.finite_loss()
     basis, inside, outside = Basis(), 0.0, []
@@ -207,13 +208,15 @@ def spectral_density(
     """
     checks.integer("num_vectors", num_vectors, low=1)
     checks.integer("num_steps", num_steps, low=1)
+    checks.seed(seed)
     problem = Problem.of(loss_fn, params, batches)
     problem.finite_loss()
     taken = min(num_steps, problem.size)
+    seeds = np.random.SeedSequence(int(seed) % 2**64).generate_state(num_vectors)
     nodes, weights = np.zeros([num_vectors, taken]), np.zeros([num_vectors, taken])
     with shown(progress, "density", problem.count and problem.count * num_vectors * taken) as steps:
-        for number, seed_of_vector in enumerate(np.random.SeedSequence(seed).generate_state(num_vectors)):
-            space = krylov(problem, 1, seed_of_vector, steps)
+        for number, own_seed in enumerate(seeds):
+            space = krylov(problem, 1, own_seed, steps)
             for _ in range(taken):
                 space.extend()
             values, coefficients, _ = space.ritz()

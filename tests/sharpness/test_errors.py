@@ -25,6 +25,11 @@ REFUSED = {
     "another end": (lambda: top(which="top"), "which='top' is unknown: choose one of largest"),
     "no tolerance": (lambda: top(tolerance=0), "tolerance=0 is not above 0"),
     "few products": (lambda: top(k=2, max_products=1), "max_products=1 is outside"),
+    "fewer products than two blocks": (
+        lambda: top(k=3, max_products=3, block_size=2, params=jnp.ones(4), batches=jnp.ones([4, 4])),
+        "max_products=3 is outside",
+    ),
+    "a key for a seed": (lambda: top(seed=jax.random.key(0)), "pass one integer, not a key"),
     "a loss that is none": (lambda: top(loss_fn=3.0), "loss_fn=3.0 is not a function"),
     "losses per token": (lambda: top(loss_fn=lambda w, x: x * w[None]), r"losses returned shape \[4, 3\]"),
     "an infinite loss": (lambda: top(loss_fn=lambda w, x: squares(w, x) / 0), "the loss at params is inf"),
@@ -45,6 +50,7 @@ REFUSED = {
         r"params\['a'\] has dtype complex64",
     ),
     "traced parameters": (lambda: jax.jit(lambda w: top(params=w).products)(W), "outside of jax.jit"),
+    "traced batches": (lambda: jax.jit(lambda x: top(batches=x).products)(BATCH), "batches are traced"),
     "another vector": (
         lambda: sharpness.hessian_vector_product(squares, W, BATCH, jnp.ones(2)),
         r"vector has the shapes \(2,\), unlike params",
@@ -93,6 +99,7 @@ REFUSED = {
         "num_points=1 is outside",
     ),
     "a span backwards": (lambda: sharpness.landscape(squares, W, BATCH, [W], span=(1.0, 0.0)), "span=0.0 is"),
+    "a span of three": (lambda: sharpness.landscape(squares, W, BATCH, [W], span=(0, 1, 2)), "has 3 ends"),
 }
 
 
@@ -114,7 +121,21 @@ def test_a_bar_needs_rich_and_changes_no_number(monkeypatch, capsys):
 
 def test_anything_that_can_be_read_again_is_many_batches():
     class Loader:
+        def __len__(self):
+            raise TypeError("The dataset length is unknown.")  # as TensorFlow's
+
         def __iter__(self):
             return iter([np.ones([3, 3], np.float32), np.ones([1, 3], np.float32)])
 
     assert top(batches=Loader()).values[0] == pytest.approx(top().values[0], rel=1e-6)
+
+
+def test_a_batch_in_a_list_of_batches_may_be_a_list_itself():
+    def losses(w, batch):
+        x, y = batch
+        return (x @ w - y) ** 2
+
+    pairs = [[BATCH, jnp.zeros(4)], [BATCH[:2], jnp.ones(2)]]
+    tuples = list(map(tuple, pairs))
+    for measure in (sharpness.surrogate_gap, sharpness.psf_norm):
+        assert str(measure(losses, W, pairs, 0.1)) == str(measure(losses, W, tuples, 0.1))
