@@ -162,7 +162,9 @@ def landscape(
         ):
             losses.append(at(_there(problem.point, vectors, list(factors))))
             steps.advance(passes * (problem.count or 1))
-    values = np.nan_to_num(np.asarray(jax.device_get(losses), float), nan=np.inf, posinf=np.inf)
+    values = np.nan_to_num(
+        np.asarray(jax.device_get(losses), float), nan=np.inf, posinf=np.inf, neginf=-np.inf
+    )
     return Landscape((axis,) * len(vectors), values.reshape([num_points] * len(vectors)), middle)
 
 

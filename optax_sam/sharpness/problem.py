@@ -66,7 +66,7 @@ def point_of(params: Any) -> Point:
     params = trees.plain(params)
     leaves, treedef = jax.tree.flatten(params)
     _refuse_traced("params", leaves)
-    leaves = [jnp.asarray(x) for x in leaves]
+    leaves = jax.tree.leaves(_arrays("params", params))
     is_float = tuple(bool(trees.is_inexact(x) and x.size) for x in leaves)
     for (path, _), x in zip(jax.tree.leaves_with_path(params), leaves, strict=True):
         if jnp.iscomplexobj(x):
@@ -85,6 +85,19 @@ def _refuse_traced(name: str, tree: Any) -> None:
         raise TypeError(
             f"{name} are traced: measurements are driven by the host, call them outside of jax.jit."
         )
+
+
+def _arrays(name: str, tree: Any) -> Any:
+    def on_leaf(path, x):
+        try:
+            return jnp.asarray(x)
+        except TypeError as error:
+            place, kind = jax.tree_util.keystr(path), getattr(x, "dtype", type(x).__name__)
+            raise TypeError(
+                f"{name}{place} is no array of numbers ({kind}): leave it out, or close over it."
+            ) from error
+
+    return jax.tree.map_with_path(on_leaf, tree)
 
 
 def floats_of(name: str, tree: Any, point: Point) -> Floats:
@@ -152,7 +165,7 @@ class Problem:
         """Each batch, and how many examples it has."""
         number = -1
         for number, batch in enumerate(self.batches if self.is_many else [self.batches]):
-            batch = jax.tree.map(jnp.asarray, batch)
+            batch = _arrays(f"batch {number}", batch)
             size = Oracle(self.loss_fn, batch).size
             if size is None:
                 raise ValueError(
@@ -212,6 +225,16 @@ class Problem:
         loss = self.loss()
         if not np.isfinite(loss):
             raise ValueError(f"the loss at params is {loss}: measure where the loss is finite.")
+        return loss
+
+    def finite_loss_within(self, rho: Any) -> float:
+        """The mean of the losses at a perturbed point, or an error."""
+        loss = self.loss()
+        if not np.isfinite(loss):
+            raise ValueError(
+                f"the loss within rho={rho} of params is {loss}: lower rho, or measure where the gradient "
+                "is finite."
+            )
         return loss
 
     def gradient(self) -> Floats:

@@ -143,6 +143,8 @@ def test_the_spectral_density():
     )
     assert many.weights[many.nodes < 5].sum() / 60 == pytest.approx(0.75, abs=0.1)
     assert "4 eigenvalues from 1 to 9" in str(many)
+    flat = quadratic(jnp.ones([6, 6]))  # five eigenvalues of zero, found within rounding
+    assert " 0.0% of them negative" in str(sharpness.spectral_density(flat, jnp.zeros(6), ONE))
 
 
 def test_what_a_loss_closes_over_is_read_anew_and_a_partial_is_compiled_once():
@@ -165,6 +167,8 @@ def test_what_a_loss_closes_over_is_read_anew_and_a_partial_is_compiled_once():
     count = len(traces)
     assert count and top(Partial(of, jnp.array(5.0))) == pytest.approx(10)
     assert len(traces) == count
+    flagged = Partial(lambda w, batch, square: batch * (w**2 if square else w), square=True)
+    assert top(flagged) == pytest.approx(2)  # what is no array may shape the program
 
 
 def test_low_precision_parameters_are_measured_in_float32():

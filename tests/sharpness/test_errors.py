@@ -37,6 +37,10 @@ REFUSED = {
         lambda: top(loss_fn=lambda w, x: jnp.sqrt(jnp.abs(x @ (w - 1)))),
         "a product with the curvature matrix is not finite",
     ),
+    "a kink under a trace": (
+        lambda: sharpness.trace(lambda w, x: jnp.sqrt(jnp.abs(x @ (w - 1))), W, BATCH),
+        "a product with the curvature matrix is not finite",
+    ),
     "an iterator": (lambda: top(batches=iter([BATCH])), "is an iterator, which ends after one pass"),
     "no batches": (lambda: top(batches=[]), "batches is empty: pass at least one"),
     "an empty batch": (lambda: top(batches=jnp.ones([0, 3])), "batch has 0 examples"),
@@ -45,6 +49,14 @@ REFUSED = {
         r"batch\['y'\] has shape \(3,\), but the batch has 4 examples",
     ),
     "no float parameters": (lambda: top(params=jnp.arange(3)), "params has no float leaves"),
+    "a function among the parameters": (
+        lambda: top(params={"w": W, "act": jnp.tanh}),
+        r"params\['act'\] is no array of numbers",
+    ),
+    "names in a batch": (
+        lambda: top(batches=[{"x": BATCH, "name": np.array(["a"] * 4)}]),
+        r"batch 0\['name'\] is no array of numbers \(<U1\)",
+    ),
     "complex parameters": (
         lambda: top(params={"a": W.astype(complex)}),
         r"params\['a'\] has dtype complex64",
@@ -79,6 +91,14 @@ REFUSED = {
     "a ball too large": (
         lambda: sharpness.ascent_sharpness(lambda w, x: jnp.exp(x @ w), W, BATCH, 1e3),
         "the loss within rho=1000.0 of params is inf: lower rho",
+    ),
+    "SAM's perturbation too large": (
+        lambda: sharpness.surrogate_gap(lambda w, x: jnp.exp(x @ w), W, BATCH, 1e3),
+        "the loss within rho=1000.0 of params is inf",
+    ),
+    "a gradient at a kink": (
+        lambda: sharpness.gradient_noise(lambda w, x: jnp.sqrt(jnp.abs(x @ (w - 1))), W, BATCH),
+        "a gradient is not finite",
     ),
     "another distribution": (
         lambda: sharpness.average_sharpness(squares, W, BATCH, 0.1, distribution="cauchy"),
