@@ -274,7 +274,8 @@ def _sizes(params: Floats, adaptive: Any, eta: Any) -> Floats:
 
 
 def _symmetric(key: jax.Array, like: Floats) -> Floats:
-    return [2 * x - 1 for x in random_trees.uniform(key, like)]
+    drawn = random_trees.uniform(key, like)
+    return [2 * x.astype(w.dtype) - 1 for x, w in zip(drawn, like, strict=True)]
 
 
 def _check_ball(adaptive: Any, eta: Any) -> None:

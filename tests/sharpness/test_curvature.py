@@ -188,3 +188,6 @@ def test_in_double_precision_eigenvalues_are_exact_to_it():
             quadratic(matrix), jnp.zeros(40), jnp.ones([1]), 40, which="largest", tolerance=1e-12
         )
         np.testing.assert_allclose(found.values, np.linalg.eigvalsh(matrix)[::-1], atol=1e-10)
+        single = quadratic(jnp.diag(jnp.array([4.0, 1.0], jnp.float32)))
+        found = sharpness.top_eigenvalues(single, jnp.zeros(2, jnp.float32), jnp.ones([1], jnp.float32))
+        assert found.values[0] == pytest.approx(4)
