@@ -222,7 +222,8 @@ def check_ranges(settings: Settings) -> None:
     """Refuses numbers outside their range, before anything is read, compiled or written."""
     for name, least in (("epochs", 1), ("batch_size", 1), ("checkpoint_every", 1)):
         require(getattr(settings, name) >= least, settings, name, f"give {least} or more")
-    require(settings.sharpness_every >= 0, settings, "sharpness_every", "give 0 or more")
+    every = 0 <= settings.sharpness_every <= settings.epochs
+    require(every, settings, "sharpness_every", "give 0 or more, and at most the number of epochs")
     require(0 <= settings.seed < 2**31, settings, "seed", "give a number from 0 to 2147483647")
     require(0 <= settings.momentum < 1, settings, "momentum", "give a number in [0, 1)")
     for name in ("learning_rate", "weight_decay"):

@@ -23,6 +23,8 @@ from optax_sam import per_example, sharpness
 BATCH = 250
 MAX_EXAMPLES = 5000
 
+MEASURED = ("top_eigenvalue", "psf_norm", "surrogate_gap", "loss_change_rank")
+
 # Radius at which every run is probed, whatever it was trained with.
 RHO = 0.05
 
@@ -42,8 +44,18 @@ def measured(
 
     Returns:
       `top_eigenvalue`; `psf_norm` and `surrogate_gap` at the radius 0.05; and `loss_change_rank`, the rank
-      correlation between how much each example's loss changes there and the norm of its gradient.
+      correlation between how much each example's loss changes there and the norm of its gradient. All NaN
+      for a run that has diverged.
     """
+    try:
+        return _measured(model, params, batch_stats, examples, batch_size)
+    except ValueError:  # a loss, a gradient or a product is not finite
+        return dict.fromkeys(MEASURED, float("nan"))
+
+
+def _measured(
+    model: nn.Module, params: Any, batch_stats: Any, examples: Examples, batch_size: int
+) -> dict[str, float]:
     loss, parts = Partial(losses_of(model), batch_stats), list(batches(examples, batch_size))
     return {
         "top_eigenvalue": float(top_eigenvalues(model, params, batch_stats, examples).values[0]),

@@ -137,8 +137,8 @@ def inner(tree: Any, other: Any) -> jax.Array:
     """`Re <x, y>` over all inexact leaves, in float32 or wider."""
     pairs = zip(jax.tree.leaves(widen(tree)), jax.tree.leaves(other), strict=True)
     parts = [jnp.sum((jnp.conj(x) * y.astype(x.dtype)).real) for x, y in pairs if is_inexact(x)]
-    is_double = any(x.dtype == jnp.float64 for x in parts)
-    return sum((x.astype(jnp.float64 if is_double else jnp.float32) for x in parts), jnp.zeros([]))
+    wide = jnp.float64 if any(x.dtype == jnp.float64 for x in parts) else jnp.float32
+    return sum((x.astype(wide) for x in parts), jnp.zeros([], wide))
 
 
 def perpendicular(tree: Any, to: Any) -> Any:

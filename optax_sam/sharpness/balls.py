@@ -51,7 +51,8 @@ def ascent_sharpness(
 
     `T = 1`, or `|w| + eta` where adaptive, which does not change when weights are rescaled. With
     `e = T u`, each of `n` steps goes `2 rho / n` along the normalized gradient of `L` by `u` and back into
-    the ball; one step ends at SAM's (or ASAM's) own perturbation. The largest loss on the way counts.
+    the ball; one step ends at SAM's own perturbation (or ASAM's, with biases in proportion too). The largest
+    loss on the way counts.
 
     Args:
       loss_fn: see `top_eigenvalues`.
@@ -142,7 +143,7 @@ def surrogate_gap(
     with shown(progress, "surrogate gap", problem.count) as steps:
         for part, size in problem.parts(None):
             loss = part.finite_loss()
-            gaps.append(part.at(part.point.moved(climbed(part, rho))).loss() - loss)
+            gaps.append(part.at(part.point.moved(climbed(part, rho))).finite_loss_within(rho) - loss)
             losses.append(loss)
             sizes.append(size)
             steps.advance()
@@ -203,6 +204,7 @@ def average_sharpness(
     checks.number("rho", rho, low=0)
     checks.one_of("distribution", distribution, ("gaussian", "uniform"))
     checks.integer("num_samples", num_samples, low=1)
+    checks.seed(seed)
     _check_ball(adaptive, eta)
     problem = Problem.of(loss_fn, params, batches)
     loss, rises = problem.finite_loss(), []
@@ -212,7 +214,7 @@ def average_sharpness(
             key = jax.random.fold_in(jax.random.key(seed), number)
             entries = random_vector(draw, key, problem.point)
             pair = [
-                float(problem.at(_placed(problem.point, entries, sign * rho, adaptive, eta)).loss())
+                problem.at(_placed(problem.point, entries, sign * rho, adaptive, eta)).finite_loss_within(rho)
                 for sign in (1.0, -1.0)
             ]
             rises.append(np.mean(pair) - loss)
@@ -236,11 +238,8 @@ def _highest_loss(
         steps.advance(problem.count or 1)
         moved = _step(point.floats, moved, gradient, rho, 2.0 * rho / num_steps, adaptive, eta)
         here = problem.at(_placed(point, moved, 1.0, adaptive, eta))
-        loss = here.loss()
+        highest = max(highest, here.finite_loss_within(rho))
         steps.advance(problem.count or 1)
-        if not np.isfinite(loss):
-            raise ValueError(f"the loss within rho={rho} of params is {loss}: lower rho.")
-        highest = max(highest, loss)
     return highest
 
 
@@ -275,7 +274,8 @@ def _sizes(params: Floats, adaptive: Any, eta: Any) -> Floats:
 
 
 def _symmetric(key: jax.Array, like: Floats) -> Floats:
-    return [2 * x - 1 for x in random_trees.uniform(key, like)]
+    drawn = random_trees.uniform(key, like)
+    return [2 * x.astype(w.dtype) - 1 for x, w in zip(drawn, like, strict=True)]
 
 
 def _check_ball(adaptive: Any, eta: Any) -> None:

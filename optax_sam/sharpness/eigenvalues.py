@@ -105,6 +105,7 @@ def top_eigenvalues(
     checks.integer("k", k, low=1)
     checks.one_of("which", which, ("largest", "smallest", "both"))
     checks.positive("tolerance", tolerance)
+    checks.seed(seed)
     problem = Problem.of(loss_fn, params, batches)
     ends = 2 if which == "both" else 1
     if ends * k > problem.size:
@@ -115,6 +116,8 @@ def top_eigenvalues(
     checks.integer("max_products", most, low=ends * k)
     block = k if block_size is None else block_size
     checks.integer("block_size", block, low=1, high=most)
+    whole_blocks = min(block * -(-ends * k // block), problem.size)
+    checks.integer("max_products", most, low=whole_blocks)
     problem.finite_loss()
     with shown(progress, "eigenvalues", problem.count and problem.count * -(-most // block)) as steps:
         space = krylov(problem, block, seed, steps)

@@ -49,7 +49,8 @@ def gradient_noise(
     """How much single examples' gradients differ: `tr Cov = n / (n - 1) (mean ||g_i||^2 - ||mean g_i||^2)`.
 
     Norms per example come from `per_example.gradient_norms`, without gradients per example; the loss is
-    called with one example at a time.
+    called with one example at a time. A loss with batch norm has to be that of evaluation: else these norms
+    are not those of the mean gradient's examples.
 
     Args:
       loss_fn: see `top_eigenvalues`.
@@ -62,7 +63,8 @@ def gradient_noise(
       A `GradientNoise`, on the host.
 
     Raises:
-      ValueError: a single example, a loss that is not finite; what `hessian_vector_product` refuses.
+      ValueError: a single example, a loss or a gradient that is not finite; what `hessian_vector_product`
+        refuses.
 
     Cost:
       about two gradients.
@@ -86,7 +88,7 @@ def gradient_noise(
     program, found = problem.program(_norms_in(microbatch_size)), []
     with shown(progress, "gradient noise", problem.count) as steps:
         for batch, _ in problem:
-            found.append(np.asarray(program(problem.point, batch), float))
+            found.append(_finite(np.asarray(program(problem.point, batch), float)))
             steps.advance()
     norms = np.concatenate(found)
     if norms.size < 2:
@@ -95,6 +97,12 @@ def gradient_noise(
     variance = float(norms.size / (norms.size - 1) * max(np.mean(norms**2) - mean_norm**2, 0.0))
     scale = variance / mean_norm**2 if mean_norm else float("inf")
     return GradientNoise(variance, mean_norm, scale, norms)
+
+
+def _finite(norms: np.ndarray) -> np.ndarray:
+    if not np.all(np.isfinite(norms)):
+        raise ValueError("a gradient is not finite: is the loss smooth at params, and within rho of it?")
+    return norms
 
 
 @functools.cache
@@ -173,7 +181,7 @@ def psf_norm(
             here = part.gradient()
             there = part.at(part.point.moved(climbed(part, rho))).gradient()
             difference = [x - y for x, y in zip(there, here, strict=True)]
-            found.append([float(norm(x)) for x in (difference, here, there)])
+            found.append(_finite(np.array([float(norm(x)) for x in (difference, here, there)])))
             sizes.append(size)
             steps.advance()
     means = np.average(found, axis=0, weights=sizes)

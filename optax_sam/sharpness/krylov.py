@@ -87,10 +87,7 @@ class Krylov:
         inside, beyond = np.zeros([old, self.pending]), np.zeros([0, self.pending])
         for column, image in enumerate(images):
             length = float(norm(image))
-            if not np.isfinite(length):
-                raise ValueError(
-                    "a product with the curvature matrix is not finite: is the loss smooth at params?"
-                )
+            check_product(length)
             self.scale = max(self.scale, length)
             rest, coefficients = self.space.orthogonal(image)
             inside[:, column], beyond[:, column] = coefficients[:old], coefficients[old:]
@@ -140,6 +137,12 @@ class Krylov:
         before = len(self.basis)
         while len(self.basis) == before:
             self.space.add(self.draw())
+
+
+def check_product(number: float) -> None:
+    """Refuses what comes of a product that is not finite."""
+    if not np.isfinite(number):
+        raise ValueError("a product with the curvature matrix is not finite: is the loss smooth at params?")
 
 
 @functools.partial(jax.jit, donate_argnums=0)

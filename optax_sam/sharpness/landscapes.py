@@ -146,10 +146,7 @@ def landscape(
             "pass a list of one or two trees like params."
         )
     vectors = [floats_of(f"directions[{n}]", d, problem.point) for n, d in enumerate(directions)]
-    low, high = span if isinstance(span, tuple) else (-span, span)
-    checks.number("span", low)
-    checks.number("span", high, low=low)
-    axis = np.linspace(low, high, num_points)
+    axis = _axis(span, num_points)
     if statistics is not None:
         checks.function("statistics", statistics, "statistics(params, batch) -> tree of arrays")
     passes = 1 if statistics is None else 2
@@ -165,8 +162,21 @@ def landscape(
         ):
             losses.append(at(_there(problem.point, vectors, list(factors))))
             steps.advance(passes * (problem.count or 1))
-    values = np.nan_to_num(np.asarray(jax.device_get(losses), float), nan=np.inf, posinf=np.inf)
+    values = np.nan_to_num(
+        np.asarray(jax.device_get(losses), float), nan=np.inf, posinf=np.inf, neginf=-np.inf
+    )
     return Landscape((axis,) * len(vectors), values.reshape([num_points] * len(vectors)), middle)
+
+
+def _axis(span: float | tuple[float, float], num_points: int) -> np.ndarray:
+    if not isinstance(span, tuple):
+        checks.positive("span", span)
+        span = (-span, span)
+    if len(span) != 2:
+        raise ValueError(f"span={span!r} has {len(span)} ends: pass (from, to), or one number.")
+    checks.number("span", span[0])
+    checks.number("span", span[1], low=span[0])
+    return np.linspace(*span, num_points)
 
 
 def _loss_function(

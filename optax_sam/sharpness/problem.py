@@ -6,6 +6,7 @@ its progress; what is done on one batch is one compiled program.
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -64,11 +65,8 @@ def point_of(params: Any) -> Point:
     """The parameters as a point; Flax NNX's variables are taken out."""
     params = trees.plain(params)
     leaves, treedef = jax.tree.flatten(params)
-    if any(isinstance(x, jax.core.Tracer) for x in leaves):
-        raise TypeError(
-            "params are traced: measurements are driven by the host, call them outside of jax.jit."
-        )
-    leaves = [jnp.asarray(x) for x in leaves]
+    _refuse_traced("params", leaves)
+    leaves = jax.tree.leaves(_arrays("params", params))
     is_float = tuple(bool(trees.is_inexact(x) and x.size) for x in leaves)
     for (path, _), x in zip(jax.tree.leaves_with_path(params), leaves, strict=True):
         if jnp.iscomplexobj(x):
@@ -80,6 +78,26 @@ def point_of(params: Any) -> Point:
         [x for x, f in zip(leaves, is_float, strict=True) if f is kind] for kind in (True, False)
     )
     return Point(floats, others, treedef, is_float)
+
+
+def _refuse_traced(name: str, tree: Any) -> None:
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree)):
+        raise TypeError(
+            f"{name} are traced: measurements are driven by the host, call them outside of jax.jit."
+        )
+
+
+def _arrays(name: str, tree: Any) -> Any:
+    def on_leaf(path, x):
+        try:
+            return jnp.asarray(x)
+        except TypeError as error:
+            place, kind = jax.tree_util.keystr(path), getattr(x, "dtype", type(x).__name__)
+            raise TypeError(
+                f"{name}{place} is no array of numbers ({kind}): leave it out, or close over it."
+            ) from error
+
+    return jax.tree.map_with_path(on_leaf, tree)
 
 
 def floats_of(name: str, tree: Any, point: Point) -> Floats:
@@ -118,6 +136,7 @@ class Problem:
                 f"batches={batches!r} is an iterator, which ends after one pass: pass one batch, a list of "
                 "batches, or what can be iterated over again, such as tfds.as_numpy(dataset)."
             )
+        _refuse_traced("batches", batches)
         return cls(loss_fn, point_of(params), batches)
 
     @property
@@ -139,13 +158,14 @@ class Problem:
         """How many batches there are; None where that shows only at the end."""
         if not self.is_many:
             return 1
-        return len(self.batches) if hasattr(self.batches, "__len__") else None
+        count = operator.length_hint(self.batches, -1)  # a dataset's `len` may raise
+        return None if count < 0 else count
 
     def __iter__(self) -> Iterator[tuple[Any, int]]:
         """Each batch, and how many examples it has."""
         number = -1
         for number, batch in enumerate(self.batches if self.is_many else [self.batches]):
-            batch = jax.tree.map(jnp.asarray, batch)
+            batch = _arrays(f"batch {number}", batch)
             size = Oracle(self.loss_fn, batch).size
             if size is None:
                 raise ValueError(
@@ -166,7 +186,7 @@ class Problem:
                 )
             for first in range(0, rows, step):
                 part = batch if step == rows else _rows(batch, slice(first, first + step))
-                yield dataclasses.replace(self, batches=part), step
+                yield dataclasses.replace(self, batches=[part]), step
 
     def mean(self, function: Callable[..., Any], *rest: Any, steps: Steps | None = None) -> Any:
         """The mean of `function(loss_fn, point, batch, *rest)` over all examples, a tree of arrays."""
@@ -207,6 +227,16 @@ class Problem:
             raise ValueError(f"the loss at params is {loss}: measure where the loss is finite.")
         return loss
 
+    def finite_loss_within(self, rho: Any) -> float:
+        """The mean of the losses at a perturbed point, or an error."""
+        loss = self.loss()
+        if not np.isfinite(loss):
+            raise ValueError(
+                f"the loss within rho={rho} of params is {loss}: lower rho, or measure where the gradient "
+                "is finite."
+            )
+        return loss
+
     def gradient(self) -> Floats:
         """The gradient of the mean loss."""
         return self.mean(gradient_at)
@@ -223,8 +253,8 @@ def _mixed(mean: Any, part: Any, share: Any) -> Any:
 
 
 def _is_reusable(loss_fn: Any) -> bool:
-    """Whether all that a loss function closes over are arrays of a tree."""
-    return all(isinstance(x, jax.Array | np.ndarray | float | int) for x in jax.tree.leaves(loss_fn))
+    """Whether all that a loss function closes over are arrays of a tree; a flag shapes the program."""
+    return all(isinstance(x, jax.Array | np.ndarray) for x in jax.tree.leaves(loss_fn))
 
 
 @functools.cache

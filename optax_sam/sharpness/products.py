@@ -1,6 +1,7 @@
 """Products with the Hessian and with the Gauss-Newton matrix, without either."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax
 
 from optax_sam import checks, trees
 from optax_sam.oracle import Oracle
-from optax_sam.sharpness.problem import Floats, Point, Problem, floats_of, of_floats
+from optax_sam.sharpness.problem import Floats, Point, Problem, alone, floats_of, of_floats
 from optax_sam.sharpness.progress import Steps, shown
 
 
@@ -126,7 +127,7 @@ def _gauss_newton_product(loss_fn: GaussNewton, point: Point, batch: Any, vector
         return loss_fn.outputs(point.params(floats), batch)
 
     outputs, change = jax.jvp(outputs_at, (point.floats,), (_tangent(vector, point),))
-    gradient = jax.grad(Oracle(loss_fn.losses, batch).loss_at)
+    gradient = jax.grad(Oracle(functools.partial(alone, loss_fn.losses), batch).loss_at)
     bent = jax.jvp(gradient, (outputs,), (change,))[1]
     return trees.widen(jax.vjp(outputs_at, point.floats)[1](bent)[0])
 

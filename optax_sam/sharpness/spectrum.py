@@ -10,7 +10,7 @@ import numpy as np
 from optax_sam import checks, random_trees
 from optax_sam.sharpness import products
 from optax_sam.sharpness.eigenvalues import krylov
-from optax_sam.sharpness.krylov import Basis
+from optax_sam.sharpness.krylov import Basis, check_product
 from optax_sam.sharpness.means import standard_error
 from optax_sam.sharpness.problem import Problem, inner, random_vector
 from optax_sam.sharpness.progress import shown
@@ -64,7 +64,8 @@ def trace(
       A `Trace`, on the host.
 
     Raises:
-      ValueError: the loss is not finite, an argument out of range; what `hessian_vector_product` refuses.
+      ValueError: the loss or a product is not finite, an argument out of range; what
+        `hessian_vector_product` refuses.
       TypeError: `num_products` is no integer.
 
     Cost:
@@ -83,6 +84,7 @@ def trace(
     """
     checks.one_of("method", method, ("hutch++", "hutchinson"))
     checks.integer("num_products", num_products, low=3 if method == "hutch++" else 1)
+    checks.seed(seed)
     problem = Problem.of(loss_fn, params, batches)
     problem.finite_loss()
     basis, inside, outside = Basis(), 0.0, []
@@ -105,6 +107,7 @@ def trace(
             rest, _ = basis.orthogonal(signs(number))
             outside.append(float(inner(rest, times(rest))))
     value, error = (inside, 0.0) if is_whole else (inside + np.mean(outside), standard_error(outside))
+    check_product(float(value))
     return Trace(float(value), error, third + len(basis.vectors) + len(outside))
 
 
@@ -126,7 +129,8 @@ class SpectralDensity:
 
     def __str__(self) -> str:
         low, high = self.nodes.min(), self.nodes.max()
-        negative = self.weights[self.nodes < 0].sum() / len(self.nodes)
+        rounding = np.finfo(np.float32).eps * np.abs(self.nodes).max()
+        negative = self.weights[self.nodes < -rounding].sum() / len(self.nodes)
         return (
             f"{self.size} eigenvalues from {low:.3g} to {high:.3g}, {negative:.1%} of them negative "
             f"({self.products} products)"
@@ -149,6 +153,7 @@ class SpectralDensity:
             width = (high - low) / 100 or 1e-3 * max(abs(high), 1e-30)
         if grid is None:
             grid = np.linspace(low - 4 * width, high + 4 * width, 1000)
+        grid = np.asarray(grid)
         bumps = np.exp(-(((grid[:, None, None] - self.nodes) / width) ** 2) / 2)
         total = (bumps * self.weights).sum(axis=(1, 2)) / len(self.nodes)
         return grid, total / (width * np.sqrt(2 * np.pi))
@@ -207,13 +212,15 @@ def spectral_density(
     """
     checks.integer("num_vectors", num_vectors, low=1)
     checks.integer("num_steps", num_steps, low=1)
+    checks.seed(seed)
     problem = Problem.of(loss_fn, params, batches)
     problem.finite_loss()
     taken = min(num_steps, problem.size)
+    seeds = np.random.SeedSequence(int(seed) % 2**64).generate_state(num_vectors)
     nodes, weights = np.zeros([num_vectors, taken]), np.zeros([num_vectors, taken])
     with shown(progress, "density", problem.count and problem.count * num_vectors * taken) as steps:
-        for number, seed_of_vector in enumerate(np.random.SeedSequence(seed).generate_state(num_vectors)):
-            space = krylov(problem, 1, seed_of_vector, steps)
+        for number, own_seed in enumerate(seeds):
+            space = krylov(problem, 1, own_seed, steps)
             for _ in range(taken):
                 space.extend()
             values, coefficients, _ = space.ritz()

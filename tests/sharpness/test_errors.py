@@ -25,11 +25,20 @@ REFUSED = {
     "another end": (lambda: top(which="top"), "which='top' is unknown: choose one of largest"),
     "no tolerance": (lambda: top(tolerance=0), "tolerance=0 is not above 0"),
     "few products": (lambda: top(k=2, max_products=1), "max_products=1 is outside"),
+    "fewer products than two blocks": (
+        lambda: top(k=3, max_products=3, block_size=2, params=jnp.ones(4), batches=jnp.ones([4, 4])),
+        "max_products=3 is outside",
+    ),
+    "a key for a seed": (lambda: top(seed=jax.random.key(0)), "pass one integer, not a key"),
     "a loss that is none": (lambda: top(loss_fn=3.0), "loss_fn=3.0 is not a function"),
     "losses per token": (lambda: top(loss_fn=lambda w, x: x * w[None]), r"losses returned shape \[4, 3\]"),
     "an infinite loss": (lambda: top(loss_fn=lambda w, x: squares(w, x) / 0), "the loss at params is inf"),
     "a kink": (
         lambda: top(loss_fn=lambda w, x: jnp.sqrt(jnp.abs(x @ (w - 1)))),
+        "a product with the curvature matrix is not finite",
+    ),
+    "a kink under a trace": (
+        lambda: sharpness.trace(lambda w, x: jnp.sqrt(jnp.abs(x @ (w - 1))), W, BATCH),
         "a product with the curvature matrix is not finite",
     ),
     "an iterator": (lambda: top(batches=iter([BATCH])), "is an iterator, which ends after one pass"),
@@ -40,11 +49,20 @@ REFUSED = {
         r"batch\['y'\] has shape \(3,\), but the batch has 4 examples",
     ),
     "no float parameters": (lambda: top(params=jnp.arange(3)), "params has no float leaves"),
+    "a function among the parameters": (
+        lambda: top(params={"w": W, "act": jnp.tanh}),
+        r"params\['act'\] is no array of numbers",
+    ),
+    "names in a batch": (
+        lambda: top(batches=[{"x": BATCH, "name": np.array(["a"] * 4)}]),
+        r"batch 0\['name'\] is no array of numbers \(<U1\)",
+    ),
     "complex parameters": (
         lambda: top(params={"a": W.astype(complex)}),
         r"params\['a'\] has dtype complex64",
     ),
     "traced parameters": (lambda: jax.jit(lambda w: top(params=w).products)(W), "outside of jax.jit"),
+    "traced batches": (lambda: jax.jit(lambda x: top(batches=x).products)(BATCH), "batches are traced"),
     "another vector": (
         lambda: sharpness.hessian_vector_product(squares, W, BATCH, jnp.ones(2)),
         r"vector has the shapes \(2,\), unlike params",
@@ -74,6 +92,14 @@ REFUSED = {
         lambda: sharpness.ascent_sharpness(lambda w, x: jnp.exp(x @ w), W, BATCH, 1e3),
         "the loss within rho=1000.0 of params is inf: lower rho",
     ),
+    "SAM's perturbation too large": (
+        lambda: sharpness.surrogate_gap(lambda w, x: jnp.exp(x @ w), W, BATCH, 1e3),
+        "the loss within rho=1000.0 of params is inf",
+    ),
+    "a gradient at a kink": (
+        lambda: sharpness.gradient_noise(lambda w, x: jnp.sqrt(jnp.abs(x @ (w - 1))), W, BATCH),
+        "a gradient is not finite",
+    ),
     "another distribution": (
         lambda: sharpness.average_sharpness(squares, W, BATCH, 0.1, distribution="cauchy"),
         "distribution='cauchy' is unknown",
@@ -93,6 +119,7 @@ REFUSED = {
         "num_points=1 is outside",
     ),
     "a span backwards": (lambda: sharpness.landscape(squares, W, BATCH, [W], span=(1.0, 0.0)), "span=0.0 is"),
+    "a span of three": (lambda: sharpness.landscape(squares, W, BATCH, [W], span=(0, 1, 2)), "has 3 ends"),
 }
 
 
@@ -114,7 +141,21 @@ def test_a_bar_needs_rich_and_changes_no_number(monkeypatch, capsys):
 
 def test_anything_that_can_be_read_again_is_many_batches():
     class Loader:
+        def __len__(self):
+            raise TypeError("The dataset length is unknown.")  # as TensorFlow's
+
         def __iter__(self):
             return iter([np.ones([3, 3], np.float32), np.ones([1, 3], np.float32)])
 
     assert top(batches=Loader()).values[0] == pytest.approx(top().values[0], rel=1e-6)
+
+
+def test_a_batch_in_a_list_of_batches_may_be_a_list_itself():
+    def losses(w, batch):
+        x, y = batch
+        return (x @ w - y) ** 2
+
+    pairs = [[BATCH, jnp.zeros(4)], [BATCH[:2], jnp.ones(2)]]
+    tuples = list(map(tuple, pairs))
+    for measure in (sharpness.surrogate_gap, sharpness.psf_norm):
+        assert str(measure(losses, W, pairs, 0.1)) == str(measure(losses, W, tuples, 0.1))
