@@ -49,7 +49,7 @@ def measured(
     """
     try:
         return _measured(model, params, batch_stats, examples, batch_size)
-    except ValueError:  # a loss, a gradient or a product is not finite
+    except sharpness.NotFiniteError:
         return dict.fromkeys(MEASURED, float("nan"))
 
 

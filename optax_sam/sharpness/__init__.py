@@ -18,6 +18,7 @@ from optax_sam.sharpness.landscapes import Landscape as Landscape
 from optax_sam.sharpness.landscapes import difference as difference
 from optax_sam.sharpness.landscapes import landscape as landscape
 from optax_sam.sharpness.landscapes import random_direction as random_direction
+from optax_sam.sharpness.problem import NotFiniteError as NotFiniteError
 from optax_sam.sharpness.products import GaussNewton as GaussNewton
 from optax_sam.sharpness.products import gauss_newton_vector_product as gauss_newton_vector_product
 from optax_sam.sharpness.products import hessian_vector_product as hessian_vector_product

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from optax_sam import checks, random_trees
@@ -146,7 +147,12 @@ def krylov(problem: Problem, block_size: int, seed: Any, steps: Any) -> Krylov:
         key = jax.random.fold_in(jax.random.key(seed), next(numbers))
         return random_vector(random_trees.standard_normal, key, problem.point)
 
-    return Krylov(lambda vectors: products.times(problem, vectors, steps), draw, problem.size, block_size)
+    rounding = max(float(jnp.finfo(x.dtype).eps) for x in problem.point.floats)
+
+    def times(vectors):
+        return products.times(problem, vectors, steps)
+
+    return Krylov(times, draw, problem.size, rounding, block_size)
 
 
 def _chosen(count: int, k: int, which: str) -> list[int]:

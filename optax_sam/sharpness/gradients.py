@@ -10,7 +10,7 @@ import numpy as np
 from optax_sam import checks, per_example
 from optax_sam.sharpness.balls import climbed
 from optax_sam.sharpness.means import standard_error
-from optax_sam.sharpness.problem import Point, Problem, alone, norm
+from optax_sam.sharpness.problem import NotFiniteError, Point, Problem, alone, norm
 from optax_sam.sharpness.progress import shown
 
 
@@ -95,13 +95,13 @@ def gradient_noise(
         raise ValueError("batches hold one example: the spread of gradients needs two or more.")
     mean_norm = float(norm(problem.gradient()))
     variance = float(norms.size / (norms.size - 1) * max(np.mean(norms**2) - mean_norm**2, 0.0))
-    scale = variance / mean_norm**2 if mean_norm else float("inf")
+    scale = variance / mean_norm**2 if mean_norm else float("inf" if variance else "nan")
     return GradientNoise(variance, mean_norm, scale, norms)
 
 
 def _finite(norms: np.ndarray) -> np.ndarray:
     if not np.all(np.isfinite(norms)):
-        raise ValueError("a gradient is not finite: is the loss smooth at params, and within rho of it?")
+        raise NotFiniteError("a gradient is not finite: is the loss smooth at params, and within rho of it?")
     return norms
 
 

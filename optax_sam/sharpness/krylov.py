@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_sam import trees
-from optax_sam.sharpness.problem import Floats, norm
+from optax_sam.sharpness.problem import Floats, NotFiniteError, norm
 
 TOGETHER = 8
 """Vectors of the basis that are taken out of another in one program."""
@@ -60,9 +60,9 @@ class Krylov:
       products: how many vectors have been multiplied.
     """
 
-    def __init__(self, times: Times, draw: Callable[[], Floats], size: int, block_size: int = 1):
-        """Begins with `block_size` random vectors of `size` entries."""
-        self.times, self.draw, self.size = times, draw, size
+    def __init__(self, times: Times, draw: Callable[[], Floats], size: int, rounding: float, block_size: int):
+        """Begins with `block_size` random vectors of `size` entries; products have this relative error."""
+        self.times, self.draw, self.size, self.rounding = times, draw, size, rounding
         self.space = Basis()
         self.products, self.scale = 0, 0.0
         self._entries = np.zeros([0, 0])
@@ -80,7 +80,7 @@ class Krylov:
         """Multiplies the pending vectors; what is new in the images becomes the next ones.
 
         Raises:
-          ValueError: a product is not finite.
+          NotFiniteError: a product is not finite.
         """
         old = len(self.basis)
         images = self.times(self.basis[old - self.pending :])
@@ -124,7 +124,7 @@ class Krylov:
         values, coefficients = np.linalg.eigh(self._entries)
         last = coefficients[self.products - self._beyond.shape[1] :]
         residuals = np.linalg.norm(self._beyond @ last, axis=0)
-        return values, coefficients, np.maximum(residuals, _epsilon(self.basis[0]) * self.scale)
+        return values, coefficients, np.maximum(residuals, self.rounding * self.scale)
 
     def combined(self, coefficients: np.ndarray) -> Floats:
         """The vector with these coefficients in the basis, of length one."""
@@ -142,7 +142,9 @@ class Krylov:
 def check_product(number: float) -> None:
     """Refuses what comes of a product that is not finite."""
     if not np.isfinite(number):
-        raise ValueError("a product with the curvature matrix is not finite: is the loss smooth at params?")
+        raise NotFiniteError(
+            "a product with the curvature matrix is not finite: is the loss smooth at params?"
+        )
 
 
 @functools.partial(jax.jit, donate_argnums=0)

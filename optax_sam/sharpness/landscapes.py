@@ -13,6 +13,7 @@ from optax_sam import checks, geometry, random_trees, trees
 from optax_sam.oracle import Oracle
 from optax_sam.sharpness.problem import (
     Floats,
+    NotFiniteError,
     Point,
     Problem,
     alone,
@@ -154,7 +155,7 @@ def landscape(
     at = _loss_function(problem, statistics)
     middle = float(at(problem.point))
     if not np.isfinite(middle):
-        raise ValueError(f"the loss at params is {middle}: draw where the loss is finite.")
+        raise NotFiniteError(f"the loss at params is {middle}: draw where the loss is finite.")
     losses = []
     with shown(progress, "landscape", total) as steps:
         for factors in np.stack(np.meshgrid(*[axis] * len(vectors), indexing="ij"), -1).reshape(

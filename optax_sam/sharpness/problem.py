@@ -27,6 +27,10 @@ norm, inner = jax.jit(trees.norm), jax.jit(trees.inner)
 """Compiled once: called by the host, the conditional in a norm would be compiled anew in each call."""
 
 
+class NotFiniteError(ValueError):
+    """A loss, a gradient or a product is infinite or NaN, so that there is nothing to measure."""
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Point:
@@ -224,14 +228,14 @@ class Problem:
         """The mean of the losses, or an error."""
         loss = self.loss()
         if not np.isfinite(loss):
-            raise ValueError(f"the loss at params is {loss}: measure where the loss is finite.")
+            raise NotFiniteError(f"the loss at params is {loss}: measure where the loss is finite.")
         return loss
 
     def finite_loss_within(self, rho: Any) -> float:
         """The mean of the losses at a perturbed point, or an error."""
         loss = self.loss()
         if not np.isfinite(loss):
-            raise ValueError(
+            raise NotFiniteError(
                 f"the loss within rho={rho} of params is {loss}: lower rho, or measure where the gradient "
                 "is finite."
             )
