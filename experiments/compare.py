@@ -48,7 +48,7 @@ class CompareSettings:
     data_dir: Path | None = None
     """Folder with prepared TFDS data; None is TFDS_DATA_DIR, else TFDS's own, with download."""
     model: str = "conv"
-    """conv or resnet18."""
+    """conv, resnet18, wrn28_10, vit_s, ... (see experiments.train)."""
     epochs: int = 60
     """Passes over the training examples."""
     batch_size: int = 50

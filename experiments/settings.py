@@ -185,7 +185,10 @@ class Settings:
     data: str = "digits"
     """digits (comes with scikit-learn), or any TFDS image set: cifar10, fashion_mnist, ..."""
     model: str = "conv"
-    """conv (three convolutions) or resnet18 (the CIFAR form); both with batch norm."""
+    """conv (three convolutions), resnet18, resnet50, wrn16_8, wrn28_10, pyramidnet110, mobilenet, vit_ti or
+    vit_s; in their forms for small images up to a side of 64, else ImageNet's."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the network computes in; parameters, losses and batch statistics are float32."""
     out: Path = Path("runs/train")
     """Folder of the run; it must not hold another one."""
     resume: bool = False

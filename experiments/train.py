@@ -60,7 +60,7 @@ def resolved(settings: Settings) -> Settings:
     check_ranges(settings)
     settings = with_defaults(with_tuned(settings))
     if settings.model not in MODELS:
-        raise SettingsError(f"--model {settings.model} is not known: give {' or '.join(MODELS)}")
+        raise SettingsError(f"--model {settings.model} is not known: give {', '.join(MODELS)}")
     methods.check(settings)
     return settings
 

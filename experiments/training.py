@@ -19,11 +19,10 @@ import optax
 from flax import linen as nn
 
 import optax_sam
-from experiments import methods
+from experiments import methods, models
 from experiments.augment import augment
 from experiments.data import Data, Split
 from experiments.inputs import Examples, Inputs, make_inputs
-from experiments.models import MODELS
 from experiments.settings import Settings
 
 
@@ -107,7 +106,7 @@ class Trainer:
         _, optimizer = self.optimizer(inputs)
         return TrainState(
             params=variables["params"],
-            batch_stats=variables["batch_stats"],
+            batch_stats=variables.get("batch_stats", {}),
             opt_state=optimizer.init(variables["params"]),
             step=jnp.int32(0),
             loss_sum=jnp.float32(0),
@@ -146,7 +145,7 @@ class Trainer:
         def losses(params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
             variables = {"params": params, "batch_stats": state.batch_stats}
             logits, changed = self.model.apply(variables, batch["image"], train=True, mutable=["batch_stats"])
-            return cross_entropy(logits, batch["label"]), changed["batch_stats"]
+            return cross_entropy(logits, batch["label"]), changed.get("batch_stats", {})
 
         def surrogate_losses(params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
             # The same network on images of half the side, for methods that ask for a cheaper loss. In
@@ -207,7 +206,7 @@ def mean_gradient(losses: Callable[..., Any]) -> Callable[..., Any]:
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """One loss per example, shape [batch]."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,7 +238,9 @@ class Programs:
 def compile_programs(settings: Settings, data: Data) -> Programs:
     """Compiles a run ahead of its first step."""
     start = time.perf_counter()
-    trainer = Trainer(settings, MODELS[settings.model](data.num_classes), len(data.train.label))
+    side, dtype = data.train.image.shape[1], jnp.dtype(settings.dtype)
+    model = models.make(settings.model, data.num_classes, side, dtype)
+    trainer = Trainer(settings, model, len(data.train.label))
     inputs = make_inputs(settings, data)
     state = jax.eval_shape(trainer.init, inputs)
 

@@ -15,7 +15,7 @@ from flax import linen as nn
 
 from experiments import compare, data, methods, records, report, train, training, trajectories, tune
 from experiments.inputs import make_inputs
-from experiments.models import MODELS
+from experiments.models import make
 from experiments.ranking import draw_ranking
 from experiments.settings import Settings
 from experiments.sharpness import top_eigenvalues
@@ -190,7 +190,7 @@ def test_every_method_fits_into_the_training_loop(name):
     """Its step traces, and gives back a state of the same shapes; nothing is compiled."""
     settings = train.resolved(Settings(method=name, train_examples=60, batch_size=20))
     loaded = data.load(settings)
-    trainer = training.Trainer(settings, MODELS["conv"](10), 60)
+    trainer = training.Trainer(settings, make("conv", 10, 8, jnp.float32), 60)
     inputs = make_inputs(settings, loaded)
     state = jax.eval_shape(trainer.init, inputs)
     step = functools.partial(trainer.step, whole_batch=name in methods.WHOLE_FIRST_EPOCH)

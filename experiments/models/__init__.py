@@ -1,0 +1,36 @@
+"""The networks, by their names on the command line."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from flax import linen as nn
+
+from experiments.models.mobile_net import MobileNet
+from experiments.models.pyramid_net import PyramidNet
+from experiments.models.resnet import ResNet
+from experiments.models.small import SmallConvNet
+from experiments.models.vit import VisionTransformer
+from experiments.models.wide_resnet import WideResNet
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "conv": SmallConvNet,
+    "resnet18": partial(ResNet, blocks=(2, 2, 2, 2)),
+    "resnet50": partial(ResNet, blocks=(3, 4, 6, 3), bottleneck=True),
+    "wrn16_8": partial(WideResNet, depth=16, widen=8),
+    "wrn28_10": partial(WideResNet, depth=28, widen=10),
+    "pyramidnet110": partial(PyramidNet, depth=110, widen=270),
+    "mobilenet": MobileNet,
+    "vit_ti": partial(VisionTransformer, width=192, heads=3),
+    "vit_s": partial(VisionTransformer, width=384, heads=6),
+}
+
+# Those with another first layer for ImageNet's images than for small ones.
+WITH_STEMS = ("resnet18", "resnet50", "mobilenet")
+SMALL_SIDE = 64
+
+
+def make(name: str, num_classes: int, side: int, dtype: Any) -> nn.Module:
+    """The network for images of this side, in pixels, computing in `dtype`."""
+    stem = {"small_images": side <= SMALL_SIDE} if name in WITH_STEMS else {}
+    return MODELS[name](num_classes=num_classes, dtype=dtype, **stem)

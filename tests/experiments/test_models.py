@@ -1,0 +1,52 @@
+"""The networks have the parameters of the published ones, and train in either precision."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import data, train, training
+from experiments.inputs import make_inputs
+from experiments.models import MODELS, make
+from experiments.settings import Settings
+
+PUBLISHED = {
+    ("resnet18", 10, 32): 11_173_962,
+    ("resnet18", 1000, 224): 11_689_512,
+    ("resnet50", 1000, 224): 25_557_032,
+    ("wrn16_8", 10, 32): 10_961_370,
+    ("wrn28_10", 10, 32): 36_479_194,
+    ("pyramidnet110", 10, 32): 28_485_477,
+    ("mobilenet", 1000, 224): 4_231_976,
+    ("vit_ti", 1000, 224): 5_717_416,
+    ("vit_s", 1000, 224): 22_050_664,
+}
+
+
+def test_every_network_is_counted():
+    assert {name for name, _, _ in PUBLISHED} | {"conv"} == set(MODELS)
+
+
+@pytest.mark.parametrize(("name", "classes", "side"), PUBLISHED)
+def test_the_parameters_are_as_many_as_published(name, classes, side, as_optax_promotes):
+    model = make(name, classes, side, jnp.bfloat16)
+    images = jnp.zeros((2, side, side, 3))
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+    assert sum(x.size for x in jax.tree.leaves(variables["params"])) == PUBLISHED[name, classes, side]
+    assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    logits = jax.eval_shape(lambda variables: model.apply(variables, images, train=False), variables)
+    assert logits.shape == (2, classes) and logits.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("name", ["conv", "mobilenet", "vit_ti"])
+def test_a_step_in_low_precision_keeps_the_state_as_it_was(name, as_optax_promotes):
+    settings = train.resolved(Settings(method="sam", model=name, dtype="bfloat16", train_examples=60))
+    loaded = data.load(settings)
+    side = loaded.train.image.shape[1]
+    trainer = training.Trainer(settings, make(name, 10, side, jnp.bfloat16), 60)
+    inputs = make_inputs(settings, loaded)
+    state = jax.eval_shape(trainer.init, inputs)
+    after = jax.eval_shape(lambda s, i: trainer.steps(s, i, np.int32(1), whole_batch=False), state, inputs)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert [x.dtype for x in jax.tree.leaves(after)] == [x.dtype for x in jax.tree.leaves(state)]
+    assert bool(state.batch_stats) == (name != "vit_ti")
