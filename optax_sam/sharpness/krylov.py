@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_sam import trees
-from optax_sam.sharpness.problem import Floats, NotFiniteError, norm
+from optax_sam.sharpness.problem import Floats, check_product, norm
 
 TOGETHER = 8
 """Vectors of the basis that are taken out of another in one program."""
@@ -137,14 +137,6 @@ class Krylov:
         before = len(self.basis)
         while len(self.basis) == before:
             self.space.add(self.draw())
-
-
-def check_product(number: float) -> None:
-    """Refuses what comes of a product that is not finite."""
-    if not np.isfinite(number):
-        raise NotFiniteError(
-            "a product with the curvature matrix is not finite: is the loss smooth at params?"
-        )
 
 
 @functools.partial(jax.jit, donate_argnums=0)

@@ -266,6 +266,14 @@ def _shared(function: Callable[..., Any]) -> Callable[..., Any]:
     return jax.jit(canonical_convolutions(function))
 
 
+def check_product(number: float) -> None:
+    """Refuses what comes of a product that is not finite."""
+    if not np.isfinite(number):
+        raise NotFiniteError(
+            "a product with the curvature matrix is not finite: is the loss smooth at params?"
+        )
+
+
 def loss_at(loss_fn: Any, point: Point, batch: Any) -> jax.Array:
     """The mean of the losses of a batch, `float[]`."""
     return of_floats(loss_fn, point, batch)(point.floats)
@@ -285,7 +293,12 @@ def of_floats(loss_fn: Any, point: Point, batch: Any) -> Callable[[Floats], jax.
 def alone(loss_fn: Any, params: Any, batch: Any) -> Any:
     """The losses without what may come with them."""
     returned = loss_fn(params, batch)
-    return returned[0] if isinstance(returned, tuple) and len(returned) == 2 else returned
+    if isinstance(returned, tuple) and len(returned) != 2:
+        raise ValueError(
+            f"loss_fn returned a tuple of {len(returned)}: return the losses, shape [batch], or "
+            "(losses, aux)."
+        )
+    return returned[0] if isinstance(returned, tuple) else returned
 
 
 @functools.partial(jax.jit, static_argnums=0)

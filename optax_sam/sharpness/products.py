@@ -9,7 +9,16 @@ import jax
 
 from optax_sam import checks, trees
 from optax_sam.oracle import Oracle
-from optax_sam.sharpness.problem import Floats, Point, Problem, alone, floats_of, of_floats
+from optax_sam.sharpness.problem import (
+    Floats,
+    Point,
+    Problem,
+    alone,
+    check_product,
+    floats_of,
+    norm,
+    of_floats,
+)
 from optax_sam.sharpness.progress import Steps, shown
 
 
@@ -70,6 +79,7 @@ def hessian_vector_product(
       A tree like `params`, in float32 or wider, split over devices as `params` is.
 
     Raises:
+      NotFiniteError: the product is infinite or NaN.
       ValueError: `vector` differs from `params`, a leaf of `params` is complex, batches without examples.
       TypeError: `batches` is an iterator, which ends after one pass; `params` are traced.
 
@@ -80,6 +90,7 @@ def hessian_vector_product(
     vector = floats_of("vector", vector, problem.point)
     with shown(progress, "product", problem.count) as steps:
         (image,) = times(problem, [vector], steps)
+    check_product(float(norm(image)))
     return problem.point.vector(image)
 
 

@@ -32,6 +32,11 @@ REFUSED = {
     "a key for a seed": (lambda: top(seed=jax.random.key(0)), "pass one integer, not a key"),
     "a loss that is none": (lambda: top(loss_fn=3.0), "loss_fn=3.0 is not a function"),
     "losses per token": (lambda: top(loss_fn=lambda w, x: x * w[None]), r"losses returned shape \[4, 3\]"),
+    "three things": (lambda: top(loss_fn=lambda w, x: (squares(w, x), 1, 2)), "returned a tuple of 3"),
+    "a product at a kink": (
+        lambda: sharpness.hessian_vector_product(lambda w, x: jnp.sqrt(jnp.abs(x @ (w - 1))), W, BATCH, W),
+        "a product with the curvature matrix is not finite",
+    ),
     "an infinite loss": (lambda: top(loss_fn=lambda w, x: squares(w, x) / 0), "the loss at params is inf"),
     "a kink": (
         lambda: top(loss_fn=lambda w, x: jnp.sqrt(jnp.abs(x @ (w - 1)))),
@@ -118,6 +123,7 @@ REFUSED = {
         lambda: sharpness.landscape(squares, W, BATCH, [W], num_points=1),
         "num_points=1 is outside",
     ),
+    "a negative span": (lambda: sharpness.landscape(squares, W, BATCH, [W], span=-1.0), "span=-1.0"),
     "a span backwards": (lambda: sharpness.landscape(squares, W, BATCH, [W], span=(1.0, 0.0)), "span=0.0 is"),
     "a span of three": (lambda: sharpness.landscape(squares, W, BATCH, [W], span=(0, 1, 2)), "has 3 ends"),
 }
@@ -159,3 +165,11 @@ def test_a_batch_in_a_list_of_batches_may_be_a_list_itself():
     tuples = list(map(tuple, pairs))
     for measure in (sharpness.surrogate_gap, sharpness.psf_norm):
         assert str(measure(losses, W, pairs, 0.1)) == str(measure(losses, W, tuples, 0.1))
+
+
+def test_seeds_may_be_negative_grids_lists_and_losses_may_bring_more():
+    newton = sharpness.GaussNewton(lambda w, x: x @ w, lambda y, x: (y**2, "aux"))
+    found = sharpness.spectral_density(newton, W, BATCH, num_vectors=1, seed=-1)
+    grid, density = found.density(grid=[0.0, 6.0], width=1.0)
+    assert grid.shape == density.shape == (2,) and np.all(density > 0)
+    assert found.nodes.max() == pytest.approx(6, rel=1e-5)
