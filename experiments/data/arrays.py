@@ -1,0 +1,64 @@
+"""Examples as arrays side by side, and what is done to them whatever they show."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Batch = dict[str, Any]
+"""Arrays by name, with equally many rows: `image` or `tokens`, `label`, ..."""
+
+
+class Data(NamedTuple):
+    """A data set in memory.
+
+    Attributes:
+      train: what is trained on, label noise included.
+      test: what is only ever measured.
+      num_classes: how many labels there are, or keypoints.
+    """
+
+    train: Batch
+    test: Batch
+    num_classes: int
+
+
+def num_rows(batch: Batch) -> int:
+    """Examples in a batch."""
+    return len(next(iter(batch.values())))
+
+
+def rows(batch: Batch, which: Any) -> Batch:
+    """The examples of a slice, a mask or an array of numbers."""
+    return {name: array[which] for name, array in batch.items()}
+
+
+def with_random_labels(batch: Batch, share: float, num_classes: int) -> Batch:
+    """Gives a share of the examples a label drawn evenly from all (which may be the right one)."""
+    random = np.random.default_rng(0)
+    label = batch["label"].copy()
+    chosen = random.permutation(len(label))[: round(share * len(label))]
+    label[chosen] = random.integers(0, num_classes, len(chosen))
+    return batch | {"label": label}
+
+
+def fold(data: Data, number: int, folds: int) -> Data:
+    """Cross-validation: part `number` of the training examples becomes the test part.
+
+    The real test part is dropped, so that nothing tuned on the folds can have seen it. A rest that
+    would make one part longer than another stays out: equal shapes need one compilation.
+    """
+    size = num_rows(data.train) // folds * folds
+    held_out = np.arange(size) % folds == number
+    everything = rows(data.train, slice(size))
+    return data._replace(train=rows(everything, ~held_out), test=rows(everything, held_out))
+
+
+def in_batches(batch: Batch, size: int) -> Batch:
+    """Cuts examples into equal batches; `real` is false in the rows that fill up the last."""
+    missing = -num_rows(batch) % size
+
+    def cut(array: np.ndarray) -> np.ndarray:
+        filled = np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1))
+        return filled.reshape(-1, size, *array.shape[1:])
+
+    return {name: cut(array) for name, array in (batch | {"real": np.ones(num_rows(batch), bool)}).items()}
