@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import orbax.checkpoint as ocp
 
+from experiments.devices import first_process, together
 from experiments.records import disk_errors, sha256
 from experiments.settings import DiskError, SettingsError
 
@@ -41,30 +42,45 @@ class Checkpoint(NamedTuple):
 class Checkpoints:
     """The last two checkpoints of a run, named after the epochs that they end.
 
-    Orbax writes into a temporary folder and renames it at the end: what is interrupted leaves no
-    half checkpoint. A digest of the whole content stands beside it, since a bit that changed on the
-    disk would otherwise go unnoticed.
+    Orbax writes while the training goes on, into a temporary folder, and renames it at the end: what is
+    interrupted leaves no half checkpoint. A digest of the whole content stands beside it, since a bit
+    that changed on the disk would otherwise go unnoticed. A checkpoint can be read on any number of
+    devices.
     """
 
     def __init__(self, run: Path):
         """Opens `checkpoints` in a run's folder."""
         _quiet()
         self.path = (run / "checkpoints").absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=False)
+        options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=True)
+        self.being_written = 0
         with disk_errors(run):
             self.manager = ocp.CheckpointManager(self.path, options=options)
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Writes a checkpoint."""
+        """Begins to write a checkpoint, after the one before is written."""
+        self.finish()
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(checkpoint.state),
             record=ocp.args.JsonSave({"sha256": _digest(checkpoint), "lines": checkpoint.lines}),
         )
         # By force, since Orbax passes over what it finds untimely without a word.
-        _, reason = _attempt(lambda: self.manager.save(checkpoint.epoch, args=arguments, force=True))
+        self.being_written = checkpoint.epoch
+        self._check(lambda: self.manager.save(checkpoint.epoch, args=arguments, force=True))
+
+    def finish(self) -> None:
+        """Waits until the last checkpoint is written.
+
+        Raises:
+          DiskError: it could not be.
+        """
+        self._check(self.manager.wait_until_finished)
+
+    def _check(self, call: Callable[[], Any]) -> None:
+        _, reason = _attempt(call)
         if reason:
             raise DiskError(
-                f"--out {self.path.parent}: the checkpoint of epoch {checkpoint.epoch} cannot be written "
+                f"--out {self.path.parent}: the checkpoint of epoch {self.being_written} cannot be written "
                 f"({reason})"
             )
 
@@ -97,7 +113,7 @@ class Checkpoints:
 
     def _read(self, epoch: int, fresh: Any) -> Checkpoint:
         arguments = ocp.args.Composite(
-            state=ocp.args.StandardRestore(jax.eval_shape(lambda: fresh)),
+            state=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, fresh)),
             record=ocp.args.JsonRestore(),
         )
         read: Any = self.manager.restore(epoch, args=arguments)
@@ -113,8 +129,10 @@ class Checkpoints:
                 f"checkpoint of epoch {epoch} is damaged ({reason}): back to epoch {good}",
                 file=sys.stderr,
             )
-            with disk_errors(self.path.parent):
-                shutil.rmtree(self.path / str(epoch))
+            if first_process():
+                with disk_errors(self.path.parent):
+                    shutil.rmtree(self.path / str(epoch))
+        together("damaged checkpoints are removed")
         self.manager.reload()
 
 

@@ -5,22 +5,22 @@ import functools
 import statistics
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
 from rich.progress import Progress
 
 from experiments import records, report
+from experiments.command_line import command_line
 from experiments.data import Data, load
-from experiments.inputs import make_inputs
 from experiments.methods import DEMO, METHODS
+from experiments.programs import Programs, compile_programs
 from experiments.progress import progress_bar
 from experiments.ranking import draw_ranking
-from experiments.settings import Settings, command_line, require
+from experiments.settings import Settings, Setup, require, setup_of
 from experiments.sharpness import measured
 from experiments.train import Listener, resolved, run
-from experiments.training import Programs, compile_programs
 from experiments.trajectories import draw_sharpness
 
 GROUPS = {"demo": DEMO, "all": tuple(METHODS)}
@@ -30,7 +30,7 @@ STEPS_PER_ROUND = 20
 
 
 @dataclasses.dataclass(frozen=True)
-class CompareSettings:
+class CompareSettings(Setup):
     """Train methods over seeds in one process; one table, one picture.
 
     Each run has its own folder, such as sam-seed0, in the output folder. Finished runs are used
@@ -43,24 +43,6 @@ class CompareSettings:
     """Runs per method, with seeds 0, 1, ..."""
     out: Path = Path("runs/demo")
     """Folder for summary.json, comparison.png and the folders of the runs."""
-    data: str = "digits"
-    """digits, or any TFDS image set: cifar10, fashion_mnist, ..."""
-    data_dir: Path | None = None
-    """Folder with prepared TFDS data; None is TFDS_DATA_DIR, else TFDS's own, with download."""
-    model: str = "conv"
-    """conv, resnet18, wrn28_10, vit_s, ... (see experiments.train)."""
-    epochs: int = 60
-    """Passes over the training examples."""
-    batch_size: int = 50
-    """Examples per step."""
-    train_examples: int | None = None
-    """Use only so many training examples; None is all of them."""
-    label_noise: float | None = None
-    """Share of training labels that are made random; None is 0.2 for digits, else 0."""
-    augment: tuple[Literal["crop", "flip", "cutout"], ...] | None = None
-    """Random changes of the training images; None is the data set's choice (digits: none)."""
-    sharpness_every: int = 0
-    """Epochs from one record of the sharpness to the next, drawn in sharpness.png; 0 is only at the end."""
     timing_rounds: int = 30
     """Rounds of 20 steps of every method in turn, in which the time per step is measured."""
 
@@ -128,16 +110,7 @@ def one_run(settings: CompareSettings, method: str, seed: int) -> Settings:
             seed=seed,
             out=settings.out / f"{method}-seed{seed}",
             resume=True,
-            checkpoint_every=settings.epochs,  # a run takes seconds: one at its end will do
-            data=settings.data,
-            data_dir=settings.data_dir,
-            model=settings.model,
-            epochs=settings.epochs,
-            batch_size=settings.batch_size,
-            train_examples=settings.train_examples,
-            label_noise=settings.label_noise,
-            augment=settings.augment,
-            sharpness_every=settings.sharpness_every,
+            **setup_of(settings),
         )
     )
 
@@ -185,8 +158,8 @@ def finished(settings: Settings) -> dict[str, Any] | None:
 def train_one(settings: Settings, data: Data, programs: Programs, listener: Listener) -> dict[str, Any]:
     """Trains one network and adds the sharpness where it ended to its result."""
     result, state = run(settings, data, programs, listener)
-    examples = make_inputs(settings, data).examples
-    result |= measured(programs.trainer.model, state.params, state.batch_stats, examples, settings.batch_size)
+    examples = programs.inputs(settings, data).examples
+    result |= measured(programs.trainer, state.params, state.batch_stats, examples)
     records.write_json(settings.out / "result.json", result)
     return result
 
@@ -203,7 +176,7 @@ def step_times(
     Every method goes through a whole training, since the cost of vSAM changes on the way; a round
     keeps the order of examples across epochs, which takes the same time.
     """
-    inputs = {name: make_inputs(settings, data) for name, settings in runs.items()}
+    inputs = {name: programs[name].inputs(settings, data) for name, settings in runs.items()}
     seconds = {name: [] for name in runs}
     states = {}
     task = bar.add_task("time the steps", total=rounds * STEPS_PER_ROUND)

@@ -3,37 +3,29 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments import methods
-from experiments.data import Data, Split
+from experiments.data.arrays import Batch, Data, in_batches
+from experiments.devices import everywhere, mesh_of
 from experiments.settings import Settings
+from experiments.tasks import Task
 
 EVALUATION_BATCH = 500
-
-# Training images from which mean and deviation are taken, at most.
-STATISTICS_EXAMPLES = 10_000
 
 
 class Examples(NamedTuple):
     """The data set on the device.
 
     Attributes:
-      train: training examples.
-      test: test examples in batches [batches, batch, ...], filled up with label -1.
-      mean: float32 [1, 1, 1, channels], mean of the training images.
-      scale: float32 [1, 1, 1, channels], their standard deviation.
+      train: training examples; nothing where they are streamed.
+      test: test examples in batches [batches, batch, ...]; `real` is false in rows that fill up the last.
+      constants: what the task needs to know of the training examples.
     """
 
-    train: Split
-    test: Split
-    mean: jax.Array
-    scale: jax.Array
-
-    def standardized(self, images: jax.Array) -> jax.Array:
-        """Images in float32, with mean 0 and deviation 1 over the training set."""
-        return (images.astype(jnp.float32) - self.mean) / self.scale
+    train: Batch
+    test: Batch
+    constants: Batch
 
 
 class Inputs(NamedTuple):
@@ -48,24 +40,16 @@ class Inputs(NamedTuple):
     numbers: dict[str, jax.Array]
 
 
-def make_inputs(settings: Settings, data: Data) -> Inputs:
-    """Puts the data and the numbers of one run on the device."""
+def make_inputs(settings: Settings, data: Data, task: Task) -> Inputs:
+    """Puts the data and the numbers of one run on the devices."""
+    mesh = mesh_of(settings)
+    size = -(-EVALUATION_BATCH // mesh.size) * mesh.size
+    examples = Examples(data.train, in_batches(data.test, size), task.constants(data.train))
+    return jax.device_put(Inputs(examples, numbers_of(settings)), everywhere(mesh))
+
+
+def numbers_of(settings: Settings) -> dict[str, Any]:
+    """The scalars of one run, which one compilation serves all values of."""
     values = vars(settings) | methods.given(settings)
     numbers: dict[str, Any] = {name: np.float32(values[name]) for name in methods.TRACED if name in values}
-    numbers["seed"] = np.int32(settings.seed)
-    images = data.train.image[:STATISTICS_EXAMPLES]
-    examples = Examples(
-        train=data.train,
-        test=in_batches(data.test, EVALUATION_BATCH),
-        mean=images.mean((0, 1, 2), np.float64, keepdims=True).astype(np.float32),
-        scale=images.std((0, 1, 2), np.float64, keepdims=True).astype(np.float32),
-    )
-    return jax.device_put(Inputs(examples, numbers))
-
-
-def in_batches(split: Split, size: int) -> Split:
-    """Cuts examples into equal batches; the last is filled up with label -1."""
-    missing = -len(split.label) % size
-    image = np.pad(split.image, ((0, missing), (0, 0), (0, 0), (0, 0)))
-    label = np.pad(split.label, (0, missing), constant_values=-1)
-    return Split(image.reshape(-1, size, *image.shape[1:]), label.reshape(-1, size))
+    return numbers | {"seed": np.int32(settings.seed)}

@@ -151,8 +151,14 @@ def make(
     values = derived(settings.method, run) | given(settings) | dict(traced or {}) | vars(run)
     if settings.method == "graphsam" and "rho" in values:
         values.setdefault("max_leaf_norm", values["rho"])
-    accepted = inspect.signature(factory).parameters
-    return factory(**{name: value for name, value in values.items() if name in accepted})
+    names = accepted(settings.method)
+    return factory(**{name: value for name, value in values.items() if name in names})
+
+
+def accepted(method: str) -> tuple[str, ...]:
+    """The settings that a method takes; none, if it is not known."""
+    factory = METHODS.get(method)
+    return tuple(inspect.signature(factory).parameters) if factory else ()
 
 
 def given(settings: Settings) -> dict[str, Any]:
@@ -164,10 +170,8 @@ def check(settings: Settings) -> None:
     """Refuses an unknown method, a setting of another method, and what the library refuses."""
     if settings.method not in METHODS:
         raise SettingsError(f"--method {settings.method} is not known: give {', '.join(METHODS)}")
-    factory = METHODS[settings.method]
-    accepted = inspect.signature(factory).parameters if factory else {}
     for name, value in given(settings).items():
-        if name not in accepted:
+        if name not in accepted(settings.method):
             raise SettingsError(
                 f"{flag(name)} {value} is no setting of --method {settings.method}: leave it out"
             )

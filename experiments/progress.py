@@ -19,7 +19,7 @@ class Number(ProgressColumn):
         return Text("" if value is None else self.form.format(value))
 
 
-def progress_bar() -> Progress:
+def progress_bar(shown: bool = True) -> Progress:
     """A bar with loss, test accuracy, steps per second and the time left; none in a log file."""
     console = Console(stderr=True)
     return Progress(
@@ -31,5 +31,5 @@ def progress_bar() -> Progress:
         Number("speed", "{:.1f} steps/s"),
         TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal,
+        disable=not (shown and console.is_terminal),
     )

@@ -19,14 +19,16 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.devices import first_process, together, whole
+from experiments.events import add_events, begin_events
 from experiments.settings import DiskError, Settings, SettingsError, flag
 
 # Settings that may change from a run to its resumption: they do not decide any number.
-FREE = ("out", "resume", "data_dir", "checkpoint_every")
+FREE = ("out", "resume", "data_dir", "checkpoint_every", "workers", "fsdp", "distributed", "profile")
 
 
 class RunFolder:
-    """The folder of one run: config.json, metrics.jsonl and result.json."""
+    """The folder of one run: config.json, metrics.jsonl, events and result.json; one process writes."""
 
     def __init__(self, settings: Settings):
         """Opens the folder of a run, a new one or, with `resume`, one begun before.
@@ -35,36 +37,49 @@ class RunFolder:
           SettingsError: the folder holds another run, or cannot be written.
         """
         self.path = settings.out
-        check_folder(settings)
-        if not (self.path / "config.json").exists():
-            with disk_errors(self.path):
-                self.path.mkdir(parents=True, exist_ok=True)
-            write_json(self.path / "config.json", {"settings": as_json(settings)} | environment())
+        if first_process():
+            check_folder(settings)
+            if not (self.path / "config.json").exists():
+                with disk_errors(self.path):
+                    self.path.mkdir(parents=True, exist_ok=True)
+                write_json(self.path / "config.json", {"settings": as_json(settings)} | environment())
+        together("the folder is there")
 
     def write_metrics(self, lines: list[dict[str, Any]]) -> None:
-        """Writes metrics.jsonl anew; what else stood there leaves the file."""
+        """Writes metrics.jsonl and the events anew; what else stood there is gone."""
+        if not first_process():
+            return
         with disk_errors(self.path):
             _replace(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+            begin_events(self.path / "events", lines)
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Adds one line, on the disk before this returns."""
-        with disk_errors(self.path), (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        if not first_process():
+            return
+        with disk_errors(self.path):
+            with (self.path / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            add_events(self.path / "events", line)
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Writes result.json, the sign that the run is finished."""
-        write_json(self.path / "result.json", result)
+        if first_process():
+            write_json(self.path / "result.json", result)
 
 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keeps other processes out of a run's folder; the lock ends with the process, however it ends.
+    """Keeps other runs out of a run's folder; the lock ends with the process, however it ends.
 
     Raises:
-      SettingsError: another process is at work in the folder.
+      SettingsError: another run is at work in the folder.
     """
+    if not first_process():
+        yield
+        return
     with disk_errors(folder):
         file = (folder / "config.json").open()
     with file:
@@ -154,7 +169,7 @@ def sha256(tree: Any) -> str:
     """Digest of a tree of arrays: names, shapes, types and every bit."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(tree):
-        array = np.asarray(leaf)
+        array = whole(leaf) if isinstance(leaf, jax.Array) else np.asarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()

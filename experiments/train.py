@@ -3,6 +3,7 @@
 import functools
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,19 +13,18 @@ import numpy as np
 
 from experiments import methods, sharpness
 from experiments.checkpoints import Checkpoint, Checkpoints
+from experiments.command_line import command_line, method_in, with_help_on
 from experiments.data import Data, load, with_defaults
-from experiments.inputs import Inputs, make_inputs
-from experiments.models import MODELS
+from experiments.devices import agreed, first_process
+from experiments.inputs import Inputs
+from experiments.models import check_model
+from experiments.profile import Profile, profile_of
+from experiments.programs import Programs, compile_programs
 from experiments.progress import progress_bar
 from experiments.records import RunFolder, alone_in, check_folder, finite, sha256
-from experiments.settings import (
-    Settings,
-    SettingsError,
-    check_ranges,
-    command_line,
-    with_tuned,
-)
-from experiments.training import Programs, TrainState, compile_programs
+from experiments.settings import Settings, check_ranges
+from experiments.training import TrainState
+from experiments.tuned import with_tuned
 
 # One call of the compiled loop lasts about so long: the bar moves, and Ctrl-C is answered.
 SECONDS_PER_CALL = 0.5
@@ -32,35 +32,43 @@ SECONDS_PER_CALL = 0.5
 # Called with `advance`, the steps done since the last call, and other numbers worth showing.
 Listener = Callable[..., None]
 
+NO_PROFILE = Profile()
+
 
 def main(args: list[str] | None = None) -> None:
     """The command line."""
-    command_line(Settings, train, args, "--resume goes on")
+    words = sys.argv[1:] if args is None else args
+    asked = {"-h", "--help"} & set(words)
+    kind = with_help_on(methods.accepted(method_in(words))) if asked else Settings
+    command_line(kind, train, words, "--resume goes on")
 
 
 def train(settings: Settings) -> None:
     """Checks, reads, compiles, trains, and says what came out."""
+    if settings.distributed:
+        jax.distributed.initialize()
     settings = resolved(settings)
-    check_folder(settings)
+    if first_process():
+        check_folder(settings)
     data = load(settings)
     programs = compile_programs(settings, data)
-    with progress_bar() as bar:
+    with progress_bar(first_process()) as bar:
         task = bar.add_task(settings.method, total=settings.epochs * programs.steps_per_epoch)
         show = functools.partial(bar.update, task)
         result, _ = run(settings, data, programs, show)
-    print(
-        f"test accuracy {result['test_accuracy']:.2%} after {result['steps']} steps of "
-        f"{result['gradients_per_step']:.2f} gradients: {result['seconds']:.1f} s, and "
-        f"{result['compile_seconds']:.1f} s to compile; see {settings.out}/result.json"
-    )
+    if first_process():
+        print(
+            f"test accuracy {result['test_accuracy']:.2%} after {result['steps']} steps of "
+            f"{result['gradients_per_step']:.2f} gradients: {result['seconds']:.1f} s, and "
+            f"{result['compile_seconds']:.1f} s to compile; see {settings.out}/result.json"
+        )
 
 
 def resolved(settings: Settings) -> Settings:
     """Checks the settings, and fills in every default: tuned, the data set's, the task's."""
     check_ranges(settings)
-    settings = with_defaults(with_tuned(settings))
-    if settings.model not in MODELS:
-        raise SettingsError(f"--model {settings.model} is not known: give {', '.join(MODELS)}")
+    settings = with_tuned(with_defaults(settings))
+    check_model(settings)
     methods.check(settings)
     return settings
 
@@ -79,16 +87,17 @@ def run(
     Returns:
       The content of result.json, and the last state.
     """
+    profile = profile_of(settings, settings.epochs * programs.steps_per_epoch)
     folder = RunFolder(settings)
     with alone_in(settings.out):
         checkpoints = Checkpoints(settings.out)
-        inputs = make_inputs(settings, data)
+        inputs = programs.inputs(settings, data)
         done, state, lines = checkpoints.restore(programs.init(inputs))
         folder.write_metrics(lines)
         listener(advance=done * programs.steps_per_epoch)
         for epoch in range(done + 1, settings.epochs + 1):
             before = lines[-1]["seconds"] if lines else 0.0
-            state, seconds = train_epoch(programs, state, inputs, epoch, listener)
+            state, seconds = train_epoch(programs, state, inputs, epoch, listener, profile)
             line = measured(settings, programs, state, inputs, epoch)
             steps = programs.steps_per_epoch
             lines.append(finite(line | {"step_seconds": seconds / steps, "seconds": before + seconds}))
@@ -96,13 +105,19 @@ def run(
             folder.append_metrics(lines[-1])
             if epoch % settings.checkpoint_every == 0 or epoch == settings.epochs:
                 checkpoints.save(Checkpoint(epoch, state, lines))
+        checkpoints.finish()
         result = summary(settings, programs, state, lines)
         folder.write_result(result)
     return result, state
 
 
 def train_epoch(
-    programs: Programs, state: TrainState, inputs: Inputs, epoch: int, listener: Listener
+    programs: Programs,
+    state: TrainState,
+    inputs: Inputs,
+    epoch: int,
+    listener: Listener,
+    profile: Profile = NO_PROFILE,
 ) -> tuple[TrainState, float]:
     """Takes the steps of one epoch in calls of about half a second.
 
@@ -110,14 +125,18 @@ def train_epoch(
       The new state, and the seconds that the steps took.
     """
     steps = programs.first_steps if epoch == 1 else programs.steps
-    left, count, total = programs.steps_per_epoch, 1, 0.0
-    while left:
+    done, last = int(state.step), epoch * programs.steps_per_epoch
+    count, total = 1, 0.0
+    while done < last:
+        count = profile.limit(done, min(count, last - done))
+        profile.before(done)
         start = time.perf_counter()
         state = jax.block_until_ready(steps(state, inputs, np.int32(count)))
         seconds = time.perf_counter() - start
-        left, total = left - count, total + seconds
+        done, total = done + count, total + seconds
+        profile.after(done)
         listener(advance=count, speed=count / seconds)
-        count = min(left, max(1, math.floor(count * SECONDS_PER_CALL / seconds)))
+        count = agreed(max(1, math.floor(count * SECONDS_PER_CALL / seconds)))
     return state, total
 
 
@@ -137,8 +156,7 @@ def measured(
     }
     every = settings.sharpness_every
     if every and epoch % every == 0:
-        model, size = programs.trainer.model, settings.batch_size
-        line |= sharpness.measured(model, state.params, state.batch_stats, inputs.examples, size)
+        line |= sharpness.measured(programs.trainer, state.params, state.batch_stats, inputs.examples)
     return line
 
 

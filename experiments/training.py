@@ -1,29 +1,28 @@
-"""The training step, and the compiled programs of a run made of it.
+"""The training step.
 
 Everything random follows from the seed and the step count in the state, so that a run goes on
-from a checkpoint with the numbers it would have had. The programs are compiled ahead, and compile
-time never hides in step time. Seed, learning rate and radii are arguments of the programs: one
-compilation serves all seeds of a method.
+from a checkpoint with the numbers it would have had.
 """
 
 import dataclasses
-import functools
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import linen as nn
+from jax.sharding import Mesh
 
 import optax_sam
-from experiments import methods, models
-from experiments.augment import augment
-from experiments.data import Data, Split
-from experiments.inputs import Examples, Inputs, make_inputs
+from experiments import methods
+from experiments.data.arrays import Batch, rows
+from experiments.devices import split_rows
+from experiments.inputs import Examples, Inputs
+from experiments.models.network import Network
+from experiments.optimizers import base_optimizer, schedule_of
 from experiments.settings import Settings
+from experiments.tasks import Task
 
 
 class TrainState(NamedTuple):
@@ -54,13 +53,17 @@ class Trainer:
     Attributes:
       settings: of the run; its seed, learning rate, weight decay and radii are not read here but
         from the inputs (bSAM's prior aside, which the program depends on).
-      model: the network.
+      network: what is trained.
+      task: what it is to learn.
       num_examples: training examples.
+      mesh: the devices that share the work.
     """
 
     settings: Settings
-    model: nn.Module
+    network: Network
+    task: Task
     num_examples: int
+    mesh: Mesh
 
     @property
     def steps_per_epoch(self) -> int:
@@ -70,24 +73,16 @@ class Trainer:
     def optimizer(
         self, inputs: Inputs, surrogate_losses: Callable[[Any, Any], Any] | None = None
     ) -> tuple[Any, optax.GradientTransformation]:
-        """The method (None for SGD), and the chain that it is the first link of, or the whole of.
-
-        Weight decay comes after the method, as in the papers' code: it is not perturbed. It takes
-        in all parameters, those of batch norm too.
-        """
+        """The method (None for SGD), and the chain that it is the first link of, or the whole of."""
         numbers, settings = inputs.numbers, self.settings
-        total_steps = settings.epochs * self.steps_per_epoch
-        schedule = optax.cosine_decay_schedule(numbers["learning_rate"], total_steps)
-        base = (
-            optax.add_decayed_weights(numbers["weight_decay"]),
-            optax.sgd(schedule, momentum=settings.momentum),
-        )
+        schedule = schedule_of(settings, numbers["learning_rate"], self.steps_per_epoch)
+        base = base_optimizer(settings, schedule, numbers["weight_decay"])
         run = methods.Run(
             num_examples=self.num_examples,
-            total_steps=total_steps,
+            total_steps=settings.epochs * self.steps_per_epoch,
             momentum=settings.momentum,
             learning_rate=schedule,
-            base=optax.chain(*base),
+            base=base,
             surrogate_losses=surrogate_losses or (lambda params, batch: batch),
             seed=numbers["seed"],
             steps_per_epoch=self.steps_per_epoch,
@@ -96,58 +91,49 @@ class Trainer:
         )
         method = methods.make(settings, run, numbers)
         if method is None:
-            return None, optax.chain(*base)
-        return method, method if settings.method in methods.OPTIMIZERS else optax.chain(method, *base)
+            return None, base
+        return method, method if settings.method in methods.OPTIMIZERS else optax.chain(method, base)
 
     def init(self, inputs: Inputs) -> TrainState:
         """The state before the first step."""
-        images = jnp.zeros((1, *inputs.examples.train.image.shape[1:]))
-        variables = self.model.init(_keys(inputs)[0], images, train=False)
+        first = rows(inputs.examples.train, slice(self.settings.batch_size))
+        batch = self.task.prepare(first, inputs.examples.constants, None)
+        params, batch_stats = self.network.init(_keys(inputs)[0], batch[self.task.inputs])
         _, optimizer = self.optimizer(inputs)
-        return TrainState(
-            params=variables["params"],
-            batch_stats=variables.get("batch_stats", {}),
-            opt_state=optimizer.init(variables["params"]),
-            step=jnp.int32(0),
-            loss_sum=jnp.float32(0),
-        )
+        return TrainState(params, batch_stats, optimizer.init(params), jnp.int32(0), jnp.float32(0))
 
     def steps(self, state: TrainState, inputs: Inputs, count: jax.Array, *, whole_batch: bool) -> TrainState:
         """Takes `count` steps in one loop on the device; the order of examples is one epoch's."""
-        _, order_key, augment_key = _keys(inputs)
         epoch, position = jnp.divmod(state.step, self.steps_per_epoch)
-        order = jax.random.permutation(jax.random.fold_in(order_key, epoch), self.num_examples)
+        order = jax.random.permutation(jax.random.fold_in(_keys(inputs)[1], epoch), self.num_examples)
         state = state._replace(loss_sum=jnp.where(position == 0, 0.0, state.loss_sum))
 
         def body(_: jax.Array, state: TrainState) -> TrainState:
             size = self.settings.batch_size
             first = state.step % self.steps_per_epoch * size
-            indices = jax.lax.dynamic_slice(order, (first,), (size,))
-            key = jax.random.fold_in(augment_key, state.step)
-            return self.step(state, inputs, indices, key, whole_batch)
+            indices = split_rows(jax.lax.dynamic_slice(order, (first,), (size,)), self.mesh)
+            return self.step(state, inputs, rows(inputs.examples.train, indices), indices, whole_batch)
 
         return jax.lax.fori_loop(0, count, body, state)
 
     def step(
-        self,
-        state: TrainState,
-        inputs: Inputs,
-        indices: jax.Array,
-        key: jax.Array,
-        whole_batch: bool,
+        self, state: TrainState, inputs: Inputs, examples: Batch, indices: jax.Array, whole_batch: bool
     ) -> TrainState:
-        """One training step on the examples with the given indices [batch]."""
-        train = inputs.examples.train
-        images = inputs.examples.standardized(train.image[indices])
-        images = augment(key, images, self.settings.augment or ())
-        batch = {"image": images, "label": train.label[indices]}
+        """One training step on some examples, and their numbers in the data set [batch]."""
+        key = jax.random.fold_in(_keys(inputs)[2], state.step)
+        change_key, network_key = jax.random.split(key)
+        batch = split_rows(self.task.prepare(examples, inputs.examples.constants, change_key), self.mesh)
+        decay = inputs.numbers["weight_decay"] if self.settings.decay_in_loss else None
 
-        def losses(params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
-            variables = {"params": params, "batch_stats": state.batch_stats}
-            logits, changed = self.model.apply(variables, batch["image"], train=True, mutable=["batch_stats"])
-            return cross_entropy(logits, batch["label"]), changed.get("batch_stats", {})
+        def losses(params: Any, batch: Batch) -> tuple[jax.Array, Any]:
+            given = batch[self.task.inputs]
+            outputs, batch_stats = self.network.apply(params, state.batch_stats, given, network_key)
+            values = self.task.losses(outputs, batch)
+            if decay is not None:
+                values = values + 0.5 * decay * optax.tree.norm(params, squared=True)
+            return values, batch_stats
 
-        def surrogate_losses(params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
+        def surrogate_losses(params: Any, batch: Batch) -> tuple[jax.Array, Any]:
             # The same network on images of half the side, for methods that ask for a cheaper loss. In
             # training, batch norm reads no running statistics, and those of other images are not kept.
             small = batch | {"image": nn.avg_pool(batch["image"], (2, 2), strides=(2, 2))}
@@ -180,18 +166,19 @@ class Trainer:
         )
 
     def evaluate(self, params: Any, batch_stats: Any, examples: Examples) -> tuple[jax.Array, jax.Array]:
-        """Mean loss and accuracy on the whole test set, with the running batch statistics."""
-        variables = {"params": params, "batch_stats": batch_stats}
+        """Mean loss and score on the whole test set, with the running batch statistics."""
+        sums = jax.lax.map(
+            lambda batch: self.sums(params, batch_stats, examples.constants, batch), examples.test
+        ).sum(0)
+        return sums[0] / sums[2], sums[1] / sums[2]
 
-        def sums(batch: Split) -> jax.Array:
-            logits: Any = self.model.apply(variables, examples.standardized(batch.image), train=False)
-            losses = cross_entropy(logits, jnp.maximum(batch.label, 0))
-            right = (logits.argmax(-1) == batch.label).astype(jnp.float32)
-            real = (batch.label >= 0).astype(jnp.float32)
-            return jnp.stack([losses @ real, right @ real, real.sum()])
-
-        loss_sum, right_sum, num_examples = jax.lax.map(sums, examples.test).sum(0)
-        return loss_sum / num_examples, right_sum / num_examples
+    def sums(self, params: Any, batch_stats: Any, constants: Batch, examples: Batch) -> jax.Array:
+        """Sums of the losses and the scores of a test batch, and its examples: [3]."""
+        batch = split_rows(self.task.prepare(examples, constants, None), self.mesh)
+        outputs, _ = self.network.apply(params, batch_stats, batch[self.task.inputs], None)
+        losses, scores = self.task.losses(outputs, batch), self.task.scores(outputs, batch)
+        real = batch["real"].astype(jnp.float32)
+        return jnp.stack([losses @ real, scores @ real, real.sum()])
 
 
 def mean_gradient(losses: Callable[..., Any]) -> Callable[..., Any]:
@@ -204,58 +191,6 @@ def mean_gradient(losses: Callable[..., Any]) -> Callable[..., Any]:
     return optax_sam.canonical_convolutions(jax.value_and_grad(mean_loss, has_aux=True))
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """One loss per example, shape [batch]."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
-
-
-@dataclasses.dataclass(frozen=True)
-class Programs:
-    """A trainer's functions, compiled for the shapes of one data set.
-
-    Attributes:
-      trainer: what was compiled.
-      init: inputs -> first state.
-      first_steps: (state, inputs, count) -> state, in the first epoch; donates the state.
-      steps: the same in the later epochs.
-      evaluate: (params, batch_stats, examples) -> (loss, accuracy).
-      compile_seconds: what all this took.
-    """
-
-    trainer: Trainer
-    init: Callable[[Inputs], TrainState]
-    first_steps: Callable[[TrainState, Inputs, np.int32], TrainState]
-    steps: Callable[[TrainState, Inputs, np.int32], TrainState]
-    evaluate: Callable[[Any, Any, Examples], tuple[jax.Array, jax.Array]]
-    compile_seconds: float
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps in one epoch."""
-        return self.trainer.steps_per_epoch
-
-
-def compile_programs(settings: Settings, data: Data) -> Programs:
-    """Compiles a run ahead of its first step."""
-    start = time.perf_counter()
-    side, dtype = data.train.image.shape[1], jnp.dtype(settings.dtype)
-    model = models.make(settings.model, data.num_classes, side, dtype)
-    trainer = Trainer(settings, model, len(data.train.label))
-    inputs = make_inputs(settings, data)
-    state = jax.eval_shape(trainer.init, inputs)
-
-    def steps(whole_batch: bool) -> Callable[[TrainState, Inputs, np.int32], TrainState]:
-        program = functools.partial(trainer.steps, whole_batch=whole_batch)
-        return jax.jit(program, donate_argnums=0).lower(state, inputs, np.int32(1)).compile()
-
-    later = steps(whole_batch=False)
-    first = steps(whole_batch=True) if settings.method in methods.WHOLE_FIRST_EPOCH else later
-    evaluate = jax.jit(trainer.evaluate).lower(state.params, state.batch_stats, inputs.examples)
-    evaluate = evaluate.compile()
-    init = jax.jit(trainer.init).lower(inputs).compile()
-    return Programs(trainer, init, first, later, evaluate, time.perf_counter() - start)
-
-
 def _keys(inputs: Inputs) -> jax.Array:
-    """Keys of the initial weights, of the order of examples, and of augmentation."""
+    """Keys of the initial weights, of the order of examples, and of everything else."""
     return jax.random.split(jax.random.key(inputs.numbers["seed"]), 3)

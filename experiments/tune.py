@@ -12,19 +12,21 @@ import os
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from experiments import records
+from experiments.command_line import command_line
 from experiments.data import Data, fold, load, with_defaults
-from experiments.inputs import make_inputs
+from experiments.data.arrays import num_rows
 from experiments.methods import TRACED
+from experiments.programs import Programs, compile_programs
 from experiments.progress import progress_bar
-from experiments.settings import TASK, TUNED, Settings, SettingsError, command_line, require, task_of
+from experiments.settings import Settings, SettingsError, Setup, require, setup_of
 from experiments.train import resolved, train_epoch
-from experiments.training import Programs, compile_programs
+from experiments.tuned import DEFAULTS, file_of, task_of
 
 Point = dict[str, Any]
 
@@ -120,7 +122,7 @@ def points_of(method: str, data: str) -> list[Point]:
 
 
 @dataclasses.dataclass(frozen=True)
-class TuneSettings:
+class TuneSettings(Setup):
     """Search each method's settings by cross-validation, and write the best as defaults.
 
     The table goes to experiments/tuned/DATA.json; entries of methods not searched stay. Several
@@ -129,20 +131,10 @@ class TuneSettings:
 
     methods: tuple[str, ...] = tuple(GRIDS)
     """Methods to search."""
-    data: str = "digits"
-    """The data set."""
     folds: int = 5
     """Parts of the training examples, each the validation data once."""
     seeds: int = 1
     """Runs per part and grid point."""
-    epochs: int = 60
-    """Passes over the training examples."""
-    train_examples: int | None = None
-    """Use only so many training examples; None is all of them."""
-    label_noise: float | None = None
-    """Share of training labels that are made random; None is 0.2 for digits, else 0."""
-    augment: tuple[Literal["crop", "flip", "cutout"], ...] | None = None
-    """Random changes of the training images; None is the data set's choice (digits: none)."""
 
 
 def main(args: list[str] | None = None) -> None:
@@ -157,24 +149,16 @@ def tune(settings: TuneSettings) -> None:
         raise SettingsError(f"--methods {unknown[0]} has no grid: give {', '.join(GRIDS)}")
     for name, least in (("folds", 2), ("seeds", 1), ("epochs", 1)):
         require(getattr(settings, name) >= least, settings, name, f"give {least} or more")
-    file = TUNED / f"{settings.data}.json"
-    first = Settings(
-        method="sgd",
-        data=settings.data,
-        train_examples=settings.train_examples,
-        label_noise=settings.label_noise,
-        augment=settings.augment,
-    )
-    data, task = load(resolved(first)), task_of(settings)
+    file, task = file_of(settings), task_of(settings)
+    data = load(resolved(Settings(method="sgd", **setup_of(settings))))
     for method in settings.methods:
         entry = search(method, data, settings)
         print_grid(method, entry)
         with one_at_a_time(file.parent):
             content = records.read_json(file) if file.exists() else {}
-            if content.get("task", task) != task:
+            if content.get("task", {}) != task:
                 content = {}  # what was tuned for another task says nothing about this one
-            part = {"task": task} if any(value is not None for value in task.values()) else {}
-            content = part | {"methods": {}} | content
+            content = {"task": task, "methods": {}} | content
             content["methods"][method] = entry | records.environment()
             records.write_json(file, content)
 
@@ -203,7 +187,7 @@ def search(method: str, data: Data, settings: TuneSettings) -> dict[str, Any]:
             for number, seed in trials:
                 part = fold(data, number, settings.folds)
                 trial = with_point(settings, method, point, seed * settings.folds + number)
-                compiled = (structure(point), len(part.train.label))
+                compiled = (structure(point), num_rows(part.train))
                 if compiled not in programs:
                     programs[compiled] = compile_programs(trial, part)
                 accuracies.append(accuracy(trial, part, programs[compiled]))
@@ -221,13 +205,11 @@ def structure(point: Point) -> tuple[Any, ...]:
 
 def with_point(settings: TuneSettings, method: str, point: Point, seed: int) -> Settings:
     """The settings of one trial: a grid point, and else the library's and the task's defaults."""
-    base = with_defaults(
-        Settings(
-            method=method, data=settings.data, epochs=settings.epochs, seed=seed, augment=settings.augment
-        )
-    )
-    numbers: Point = TASK | {name: value for name, value in point.items() if name in TASK}
-    method_settings = {name: value for name, value in point.items() if name not in TASK}
+    base = with_defaults(Settings(method=method, seed=seed, **setup_of(settings)))
+    usual = DEFAULTS[settings.optimizer]
+    given = {name: getattr(settings, name) for name in usual if getattr(settings, name) is not None}
+    numbers: Point = usual | given | {name: value for name, value in point.items() if name in usual}
+    method_settings = {name: value for name, value in point.items() if name not in usual}
     return dataclasses.replace(
         base, **numbers, method_settings=dataclasses.replace(base.method_settings, **method_settings)
     )
@@ -235,7 +217,7 @@ def with_point(settings: TuneSettings, method: str, point: Point, seed: int) -> 
 
 def accuracy(settings: Settings, data: Data, programs: Programs) -> float:
     """Trains one network; its accuracy on the held-out part."""
-    inputs = make_inputs(settings, data)
+    inputs = programs.inputs(settings, data)
     state = programs.init(inputs)
     for epoch in range(1, settings.epochs + 1):
         state, _ = train_epoch(programs, state, inputs, epoch, lambda **_: None)

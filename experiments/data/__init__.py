@@ -1,7 +1,7 @@
 """Data sets by their names on the command line."""
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 from experiments.data.arrays import Batch as Batch
 from experiments.data.arrays import Data as Data
@@ -10,7 +10,9 @@ from experiments.data.arrays import num_rows, rows, with_random_labels
 from experiments.data.digits import LABEL_NOISE, digits
 from experiments.data.images import images
 from experiments.data.prepared import builder_of
-from experiments.settings import Settings, SettingsError
+from experiments.settings import Settings, SettingsError, Setup
+
+S = TypeVar("S", bound=Setup)
 
 # Sets that crop, flip and cutout do not suit: figures must not be mirrored, 8x8 digits not moved.
 AUGMENT = {
@@ -23,7 +25,7 @@ AUGMENT = {
 }
 
 
-def with_defaults(settings: Settings) -> Settings:
+def with_defaults(settings: S) -> S:
     """Fills in what the data set decides: its random changes, its share of wrong labels."""
     augment: Any = settings.augment
     noise = settings.label_noise

@@ -4,14 +4,18 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import jax.numpy as jnp
 from flax import linen as nn
 
+from experiments.data import Data
 from experiments.models.mobile_net import MobileNet
+from experiments.models.network import Linen, Network
 from experiments.models.pyramid_net import PyramidNet
 from experiments.models.resnet import ResNet
 from experiments.models.small import SmallConvNet
 from experiments.models.vit import VisionTransformer
 from experiments.models.wide_resnet import WideResNet
+from experiments.settings import SettingsError, Setup
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "conv": SmallConvNet,
@@ -30,7 +34,19 @@ WITH_STEMS = ("resnet18", "resnet50", "mobilenet")
 SMALL_SIDE = 64
 
 
-def make(name: str, num_classes: int, side: int, dtype: Any) -> nn.Module:
-    """The network for images of this side, in pixels, computing in `dtype`."""
+def make(settings: Setup, data: Data) -> Network:
+    """The network of a run, for its data."""
+    side = data.train["image"].shape[1]
+    return Linen(module(settings.model, data.num_classes, side, jnp.dtype(settings.dtype)))
+
+
+def check_model(settings: Setup) -> None:
+    """Refuses a network that is not known."""
+    if settings.model not in MODELS:
+        raise SettingsError(f"--model {settings.model} is not known: give {', '.join(MODELS)}")
+
+
+def module(name: str, num_classes: int, side: int, dtype: Any) -> nn.Module:
+    """A Linen network for images of this side, in pixels, computing in `dtype`."""
     stem = {"small_images": side <= SMALL_SIDE} if name in WITH_STEMS else {}
     return MODELS[name](num_classes=num_classes, dtype=dtype, **stem)

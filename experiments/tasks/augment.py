@@ -1,9 +1,11 @@
-"""Random crops, flips and cutout, drawn on the device inside the training step."""
+"""Random crops, flips, cutout and mixup, drawn on the device inside the training step."""
 
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+
+from experiments.data.arrays import Batch
 
 
 def augment(key: jax.Array, images: jax.Array, names: Sequence[str]) -> jax.Array:
@@ -48,6 +50,24 @@ def cutout(key: jax.Array, image: jax.Array) -> jax.Array:
     inside_columns = jnp.abs(2 * (jnp.arange(width) - column) + 1) < width // 2
     hole = inside_rows[:, None, None] & inside_columns[None, :, None]
     return jnp.where(hole & jax.random.bernoulli(chance_key), 0, image)
+
+
+def mixup(key: jax.Array, batch: Batch, alpha: float) -> Batch:
+    """Mixes every image with the one before it: `weight x_i + (1 - weight) x_(i-1)`, one weight for all.
+
+    Args:
+      key: decides the weight, drawn from Beta(alpha, alpha).
+      batch: `image` and `label`, in random order.
+      alpha: 0.2 is usual.
+
+    Returns:
+      The batch with mixed images, `partner` (the other image's label) and `weight` (float32 [n]).
+    """
+    weight = jax.random.beta(key, alpha, alpha)
+    image, label = batch["image"], batch["label"]
+    mixed = weight * image + (1 - weight) * jnp.roll(image, 1, axis=0)
+    weights = jnp.full(len(label), weight)
+    return batch | {"image": mixed, "partner": jnp.roll(label, 1), "weight": weights}
 
 
 AUGMENTATIONS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {

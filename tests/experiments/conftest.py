@@ -8,8 +8,8 @@ import jax
 import jax.flatten_util
 import pytest
 
-from experiments import train
-from experiments.training import compile_programs
+from experiments import devices, train
+from experiments.programs import compile_programs
 from tests.experiments.runs import ROOT
 
 
@@ -17,6 +17,14 @@ from tests.experiments.runs import ROOT
 def usual_promotion():
     """Optax's cosine schedule mixes int and float: as users have it, promotion is implicit."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    """A run takes all devices; the tests have eight, and need but one unless they say so."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "available", lambda: jax.devices()[:1])
         yield
 
 

@@ -1,6 +1,7 @@
 """Tiny runs of the command line."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -44,9 +45,16 @@ def start(out, *args):
     # Tests that run in the background of a shell ignore Ctrl-C, and what they start would too.
     own = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, cwd=ROOT, text=True, env=one_device(), **pipes)
     finally:
         signal.signal(signal.SIGINT, own)
+
+
+def one_device():
+    """The environment of a process with one device, and not the eight of the tests."""
+    flags = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
+    return os.environ | {"XLA_FLAGS": " ".join(flags)}
 
 
 def wait_until(condition, process):

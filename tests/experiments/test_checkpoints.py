@@ -8,7 +8,6 @@ import pytest
 
 from experiments import data, train
 from experiments.checkpoints import Checkpoint, Checkpoints
-from experiments.inputs import make_inputs
 from experiments.records import alone_in, sha256
 from experiments.settings import Settings, SettingsError
 from tests.experiments.runs import TINY, contents, message_of, outcome, run
@@ -25,7 +24,7 @@ def finished(tmp_path_factory, compiled_once):
     settings = train.resolved(Settings(method="vsam", train_examples=60, batch_size=20, out=out))
     loaded = data.load(settings)
     programs = train.compile_programs(dataclasses.replace(settings, epochs=EPOCHS), loaded)
-    return out, Checkpoints(out).restore(programs.init(make_inputs(settings, loaded))).state
+    return out, Checkpoints(out).restore(programs.init(programs.inputs(settings, loaded))).state
 
 
 def copy_of(out, folder, without=()):
@@ -123,8 +122,10 @@ def test_consistent_files_with_another_content_are_noticed(change, finished, tmp
     lines, more = [{"epoch": 1, "test_loss": 1.0}], [{"epoch": 1, "test_loss": 1.5}]
     if change == "state":
         other, more = state._replace(loss_sum=state.loss_sum + 1), lines
-    Checkpoints(tmp_path / "a").save(Checkpoint(1, state, lines))
-    Checkpoints(tmp_path / "b").save(Checkpoint(1, other, more))
+    for name, checkpoint in (("a", Checkpoint(1, state, lines)), ("b", Checkpoint(1, other, more))):
+        checkpoints = Checkpoints(tmp_path / name)
+        checkpoints.save(checkpoint)
+        checkpoints.finish()
     if change == "state":
         shutil.rmtree(tmp_path / "a/checkpoints/1/state")
         shutil.copytree(tmp_path / "b/checkpoints/1/state", tmp_path / "a/checkpoints/1/state")

@@ -1,7 +1,6 @@
 """Curvature, the comparison with its table and picture, and tuning."""
 
 import dataclasses
-import functools
 import json
 import re
 
@@ -13,9 +12,9 @@ import optax
 import pytest
 from flax import linen as nn
 
-from experiments import compare, data, methods, records, report, train, training, trajectories, tune
+from experiments import compare, data, methods, programs, records, report, train, trajectories, tune, tuned
 from experiments.inputs import make_inputs
-from experiments.models import make
+from experiments.models.network import Linen
 from experiments.ranking import draw_ranking
 from experiments.settings import Settings
 from experiments.sharpness import top_eigenvalues
@@ -34,18 +33,20 @@ def test_the_top_eigenvalue_equals_the_dense_hessian():
 
     settings = train.resolved(Settings(method="sgd", train_examples=60, batch_size=20))
     loaded = data.load(settings)
-    loaded = loaded._replace(train=data.Split(loaded.train.image, loaded.train.label % 3))
-    examples = make_inputs(settings, loaded).examples
-    images = examples.standardized(jnp.asarray(loaded.train.image))
+    label = loaded.train["label"] % 3
+    loaded = loaded._replace(train=loaded.train | {"label": label})
+    trainer = dataclasses.replace(programs.trainer_of(settings, loaded), network=Linen(Tiny()))
+    examples = make_inputs(settings, loaded, trainer.task).examples
+    images = trainer.task.prepare(loaded.train, examples.constants, None)["image"]
     variables = Tiny().init(jax.random.key(1), images, train=False)
     params, unravel = jax.flatten_util.ravel_pytree(variables["params"])
 
     def loss(flat):
         logits = Tiny().apply(variables | {"params": unravel(flat)}, images, train=False)
-        return optax.losses.softmax_cross_entropy_with_integer_labels(logits, loaded.train.label).mean()
+        return optax.losses.softmax_cross_entropy_with_integer_labels(logits, label).mean()
 
     expected = jnp.linalg.eigvalsh(jax.hessian(loss)(params))[-1]
-    found = top_eigenvalues(Tiny(), variables["params"], variables["batch_stats"], examples)
+    found = top_eigenvalues(trainer, variables["params"], variables["batch_stats"], examples)
     assert found.values[0] == pytest.approx(float(expected), rel=1e-4)
 
 
@@ -157,7 +158,7 @@ def test_labels_in_the_picture_never_overlap():
 def test_every_method_is_tuned_with_the_same_budget_and_its_best_is_the_default():
     assert set(tune.GRIDS) == set(methods.METHODS)
     assert {len(points) for points in tune.GRIDS.values()} == {12}
-    entries = json.loads((tune.TUNED / "digits.json").read_text())["methods"]
+    entries = json.loads((tuned.FOLDER / "digits.json").read_text())["methods"]
     assert set(entries) == set(methods.METHODS)
     for name, entry in entries.items():
         filled = train.resolved(Settings(method=name))
@@ -190,12 +191,14 @@ def test_every_method_fits_into_the_training_loop(name):
     """Its step traces, and gives back a state of the same shapes; nothing is compiled."""
     settings = train.resolved(Settings(method=name, train_examples=60, batch_size=20))
     loaded = data.load(settings)
-    trainer = training.Trainer(settings, make("conv", 10, 8, jnp.float32), 60)
-    inputs = make_inputs(settings, loaded)
+    trainer = programs.trainer_of(settings, loaded)
+    inputs = make_inputs(settings, loaded, trainer.task)
     state = jax.eval_shape(trainer.init, inputs)
-    step = functools.partial(trainer.step, whole_batch=name in methods.WHOLE_FIRST_EPOCH)
-    rows, key = jax.ShapeDtypeStruct((20,), jnp.int32), jax.eval_shape(jax.random.key, 0)
-    assert jax.eval_shape(step, state, inputs, rows, key) == state
+    whole = name in methods.WHOLE_FIRST_EPOCH
+    batch = jax.tree.map(lambda array: array[:20], inputs.examples.train)
+    indices = jax.ShapeDtypeStruct((20,), jnp.int32)
+    after = jax.eval_shape(lambda *args: trainer.step(*args, whole), state, inputs, batch, indices)
+    assert after == state
 
 
 def test_groups_of_methods_stand_for_their_members():
@@ -208,7 +211,7 @@ def test_groups_of_methods_stand_for_their_members():
 
 
 def test_tuning_writes_the_best_point(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(tune, "TUNED", tmp_path)
+    monkeypatch.setattr(tuned, "FOLDER", tmp_path)
     monkeypatch.setattr(tune, "GRIDS", {"sgd": tune.grid(learning_rate=[0.0, 0.1])})
     tune.main(["--methods", "sgd", "--folds", "2", "--epochs", "3"])
     entry = json.loads((tmp_path / "digits.json").read_text())["methods"]["sgd"]
@@ -221,4 +224,6 @@ def test_what_was_tuned_for_a_part_of_the_data_is_not_taken_for_the_whole():
     assert train.resolved(part).method_settings.rho == 0.57
     assert train.resolved(dataclasses.replace(part, label_noise=None)).method_settings.rho is None
     assert train.resolved(Settings(method="sam", data="fashion_mnist")).method_settings.rho is None
-    assert train.resolved(Settings(method="sam", train_examples=100)).method_settings.rho == 1.1  # the digits
+    assert train.resolved(Settings(method="sam", train_examples=100)).method_settings.rho is None
+    assert train.resolved(Settings(method="sam", label_noise=0.2)).method_settings.rho == 1.1  # as usual
+    assert train.resolved(Settings(method="sam", model="vit_ti")).method_settings.rho is None

@@ -11,10 +11,12 @@ import pytest
 
 import optax_sam
 from experiments import data, train
-from experiments.augment import AUGMENTATIONS, augment
-from experiments.inputs import make_inputs
-from experiments.settings import MethodSettings, Settings
-from experiments.training import compile_programs
+from experiments.data.arrays import in_batches
+from experiments.method_settings import MethodSettings
+from experiments.programs import compile_programs
+from experiments.settings import Settings
+from experiments.tasks.augment import AUGMENTATIONS, augment, mixup
+from experiments.tasks.classification import Classification, cross_entropy
 from tests.experiments.runs import run
 
 # Data
@@ -24,31 +26,31 @@ def test_digits_have_500_noisy_training_examples_and_clean_test_examples():
     settings = data.with_defaults(Settings(method="sgd"))
     noisy = data.load(settings)
     clean = data.load(dataclasses.replace(settings, label_noise=0.0))
-    assert noisy.train.image.shape == (500, 8, 8, 1) and noisy.test.label.shape == (1297,)
-    wrong = (noisy.train.label != clean.train.label).sum()
+    assert noisy.train["image"].shape == (500, 8, 8, 1) and noisy.test["label"].shape == (1297,)
+    wrong = (noisy.train["label"] != clean.train["label"]).sum()
     assert 80 <= wrong <= 100  # 100 random labels of ten classes, some of them right by chance
-    np.testing.assert_array_equal(noisy.test.label, clean.test.label)
+    np.testing.assert_array_equal(noisy.test["label"], clean.test["label"])
 
 
 def test_validation_examples_are_training_examples_each_once():
     everything = data.load(data.with_defaults(Settings(method="sgd")))
     folds = [data.fold(everything, number, 5) for number in range(5)]
-    assert all(len(part.train.label) == 400 for part in folds)
-    held_out = sorted(image.tobytes() for part in folds for image in part.test.image)
-    assert held_out == sorted(image.tobytes() for image in everything.train.image)
+    assert all(len(part.train["label"]) == 400 for part in folds)
+    held_out = sorted(image.tobytes() for part in folds for image in part.test["image"])
+    assert held_out == sorted(image.tobytes() for image in everything.train["image"])
     for part in folds:
-        trained = {image.tobytes() for image in part.train.image}
-        assert not trained & {image.tobytes() for image in part.test.image}
-        assert not trained & {image.tobytes() for image in everything.test.image}
+        trained = {image.tobytes() for image in part.train["image"]}
+        assert not trained & {image.tobytes() for image in part.test["image"]}
+        assert not trained & {image.tobytes() for image in everything.test["image"]}
 
 
 @pytest.mark.parametrize(("name", "shape"), [("fashion_mnist", (28, 28, 1))])
 def test_tfds_set_by_name(name, shape, tfds_dir):
     args = {"data": name, "data_dir": Path(tfds_dir), "train_examples": 1000}
     loaded = data.load(data.with_defaults(Settings(**args)))
-    assert loaded.train.image.shape == (1000, *shape) and loaded.train.image.dtype == np.uint8
-    assert loaded.test.image.shape == (10000, *shape) and loaded.num_classes == 10
-    assert set(loaded.train.label) == set(range(10)) and loaded.train.image.std() > 10
+    assert loaded.train["image"].shape == (1000, *shape) and loaded.train["image"].dtype == np.uint8
+    assert loaded.test["image"].shape == (10000, *shape) and loaded.num_classes == 10
+    assert set(loaded.train["label"]) == set(range(10)) and loaded.train["image"].std() > 10
 
 
 def test_mocked_tfds_set_is_trained_on(tmp_path, monkeypatch):
@@ -108,7 +110,7 @@ def test_ausam_hears_which_examples_it_sees(monkeypatch):
     loaded = data.load(settings)
     # Each image says its own number, so that indices can be checked against what is seen.
     image = np.broadcast_to(np.arange(60, dtype=np.uint8)[:, None, None, None], (60, 8, 8, 1))
-    loaded = loaded._replace(train=data.Split(image, loaded.train.label))
+    loaded = loaded._replace(train=loaded.train | {"image": image})
     seen, original = [], optax_sam.SharpnessAware.value_and_grad
 
     def value_and_grad(self, losses, has_aux):
@@ -120,7 +122,8 @@ def test_ausam_hears_which_examples_it_sees(monkeypatch):
         return spy
 
     monkeypatch.setattr(optax_sam.SharpnessAware, "value_and_grad", value_and_grad)
-    programs, inputs = compile_programs(settings, loaded), make_inputs(settings, loaded)
+    programs = compile_programs(settings, loaded)
+    inputs = programs.inputs(settings, loaded)
     state = programs.init(inputs)
     for steps, scored in ((programs.first_steps, 60), (programs.steps, 90)):
         seen.clear()
@@ -128,7 +131,8 @@ def test_ausam_hears_which_examples_it_sees(monkeypatch):
         jax.effects_barrier()
         indices, images = (np.concatenate([rows[part] for rows in seen]) for part in (0, 1))
         assert sorted(indices.tolist()) == list(range(60))
-        images = images * inputs.examples.scale.item() + inputs.examples.mean.item()
+        constants = inputs.examples.constants
+        images = images * constants["scale"].item() + constants["mean"].item()
         np.testing.assert_allclose(images, indices, atol=1e-3)
         scores = state.opt_state[0]
         counts = [leaf for leaf in jax.tree.leaves(scores) if leaf.shape == (60,)]
@@ -144,8 +148,38 @@ def test_batch_statistics_come_from_the_clean_pass():
         )
         settings = train.resolved(dataclasses.replace(settings, train_examples=60, batch_size=20))
         loaded = data.load(settings)
-        programs, inputs = compile_programs(settings, loaded), make_inputs(settings, loaded)
+        programs = compile_programs(settings, loaded)
+        inputs = programs.inputs(settings, loaded)
         state = programs.steps(programs.init(inputs), inputs, np.int32(3))
         stats[method] = state.batch_stats
     for one, other in zip(*map(jax.tree.leaves, stats.values()), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-8)
+
+
+def test_mixup_mixes_each_image_and_its_loss_with_the_one_before():
+    batch = {"image": jax.random.normal(jax.random.key(0), (4, 3, 3, 1)), "label": jnp.array([0, 1, 2, 0])}
+    mixed = mixup(jax.random.key(1), batch, 0.4)
+    weight = float(mixed["weight"][0])
+    images = np.asarray(batch["image"], float)
+    expected = weight * images + (1 - weight) * images[[3, 0, 1, 2]]
+    np.testing.assert_allclose(mixed["image"], expected, rtol=1e-5, atol=1e-6)
+    logits = jax.random.normal(jax.random.key(2), (4, 3))
+    log_p = np.asarray(logits, float) - np.log(np.exp(np.asarray(logits, float)).sum(1, keepdims=True))
+    mine, others = -log_p[range(4), [0, 1, 2, 0]], -log_p[range(4), [0, 0, 1, 2]]
+    losses = Classification(mixup=0.4).losses(logits, mixed)
+    np.testing.assert_allclose(losses, weight * mine + (1 - weight) * others, rtol=1e-5)
+    assert 0 < weight < 1 and weight != float(mixup(jax.random.key(2), batch, 0.4)["weight"][0])
+
+
+def test_label_smoothing_spreads_a_share_over_all_labels():
+    logits, labels = jax.random.normal(jax.random.key(0), (5, 3)), jnp.array([0, 1, 2, 0, 1])
+    log_p = np.asarray(logits, float) - np.log(np.exp(np.asarray(logits, float)).sum(1, keepdims=True))
+    expected = -(0.9 * log_p[range(5), labels] + 0.1 * log_p.mean(1))
+    np.testing.assert_allclose(cross_entropy(logits, labels, 0.1), expected, rtol=1e-5)
+
+
+def test_rows_that_fill_up_the_last_batch_are_not_real():
+    batches = in_batches({"label": np.arange(5), "image": np.ones((5, 2))}, 3)
+    assert batches["image"].shape == (2, 3, 2)
+    np.testing.assert_array_equal(batches["label"][batches["real"]], range(5))
+    np.testing.assert_array_equal(batches["real"], [[1, 1, 1], [1, 1, 0]])

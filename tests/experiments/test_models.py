@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import data, train, training
+from experiments import data, programs, train
 from experiments.inputs import make_inputs
-from experiments.models import MODELS, make
+from experiments.models import MODELS, module
 from experiments.settings import Settings
 
 PUBLISHED = {
@@ -29,7 +29,7 @@ def test_every_network_is_counted():
 
 @pytest.mark.parametrize(("name", "classes", "side"), PUBLISHED)
 def test_the_parameters_are_as_many_as_published(name, classes, side, as_optax_promotes):
-    model = make(name, classes, side, jnp.bfloat16)
+    model = module(name, classes, side, jnp.bfloat16)
     images = jnp.zeros((2, side, side, 3))
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
     assert sum(x.size for x in jax.tree.leaves(variables["params"])) == PUBLISHED[name, classes, side]
@@ -42,9 +42,8 @@ def test_the_parameters_are_as_many_as_published(name, classes, side, as_optax_p
 def test_a_step_in_low_precision_keeps_the_state_as_it_was(name, as_optax_promotes):
     settings = train.resolved(Settings(method="sam", model=name, dtype="bfloat16", train_examples=60))
     loaded = data.load(settings)
-    side = loaded.train.image.shape[1]
-    trainer = training.Trainer(settings, make(name, 10, side, jnp.bfloat16), 60)
-    inputs = make_inputs(settings, loaded)
+    trainer = programs.trainer_of(settings, loaded)
+    inputs = make_inputs(settings, loaded, trainer.task)
     state = jax.eval_shape(trainer.init, inputs)
     after = jax.eval_shape(lambda s, i: trainer.steps(s, i, np.int32(1), whole_batch=False), state, inputs)
     assert jax.tree.structure(after) == jax.tree.structure(state)

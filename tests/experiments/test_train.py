@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,10 @@ import time
 import pytest
 
 from experiments import train
-from experiments.settings import MethodSettings, Settings, command_line
+from experiments.command_line import command_line
+from experiments.method_settings import MethodSettings
+from experiments.methods import METHODS, accepted
+from experiments.settings import Settings, flag
 from tests.experiments.runs import METRICS, ROOT, TINY, num_lines, only_line, outcome, run, start, wait_until
 
 # The command line
@@ -37,14 +41,18 @@ def test_command_line_writes_the_record_of_a_run(tmp_path):
     assert {"device", "source_revision", "command"} <= set(config)
 
 
-def test_help_explains_every_setting(capsys):
+@pytest.mark.parametrize("method", METHODS)
+def test_help_explains_every_setting_of_the_method_on_two_screens(method, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as exit:
-        train.main(["--help"])
+        train.main(["--method", method, "--help"])
     assert exit.value.code == 0
     text = capsys.readouterr().out
-    names = [f.name for kind in (Settings, MethodSettings) for f in dataclasses.fields(kind)]
-    for name in set(names) - {"method_settings"}:
-        assert "--" + name.replace("_", "-") in text
+    assert len(text.splitlines()) <= 2 * 60
+    shown = set(re.findall(r"--[a-z0-9-]*[a-z0-9]", text))
+    taken = {field.name for field in dataclasses.fields(MethodSettings)} & set(accepted(method))
+    expected = {field.name for field in dataclasses.fields(Settings)} - {"method_settings"} | taken
+    assert shown == {flag(name) for name in expected} | {"--help"}
 
 
 # Interruption

@@ -1,0 +1,91 @@
+"""From the command line to a program's settings, and from its errors to one line."""
+
+import contextlib
+import dataclasses
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any
+
+import tyro
+
+from experiments.method_settings import MethodSettings
+from experiments.settings import DiskError, Settings, SettingsError
+
+
+def command_line(
+    kind: type,
+    run: Callable[[Any], Any],
+    args: Sequence[str] | None,
+    how_to_go_on: str,
+    default: Any = None,
+) -> None:
+    """Reads a dataclass from the command line and runs with it.
+
+    Exits with code 2 and one line after a mistake of the user or a failure of the disk. Ctrl-C, and
+    SIGTERM with which clusters end a job, end the process at once, with code 130 or 143 and a line
+    that says how to go on.
+
+    Args:
+      kind: the dataclass.
+      run: what is called with it.
+      args: of the command line; None is the process's own.
+      how_to_go_on: after an interruption.
+      default: what is not given; None is the dataclass's own defaults.
+    """
+    prog = f"python -m experiments.{run.__name__}"
+    try:
+        with _ending_at_once(f"interrupted: {how_to_go_on}\n"):
+            run(tyro.cli(kind, prog=prog, args=args, default=default, config=(tyro.conf.FlagCreatePairsOff,)))
+    except DiskError as error:
+        print(f"error: {error}: make room there or make it writable, then {how_to_go_on}", file=sys.stderr)
+        sys.exit(2)
+    except SettingsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def with_help_on(accepted: Sequence[str]) -> type[Settings]:
+    """Settings whose help leaves out the settings of methods that are not at hand; they still parse."""
+    suppressed: Any = Annotated[Any, tyro.conf.Suppress]
+    hidden: list[Any] = [
+        (field.name, suppressed, dataclasses.field(default=None))
+        for field in dataclasses.fields(MethodSettings)
+        if field.name not in accepted
+    ]
+    part = dataclasses.make_dataclass("MethodSettings", hidden, bases=(MethodSettings,), frozen=True)
+    field: Any = ("method_settings", tyro.conf.OmitArgPrefixes[part], dataclasses.field(default=part()))
+    made = dataclasses.make_dataclass("Settings", [field], bases=(Settings,), frozen=True)
+    made.__doc__ = Settings.__doc__
+    return made
+
+
+def method_in(args: Sequence[str]) -> str:
+    """The method that a command line names; the default without one."""
+    for number, word in enumerate(args):
+        name, equals, value = word.partition("=")
+        if name == "--method":
+            return value if equals else "".join(args[number + 1 : number + 2])
+    return Settings().method
+
+
+@contextlib.contextmanager
+def _ending_at_once(line: str) -> Iterator[None]:
+    # The files are good at every moment. An exception would be lost in a callback of JAX's every so
+    # often, and would leave threads to the end of the interpreter that print, or crash it.
+    def end(number: int, _: Any) -> None:
+        terminal = "\n\x1b[?25h" if os.isatty(2) else ""  # below the progress bar, the cursor visible again
+        with contextlib.suppress(OSError):
+            os.write(2, (terminal + line).encode())
+        os._exit(128 + number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as a shell sets it for jobs in the background
+            signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

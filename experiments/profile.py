@@ -1,0 +1,42 @@
+"""A profiler trace of chosen steps."""
+
+from pathlib import Path
+
+import jax
+
+from experiments.settings import Settings, SettingsError
+
+
+class Profile:
+    """Traces the steps from `first` to `last`, counted from 1; without them, none."""
+
+    def __init__(self, folder: Path = Path(), steps: tuple[int, int] | None = None):
+        """Traces go into `folder`, as TensorBoard and Perfetto read them."""
+        self.folder = folder
+        self.first, self.last = steps or (0, 0)
+
+    def limit(self, done: int, count: int) -> int:
+        """So many steps at most until the trace begins or ends."""
+        ahead = [bound - done for bound in (self.first - 1, self.last) if bound > done]
+        return min([count, *ahead])
+
+    def before(self, done: int) -> None:
+        """Begins the trace when its first step is next."""
+        if self.last and done == self.first - 1:
+            jax.profiler.start_trace(str(self.folder))
+
+    def after(self, done: int) -> None:
+        """Ends the trace after its last step."""
+        if self.last and done == self.last:
+            jax.profiler.stop_trace()
+
+
+def profile_of(settings: Settings, total_steps: int) -> Profile:
+    """The trace that the settings ask for."""
+    if settings.profile and settings.profile[1] > total_steps:
+        first, last = settings.profile
+        raise SettingsError(
+            f"--profile {first} {last} goes beyond the last step: give at most {total_steps}, or "
+            "more --epochs"
+        )
+    return Profile(settings.out / "profile", settings.profile)

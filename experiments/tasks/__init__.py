@@ -1,0 +1,41 @@
+"""What a network is to learn: from examples to one loss, and one score, for each of them."""
+
+from typing import Any, Protocol
+
+import jax
+
+from experiments.data import Batch
+from experiments.settings import Settings
+from experiments.tasks.classification import Classification
+
+
+class Task(Protocol):
+    """Everything about a problem that is neither the data nor the network."""
+
+    @property
+    def inputs(self) -> str:
+        """The array of a batch that the network is given."""
+        ...
+
+    def constants(self, train: Batch) -> Batch:
+        """What `prepare` needs to know of the training examples."""
+        ...
+
+    def prepare(self, rows: Batch, constants: Batch, key: jax.Array | None) -> Batch:
+        """Examples as the network takes them; with a key, as in training, changed at random."""
+        ...
+
+    def losses(self, outputs: Any, batch: Batch) -> jax.Array:
+        """What is minimized: float32 [n]."""
+        ...
+
+    def scores(self, outputs: Any, batch: Batch) -> jax.Array:
+        """How much of each example is right, from 0 to 1: float32 [n]."""
+        ...
+
+
+def make(settings: Settings) -> Task:
+    """The task of a data set."""
+    return Classification(
+        augment=settings.augment or (), mixup=settings.mixup, label_smoothing=settings.label_smoothing
+    )

@@ -1,0 +1,64 @@
+"""The best settings that `experiments.tune` has found, one file for each task."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.data import with_defaults
+from experiments.settings import Settings, Setup
+
+FOLDER = Path(__file__).parent
+
+# What is not tuned, and not given.
+DEFAULTS: Mapping[str, dict[str, Any]] = {
+    "sgd": {"learning_rate": 0.1, "weight_decay": 5e-4},
+    "adamw": {"learning_rate": 1e-3, "weight_decay": 1e-2},
+    "lamb": {"learning_rate": 1e-2, "weight_decay": 1e-2},
+}
+
+# Settings that make another task of the same data and network; numbers tuned for one are not given to
+# another. Passes, batch size and the like are not among them: a longer training may use them.
+TASK = ("optimizer", "train_examples", "label_noise", "augment", "mixup", "label_smoothing", "decay_in_loss")
+
+
+def with_tuned(settings: Settings) -> Settings:
+    """Fills in settings that are None: with tuned values of the task, else the optimizer's."""
+    best = DEFAULTS[settings.optimizer] | tuned(settings).get(settings.method, {})
+
+    def filled(part: Any) -> dict[str, Any]:
+        return {name: best[name] for name in vars(part) if name in best and vars(part)[name] is None}
+
+    method_settings = dataclasses.replace(settings.method_settings, **filled(settings.method_settings))
+    return dataclasses.replace(settings, method_settings=method_settings, **filled(settings))
+
+
+def tuned(settings: Setup) -> Mapping[str, dict[str, Any]]:
+    """The best settings for a task, by method; often empty."""
+    content = _read(file_of(settings))
+    if content["task"] != task_of(settings):
+        return {}
+    return {name: entry["best"] for name, entry in content["methods"].items()}
+
+
+def task_of(settings: Setup) -> dict[str, Any]:
+    """Settings that make another task and are not the data set's usual ones, as in a JSON file."""
+    settings, usual = with_defaults(settings), with_defaults(Setup(data=settings.data))
+    different = {name: getattr(settings, name) for name in TASK}
+    different = {name: value for name, value in different.items() if value != getattr(usual, name)}
+    return json.loads(json.dumps(different))
+
+
+def file_of(settings: Setup) -> Path:
+    """The file for a data set and a network, quantized or not."""
+    parts = [settings.data.replace("/", "_")]
+    parts += [settings.model] if settings.model != Setup().model else []
+    parts += [f"{settings.quantize_bits}bit"] if settings.quantize_bits else []
+    return FOLDER / ("-".join(parts) + ".json")
+
+
+@functools.cache
+def _read(file: Path) -> dict[str, Any]:
+    return {"task": {}, "methods": {}} | (json.loads(file.read_text()) if file.is_file() else {})
