@@ -16,6 +16,8 @@ def builder_of(name: str, data_dir: Path | None) -> Any:
     """
     import tensorflow_datasets as tfds  # here, because the digits do without it
 
+    import experiments.data.tiny_imagenet  # noqa: F401  # makes it known to TFDS
+
     logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS recommends OpenCV at every start
     try:
         tfds.builder_cls(name.partition("/")[0])
@@ -33,8 +35,9 @@ def builder_of(name: str, data_dir: Path | None) -> Any:
 
 
 def test_split(builder: Any) -> str:
-    """The part that is measured on: GLUE's test part has no labels."""
-    return "test" if "test" in builder.info.splits and builder.name != "glue" else "validation"
+    """The part that is measured on: the test parts of GLUE and of ImageNet have no labels."""
+    labelled = builder.name not in ("glue", "imagenet2012")
+    return "test" if "test" in builder.info.splits and labelled else "validation"
 
 
 def _check(name: str, folder: Path, setting: str) -> None:
