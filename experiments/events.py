@@ -14,13 +14,15 @@ from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 from tensorboardX.summary import scalar
 
+Event: Any = event_pb2.Event  # pyrefly: ignore[missing-attribute] (its code is made at run time)
+
 
 def begin_events(folder: Path, lines: Sequence[dict[str, Any]]) -> None:
     """Writes an event file of these epochs, in place of what stands in the folder."""
     folder.mkdir(exist_ok=True)
     for old in folder.glob("events.out.tfevents.*"):
         old.unlink()
-    first = event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2")
+    first = Event(wall_time=time.time(), file_version="brain.Event:2")
     file = folder / f"events.out.tfevents.{time.time():.0f}.run"
     file.write_bytes(_record(first) + b"".join(_record(each) for line in lines for each in _events(line)))
 
@@ -35,7 +37,7 @@ def add_events(folder: Path, line: dict[str, Any]) -> None:
 def _events(line: dict[str, Any]) -> list[Any]:
     numbers = {name: value for name, value in line.items() if isinstance(value, int | float)}
     step, now = numbers.pop("step"), time.time()
-    return [event_pb2.Event(wall_time=now, step=step, summary=scalar(*number)) for number in numbers.items()]
+    return [Event(wall_time=now, step=step, summary=scalar(*number)) for number in numbers.items()]
 
 
 def _record(event: Any) -> bytes:

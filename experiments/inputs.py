@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from experiments import methods
 from experiments.data.arrays import Batch, Data, in_batches
@@ -18,8 +19,9 @@ class Examples(NamedTuple):
     """The data set on the device.
 
     Attributes:
-      train: training examples; nothing where they are streamed.
-      test: test examples in batches [batches, batch, ...]; `real` is false in rows that fill up the last.
+      train: training examples; of a stream, a sample.
+      test: test examples in batches [batches, batch, ...]; `real` is false in rows that fill up the
+        last. Of a stream, nothing.
       constants: what the task needs to know of the training examples.
     """
 
@@ -43,9 +45,14 @@ class Inputs(NamedTuple):
 def make_inputs(settings: Settings, data: Data, task: Task) -> Inputs:
     """Puts the data and the numbers of one run on the devices."""
     mesh = mesh_of(settings)
-    size = -(-EVALUATION_BATCH // mesh.size) * mesh.size
-    examples = Examples(data.train, in_batches(data.test, size), task.constants(data.train))
+    test = in_batches(data.test, evaluation_batch(mesh)) if data.test else {}
+    examples = Examples(data.train, test, task.constants(data.train))
     return jax.device_put(Inputs(examples, numbers_of(settings)), everywhere(mesh))
+
+
+def evaluation_batch(mesh: Mesh) -> int:
+    """Test examples at a time; the devices divide it."""
+    return -(-EVALUATION_BATCH // mesh.size) * mesh.size
 
 
 def numbers_of(settings: Settings) -> dict[str, Any]:

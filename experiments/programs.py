@@ -15,11 +15,13 @@ import numpy as np
 
 from experiments import methods, models, tasks
 from experiments.data import Data
-from experiments.data.arrays import num_rows
+from experiments.data.feed import Feed
 from experiments.devices import everywhere, mesh_of, sharding
-from experiments.inputs import Examples, Inputs, make_inputs
+from experiments.inputs import Examples, Inputs, evaluation_batch, make_inputs
 from experiments.settings import Settings
 from experiments.training import Trainer, TrainState
+
+Steps = Callable[[TrainState, Inputs, np.int32], TrainState]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +39,8 @@ class Programs:
 
     trainer: Trainer
     init: Callable[[Inputs], TrainState]
-    first_steps: Callable[[TrainState, Inputs, np.int32], TrainState]
-    steps: Callable[[TrainState, Inputs, np.int32], TrainState]
+    first_steps: Steps
+    steps: Steps
     evaluate: Callable[[Any, Any, Examples], tuple[jax.Array, jax.Array]]
     compile_seconds: float
 
@@ -58,26 +60,66 @@ def compile_programs(settings: Settings, data: Data) -> Programs:
     trainer = trainer_of(settings, data)
     inputs = make_inputs(settings, data, trainer.task)
     state = jax.eval_shape(trainer.init, inputs)
-    mesh = trainer.mesh
-    places = jax.tree.map(lambda leaf: sharding(leaf, mesh, settings.fsdp), state)
+    places = jax.tree.map(lambda leaf: sharding(leaf, trainer.mesh, settings.fsdp), state)
     state = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state, places
     )
+    make = streamed if data.streams else in_memory
+    steps, evaluate = make(trainer, data, inputs, state, places)
+    later = steps(whole_batch=False)
+    first = steps(whole_batch=True) if settings.method in methods.WHOLE_FIRST_EPOCH else later
+    init = jax.jit(trainer.init, out_shardings=places).lower(inputs).compile()
+    return Programs(trainer, init, first, later, evaluate, time.perf_counter() - start)
 
-    def steps(whole_batch: bool) -> Callable[[TrainState, Inputs, np.int32], TrainState]:
+
+def in_memory(trainer: Trainer, data: Data, inputs: Inputs, state: Any, places: Any) -> tuple[Any, Any]:
+    """Many steps in one program, and one for the whole test set."""
+    del data
+
+    def steps(whole_batch: bool) -> Steps:
         program = functools.partial(trainer.steps, whole_batch=whole_batch)
         program = jax.jit(program, donate_argnums=0, out_shardings=places)
         return program.lower(state, inputs, np.int32(1)).compile()
 
-    later = steps(whole_batch=False)
-    first = steps(whole_batch=True) if settings.method in methods.WHOLE_FIRST_EPOCH else later
-    evaluate = jax.jit(trainer.evaluate, out_shardings=everywhere(mesh))
-    evaluate = evaluate.lower(state.params, state.batch_stats, inputs.examples).compile()
-    init = jax.jit(trainer.init, out_shardings=places).lower(inputs).compile()
-    return Programs(trainer, init, first, later, evaluate, time.perf_counter() - start)
+    evaluate = jax.jit(trainer.evaluate, out_shardings=everywhere(trainer.mesh))
+    return steps, evaluate.lower(state.params, state.batch_stats, inputs.examples).compile()
+
+
+def streamed(trainer: Trainer, data: Data, inputs: Inputs, state: Any, places: Any) -> tuple[Any, Any]:
+    """A program for one step, and one for a test batch, between which batches are read."""
+    assert data.streams is not None
+    workers, mesh = trainer.settings.workers, trainer.mesh
+    train = Feed(data.streams[0], trainer.settings.batch_size, workers, mesh)
+    test = Feed(data.streams[1], evaluation_batch(mesh), workers, mesh)
+
+    def steps(whole_batch: bool) -> Steps:
+        program = functools.partial(trainer.streamed_step, whole_batch=whole_batch)
+        program = jax.jit(program, donate_argnums=0, out_shardings=places)
+        compiled = program.lower(state, inputs, train.shapes(data.streams[0].example(0, None))).compile()
+
+        def several(state: TrainState, inputs: Inputs, count: np.int32) -> TrainState:
+            seed, step = int(inputs.numbers["seed"]), int(state.step)
+            for number in range(step, step + int(count)):
+                state = compiled(state, inputs, train.training(seed, number))
+            return state
+
+        return several
+
+    sums = jax.jit(trainer.sums, out_shardings=everywhere(mesh))
+    constants = inputs.examples.constants
+    sums = sums.lower(
+        state.params, state.batch_stats, constants, test.shapes(data.streams[1].evaluated(0))
+    ).compile()
+
+    def evaluate(params: Any, batch_stats: Any, examples: Examples) -> tuple[jax.Array, jax.Array]:
+        parts = [sums(params, batch_stats, examples.constants, batch) for batch in test.evaluation()]
+        total = np.sum([np.asarray(part) for part in parts], axis=0)
+        return total[0] / total[2], total[1] / total[2]
+
+    return steps, evaluate
 
 
 def trainer_of(settings: Settings, data: Data) -> Trainer:
     """Network and task of a run, brought together with its data."""
     network, task = models.make(settings, data), tasks.make(settings)
-    return Trainer(settings, network, task, num_rows(data.train), mesh_of(settings))
+    return Trainer(settings, network, task, data.num_examples, mesh_of(settings))

@@ -26,8 +26,8 @@ class Setup:
 
     data: str = "digits"
     """digits, stick_figures, mpii, or a TFDS set: cifar10, fashion_mnist, glue/sst2, trec, ..."""
-    model: str = "conv"
-    """conv, resnet18, wrn28_10, vit_s, text, simcc, ... (any other word lists all of them)."""
+    model: str | None = None
+    """conv, resnet18, wrn28_10, vit_s, ... (any other word lists all); None: conv, text or simcc."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in; parameters, losses and batch statistics are float32."""
     quantize_bits: int | None = None

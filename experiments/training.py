@@ -116,6 +116,15 @@ class Trainer:
 
         return jax.lax.fori_loop(0, count, body, state)
 
+    def streamed_step(
+        self, state: TrainState, inputs: Inputs, batch: Batch, *, whole_batch: bool
+    ) -> TrainState:
+        """One step on a batch that comes from outside, `index` being the numbers of its examples."""
+        first = state.step % self.steps_per_epoch == 0
+        state = state._replace(loss_sum=jnp.where(first, 0.0, state.loss_sum))
+        examples = {name: array for name, array in batch.items() if name != "index"}
+        return self.step(state, inputs, examples, batch["index"], whole_batch)
+
     def step(
         self, state: TrainState, inputs: Inputs, examples: Batch, indices: jax.Array, whole_batch: bool
     ) -> TrainState:

@@ -6,10 +6,14 @@ from typing import Any, TypeVar
 from experiments.data.arrays import Batch as Batch
 from experiments.data.arrays import Data as Data
 from experiments.data.arrays import fold as fold
-from experiments.data.arrays import num_rows, rows, with_random_labels
+from experiments.data.arrays import rows, with_random_labels
 from experiments.data.digits import LABEL_NOISE, digits
 from experiments.data.images import images
+from experiments.data.kinds import kind_of
+from experiments.data.mpii import mpii
 from experiments.data.prepared import builder_of
+from experiments.data.stick_figures import stick_figures
+from experiments.data.stream import is_large, sample, streams
 from experiments.settings import Settings, SettingsError, Setup
 
 S = TypeVar("S", bound=Setup)
@@ -22,38 +26,50 @@ AUGMENT = {
     "emnist": ("crop",),
     "svhn_cropped": ("crop", "cutout"),
     "fashion_mnist": ("crop", "flip"),
+    "imagenet2012": ("flip",),  # its images are cropped as they are read
 }
+
+MODEL = {"image": "conv", "text": "text", "pose": "simcc"}
+
+# Examples of a stream that means, deviations and sharpness are taken of.
+SAMPLE = 1000
 
 
 def with_defaults(settings: S) -> S:
-    """Fills in what the data set decides: its random changes, its share of wrong labels."""
+    """Fills in what the data set decides: the network, random changes, share of wrong labels."""
     augment: Any = settings.augment
-    noise = settings.label_noise
+    noise, kind = settings.label_noise, kind_of(settings.data)
     if augment is None:
-        augment = AUGMENT.get(settings.data, ("crop", "flip", "cutout"))
+        augment = AUGMENT.get(settings.data, ("crop", "flip", "cutout")) if kind == "image" else ()
     if noise is None:
         noise = LABEL_NOISE if settings.data == "digits" else 0.0
-    return dataclasses.replace(settings, augment=augment, label_noise=noise)
+    model = settings.model or MODEL[kind]
+    return dataclasses.replace(settings, model=model, augment=augment, label_noise=noise)
 
 
 def load(settings: Settings) -> Data:
     """Reads the data set once, cuts it to size and makes the asked share of labels random.
 
     Which examples and which labels does not depend on the run's seed: every method and every seed
-    sees the same data.
+    sees the same data. A large set is not read, but for a sample.
     """
     data = _read(settings)
-    available, wanted = num_rows(data.train), settings.train_examples
+    available, wanted = data.num_examples, settings.train_examples
     if wanted is not None and wanted > available:
         raise SettingsError(
             f"--train-examples {wanted} is more than {settings.data} has: give {available} or less"
         )
-    train = rows(data.train, slice(wanted))
-    if settings.batch_size > num_rows(train):
+    used = min(available, wanted or available)
+    if settings.batch_size > used:
         raise SettingsError(
-            f"--batch-size {settings.batch_size} is more than the {num_rows(train)} training "
-            "examples: give a smaller batch"
+            f"--batch-size {settings.batch_size} is more than the {used} training examples: give a "
+            "smaller batch"
         )
+    if data.streams:
+        train, test = data.streams
+        train = train._replace(num_examples=used, label_noise=settings.label_noise or 0.0)
+        return data._replace(train=sample(train, SAMPLE), streams=(train, test))
+    train = rows(data.train, slice(used))
     if settings.label_noise:
         train = with_random_labels(train, settings.label_noise, data.num_classes)
     return data._replace(train=train)
@@ -61,4 +77,15 @@ def load(settings: Settings) -> Data:
 
 def _read(settings: Settings) -> Data:
     name = settings.data
-    return digits() if name == "digits" else images(builder_of(name, settings.data_dir), name)
+    in_memory = {"digits": digits, "stick_figures": stick_figures, "mpii": lambda: mpii(settings.data_dir)}
+    if name in in_memory:
+        if settings.stream:
+            raise SettingsError(
+                f"--stream True is not for --data {name}: leave it out, or give a TFDS image set"
+            )
+        return in_memory[name]()
+    builder = builder_of(name, settings.data_dir)
+    if settings.stream or (settings.stream is None and is_large(builder.info)):
+        train, test = streams(builder)
+        return Data({}, {}, train.num_classes, (train, test))
+    return images(builder, name)

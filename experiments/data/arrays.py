@@ -1,8 +1,11 @@
 """Examples as arrays side by side, and what is done to them whatever they show."""
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from experiments.data.stream import Stream
 
 Batch = dict[str, Any]
 """Arrays by name, with equally many rows: `image` or `tokens`, `label`, ..."""
@@ -12,14 +15,21 @@ class Data(NamedTuple):
     """A data set in memory.
 
     Attributes:
-      train: what is trained on, label noise included.
-      test: what is only ever measured.
+      train: what is trained on, label noise included; of a stream, a sample.
+      test: what is only ever measured; of a stream, nothing.
       num_classes: how many labels there are, or keypoints.
+      streams: training and test part of a set that is not read into memory.
     """
 
     train: Batch
     test: Batch
     num_classes: int
+    streams: "tuple[Stream, Stream] | None" = None
+
+    @property
+    def num_examples(self) -> int:
+        """Training examples."""
+        return self.streams[0].num_examples if self.streams else num_rows(self.train)
 
 
 def num_rows(batch: Batch) -> int:

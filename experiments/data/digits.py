@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import sklearn.datasets
 
 from experiments.data.arrays import Data, rows
 
@@ -13,6 +12,8 @@ LABEL_NOISE = 0.2
 
 def digits() -> Data:
     """500 training examples of 8x8 pixels, and 1,297 test examples."""
+    import sklearn.datasets  # here, because it takes a second to load, in every process that reads a stream
+
     read: Any = sklearn.datasets.load_digits()
     order = np.random.default_rng(0).permutation(len(read.target))
     everything = {

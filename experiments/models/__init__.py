@@ -8,10 +8,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from experiments.data import Data
+from experiments.data.kinds import kind_of
 from experiments.models.mobile_net import MobileNet
 from experiments.models.network import Linen, Network
 from experiments.models.pyramid_net import PyramidNet
 from experiments.models.resnet import ResNet
+from experiments.models.simcc import SimCC
 from experiments.models.small import SmallConvNet
 from experiments.models.vit import VisionTransformer
 from experiments.models.wide_resnet import WideResNet
@@ -27,6 +29,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "mobilenet": MobileNet,
     "vit_ti": partial(VisionTransformer, width=192, heads=3),
     "vit_s": partial(VisionTransformer, width=384, heads=6),
+    "simcc": SimCC,
 }
 
 # Those with another first layer for ImageNet's images than for small ones.
@@ -37,13 +40,20 @@ SMALL_SIDE = 64
 def make(settings: Setup, data: Data) -> Network:
     """The network of a run, for its data."""
     side = data.train["image"].shape[1]
+    assert settings.model  # filled in by the data set's default
     return Linen(module(settings.model, data.num_classes, side, jnp.dtype(settings.dtype)))
 
 
 def check_model(settings: Setup) -> None:
-    """Refuses a network that is not known."""
+    """Refuses a network that is not known, or not for these data."""
     if settings.model not in MODELS:
         raise SettingsError(f"--model {settings.model} is not known: give {', '.join(MODELS)}")
+    others = {"text": "text", "simcc": "pose"}
+    suiting = [name for name in MODELS if others.get(name, "image") == kind_of(settings.data)]
+    if settings.model not in suiting:
+        raise SettingsError(
+            f"--model {settings.model} is not for --data {settings.data}: give {', '.join(suiting)}"
+        )
 
 
 def module(name: str, num_classes: int, side: int, dtype: Any) -> nn.Module:

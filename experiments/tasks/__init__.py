@@ -5,8 +5,10 @@ from typing import Any, Protocol
 import jax
 
 from experiments.data import Batch
+from experiments.data.kinds import kind_of
 from experiments.settings import Settings
 from experiments.tasks.classification import Classification
+from experiments.tasks.pose import Pose
 
 
 class Task(Protocol):
@@ -36,6 +38,8 @@ class Task(Protocol):
 
 def make(settings: Settings) -> Task:
     """The task of a data set."""
+    if kind_of(settings.data) == "pose":
+        return Pose()
     return Classification(
         augment=settings.augment or (), mixup=settings.mixup, label_smoothing=settings.label_smoothing
     )

@@ -4,13 +4,10 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from experiments.data.arrays import Batch
-
-# Training images from which mean and deviation are taken, at most.
-STATISTICS_EXAMPLES = 10_000
+from experiments.tasks.classification import image_statistics, standardized
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,14 +23,11 @@ class Pose:
 
     sigma: float = 1.0
 
-    inputs = "image"
+    inputs: str = "image"
 
     def constants(self, train: Batch) -> Batch:
-        images = train["image"][:STATISTICS_EXAMPLES]
-        return {
-            "mean": images.mean((0, 1, 2), np.float64, keepdims=True).astype(np.float32),
-            "scale": images.std((0, 1, 2), np.float64, keepdims=True).astype(np.float32),
-        }
+        """Mean and deviation of the training images."""
+        return image_statistics(train)
 
     def prepare(self, rows: Batch, constants: Batch, key: jax.Array | None) -> Batch:
         """Standardized; with a key, every image is moved a little.
@@ -41,12 +35,12 @@ class Pose:
         Nothing is mirrored: that would need to know whether left and right are told apart by the
         place of a limb, which changes its name, or by its looks, which do not.
         """
-        image = (rows["image"].astype(jnp.float32) - constants["mean"]) / constants["scale"]
-        rows = rows | {"image": image}
+        rows = rows | {"image": standardized(rows["image"], constants)}
         if key is None:
             return rows
+        count = len(rows["image"])
         parts = [rows[name] for name in ("image", "keypoints", "visible")]
-        image, keypoints, visible = jax.vmap(moved)(jax.random.split(key, len(image)), *parts)
+        image, keypoints, visible = jax.vmap(moved)(jax.random.split(key, count), *parts)
         return rows | {"image": image, "keypoints": keypoints, "visible": visible}
 
     def losses(self, outputs: jax.Array, batch: Batch) -> jax.Array:

@@ -53,8 +53,9 @@ def task_of(settings: Setup) -> dict[str, Any]:
 
 def file_of(settings: Setup) -> Path:
     """The file for a data set and a network, quantized or not."""
+    usual, model = with_defaults(Setup(data=settings.data)).model, with_defaults(settings).model
     parts = [settings.data.replace("/", "_")]
-    parts += [settings.model] if settings.model != Setup().model else []
+    parts += [model] if model and model != usual else []
     parts += [f"{settings.quantize_bits}bit"] if settings.quantize_bits else []
     return FOLDER / ("-".join(parts) + ".json")
 
