@@ -106,10 +106,8 @@ def streamed(trainer: Trainer, data: Data, inputs: Inputs, state: Any, places: A
         return several
 
     sums = jax.jit(trainer.sums, out_shardings=everywhere(mesh))
-    constants = inputs.examples.constants
-    sums = sums.lower(
-        state.params, state.batch_stats, constants, test.shapes(data.streams[1].evaluated(0))
-    ).compile()
+    example = test.shapes(data.streams[1].evaluated(0))
+    sums = sums.lower(state.params, state.batch_stats, inputs.examples.constants, example).compile()
 
     def evaluate(params: Any, batch_stats: Any, examples: Examples) -> tuple[jax.Array, jax.Array]:
         parts = [sums(params, batch_stats, examples.constants, batch) for batch in test.evaluation()]

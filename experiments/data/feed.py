@@ -1,8 +1,7 @@
 """Streamed batches on the devices, in the order of the steps."""
 
 import atexit
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import jax
 import numpy as np
@@ -26,7 +25,7 @@ class Feed:
         self.stream, self.mesh = stream, mesh
         self.reading = Reading(batch_size, jax.process_index(), jax.process_count(), workers)
         self.place: tuple[int, int] | None = None
-        self.batches: Iterator[Batch] | None = None
+        self.batches: Generator[Batch, None, None] | None = None
         atexit.register(self.close)  # workers that are still reading would complain at the end
 
     def training(self, seed: int, step: int) -> Batch:
@@ -54,8 +53,8 @@ class Feed:
     def close(self) -> None:
         """Ends what reads ahead."""
         if self.batches is not None:
-            with contextlib.closing(self.batches):  # pyrefly: ignore[bad-argument-type] (a generator)
-                self.batches = None
+            self.batches.close()
+            self.batches = None
 
     def _on_devices(self, batch: Batch) -> Batch:
         return {

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
 import absl.flags
@@ -20,6 +20,9 @@ from experiments.settings import SettingsError
 
 # Together with a network, so much fits into the memory of every common accelerator.
 LARGE = 4 * 2**30
+
+Batches = Generator[Batch, None, None]
+"""Batches one after another, until they are closed."""
 
 View = Callable[[Any, np.random.Generator | None], Batch]
 """Makes one example's arrays of a record; with a generator (training), randomly changed."""
@@ -127,7 +130,7 @@ def num_evaluation_steps(stream: Stream, batch_size: int) -> int:
     return math.ceil(stream.num_examples / batch_size)
 
 
-def training_batches(stream: Stream, reading: Reading, seed: int, first_step: int = 0) -> Iterator[Batch]:
+def training_batches(stream: Stream, reading: Reading, seed: int, first_step: int = 0) -> Batches:
     """This process's rows of every batch, epoch after epoch, without end.
 
     Seed and step decide a batch, joined in the order of the processes: which examples, in which order,
@@ -144,7 +147,7 @@ def training_batches(stream: Stream, reading: Reading, seed: int, first_step: in
     return _batches(examples, num_steps(stream, reading.batch_size), reading, first_step)
 
 
-def evaluation_batches(stream: Stream, reading: Reading) -> Iterator[Batch]:
+def evaluation_batches(stream: Stream, reading: Reading) -> Batches:
     """As `training_batches`, in order and unchanged; the test part again and again.
 
     Rows for which `real` is false fill up the last batch of a pass. They repeat the last example.
@@ -154,7 +157,7 @@ def evaluation_batches(stream: Stream, reading: Reading) -> Iterator[Batch]:
     return _batches(examples, steps, reading, first_step=0)
 
 
-def _batches(examples: Any, steps: int, reading: Reading, first_step: int) -> Iterator[Batch]:
+def _batches(examples: Any, steps: int, reading: Reading, first_step: int) -> Batches:
     size, index, count, workers = reading
     if size % count:
         raise SettingsError(
@@ -168,7 +171,7 @@ def _batches(examples: Any, steps: int, reading: Reading, first_step: int) -> It
     return _copied(iter(batches.to_iter_dataset(ahead).mp_prefetch(processes, _start_worker)))
 
 
-def _copied(batches: grain.DatasetIterator) -> Iterator[Batch]:
+def _copied(batches: grain.DatasetIterator) -> Batches:
     """Batches that may be kept: those of workers lie in shared memory, which JAX would hold on to."""
     try:
         for batch in batches:
