@@ -9,8 +9,9 @@ from flax import linen as nn
 
 from experiments.data import Data
 from experiments.data.kinds import kind_of
+from experiments.models import small_nnx
 from experiments.models.mobile_net import MobileNet
-from experiments.models.network import Linen, Network
+from experiments.models.network import NNX, Linen, Network
 from experiments.models.pyramid_net import PyramidNet
 from experiments.models.resnet import ResNet
 from experiments.models.simcc import SimCC
@@ -21,6 +22,7 @@ from experiments.settings import SettingsError, Setup
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "conv": SmallConvNet,
+    "resnet8": partial(ResNet, blocks=(1, 1, 1), width=16),
     "resnet18": partial(ResNet, blocks=(2, 2, 2, 2)),
     "resnet50": partial(ResNet, blocks=(3, 4, 6, 3), bottleneck=True),
     "wrn16_8": partial(WideResNet, depth=16, widen=8),
@@ -39,17 +41,20 @@ SMALL_SIDE = 64
 
 def make(settings: Setup, data: Data) -> Network:
     """The network of a run, for its data."""
-    side = data.train["image"].shape[1]
     assert settings.model  # filled in by the data set's default
-    return Linen(module(settings.model, data.num_classes, side, jnp.dtype(settings.dtype)))
+    shape, dtype = data.train["image"].shape, jnp.dtype(settings.dtype)
+    if settings.model == "conv_nnx":
+        return NNX(partial(small_nnx.SmallConvNet, data.num_classes, shape[-1], dtype=dtype))
+    return Linen(module(settings.model, data.num_classes, shape[1], dtype))
 
 
 def check_model(settings: Setup) -> None:
     """Refuses a network that is not known, or not for these data."""
-    if settings.model not in MODELS:
-        raise SettingsError(f"--model {settings.model} is not known: give {', '.join(MODELS)}")
+    names = (*MODELS, "conv_nnx")
+    if settings.model not in names:
+        raise SettingsError(f"--model {settings.model} is not known: give {', '.join(names)}")
     others = {"text": "text", "simcc": "pose"}
-    suiting = [name for name in MODELS if others.get(name, "image") == kind_of(settings.data)]
+    suiting = [name for name in names if others.get(name, "image") == kind_of(settings.data)]
     if settings.model not in suiting:
         raise SettingsError(
             f"--model {settings.model} is not for --data {settings.data}: give {', '.join(suiting)}"

@@ -24,7 +24,7 @@ PUBLISHED = {
 
 
 def test_every_network_is_counted():
-    assert {name for name, _, _ in PUBLISHED} | {"conv"} == set(MODELS)
+    assert {name for name, _, _ in PUBLISHED} | {"conv", "resnet8", "simcc"} == set(MODELS)
 
 
 @pytest.mark.parametrize(("name", "classes", "side"), PUBLISHED)
@@ -49,3 +49,27 @@ def test_a_step_in_low_precision_keeps_the_state_as_it_was(name, as_optax_promot
     assert jax.tree.structure(after) == jax.tree.structure(state)
     assert [x.dtype for x in jax.tree.leaves(after)] == [x.dtype for x in jax.tree.leaves(state)]
     assert bool(state.batch_stats) == (name != "vit_ti")
+
+
+def test_the_nnx_network_trains_as_the_linen_one_does():
+    """The same weights, in two libraries: a few steps of SAM end at the same weights and statistics."""
+    ends = {}
+    for name in ("conv", "conv_nnx"):
+        settings = train.resolved(Settings(model=name, train_examples=60, batch_size=20, learning_rate=0.1))
+        loaded = data.load(settings)
+        compiled = programs.compile_programs(settings, loaded)
+        inputs = compiled.inputs(settings, loaded)
+        state = compiled.init(inputs)
+        if name == "conv":
+            layers = {f"conv{n}": {"kernel": state.params[f"Conv_{n - 1}"]["kernel"]} for n in (1, 2, 3)}
+            layers |= {f"norm{n}": dict(state.params[f"BatchNorm_{n - 1}"]) for n in (1, 2, 3)}
+            weights = jax.tree.map(np.asarray, layers | {"dense": dict(state.params["Dense_0"])})
+        else:
+            assert jax.tree.structure(state.params) == jax.tree.structure(weights)
+            state = jax.device_put(state._replace(params=weights), inputs.numbers["seed"].sharding)
+        ends[name] = compiled.steps(state, inputs, np.int32(4))
+    one, other = ends.values()
+    np.testing.assert_allclose(float(one.loss_sum), float(other.loss_sum), rtol=1e-5)
+    np.testing.assert_allclose(one.params["Conv_1"]["kernel"], other.params["conv2"]["kernel"], atol=1e-5)
+    var = other.batch_stats["norm3"]["var"]
+    np.testing.assert_allclose(one.batch_stats["BatchNorm_2"]["var"], var, rtol=1e-4)
