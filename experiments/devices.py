@@ -1,5 +1,6 @@
 """Devices of all processes as one mesh: where batches, parameters and constants lie."""
 
+import os
 from typing import TypeVar
 
 import jax
@@ -26,6 +27,29 @@ def mesh_of(settings: Setup) -> Mesh:
             f"give a multiple of {len(devices)}"
         )
     return jax.make_mesh((count,), ("data",), devices=devices[:count], axis_types=(AxisType.Auto,))
+
+
+def join_processes() -> None:
+    """Makes this process one of several, found by JAX on TPU slices and under SLURM, else named.
+
+    Elsewhere the environment names them: JAX_COORDINATOR_ADDRESS (host and port of process 0),
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+
+    Raises:
+      SettingsError: neither is the case, or the others do not come.
+    """
+    try:
+        count, number = (
+            int(os.environ[name]) if name in os.environ else None
+            for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+        )
+        jax.distributed.initialize(num_processes=count, process_id=number)
+    except (RuntimeError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise SettingsError(
+            f"--distributed finds no other processes ({reason}): start on a TPU slice or under SLURM, or set "
+            "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+        ) from error
 
 
 def available() -> list[jax.Device]:

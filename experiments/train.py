@@ -15,7 +15,7 @@ from experiments import methods, sharpness
 from experiments.checkpoints import Checkpoint, Checkpoints
 from experiments.command_line import command_line, method_in, with_help_on
 from experiments.data import Data, load, with_defaults
-from experiments.devices import agreed, first_process
+from experiments.devices import agreed, first_process, join_processes
 from experiments.inputs import Inputs
 from experiments.models import check_model
 from experiments.profile import Profile, profile_of
@@ -46,7 +46,7 @@ def main(args: list[str] | None = None) -> None:
 def train(settings: Settings) -> None:
     """Checks, reads, compiles, trains, and says what came out."""
     if settings.distributed:
-        jax.distributed.initialize()
+        join_processes()
     settings = resolved(settings)
     if first_process():
         check_folder(settings)
