@@ -12,7 +12,8 @@ from experiments.settings import SettingsError
 VOCABULARY = 8192
 """Numbers of words; 0 is padding, 1 is any word that the training part does not have twice."""
 LENGTH = 32
-"""Words of a sentence; the longest of SST-2 has 53, of TREC 37."""
+"""Words that are read of a sentence: all of them in 99.9 % of TREC's questions, in 90 % of SST-2's
+validation sentences and in 98 % of its training phrases."""
 
 # Treebank text is cut where it already is ("does n't", "film 's"), and every mark is a word: a question
 # mark says something, and so does an exclamation mark.
@@ -40,15 +41,13 @@ def tokens(sentences: list[str], words: CountVectorizer) -> np.ndarray:
 
 def _features(builder: Any, name: str) -> tuple[str, str]:
     """The names of the sentence and of the label."""
-    from tensorflow_datasets.core.features import ClassLabel, Text  # here, as in prepared.py
+    from tensorflow_datasets.core.features import ClassLabel, Text  # here, because images do without it
 
-    def named(kind: type, names: tuple[str, ...]) -> list[str]:
-        found = [key for key, feature in builder.info.features.items() if isinstance(feature, kind)]
-        return [key for key in names if key in found] or (found if len(found) == 1 else [])
-
-    text, label = named(Text, ("sentence", "text")), named(ClassLabel, ("label", "label-coarse"))
-    splits = {"train", test_split(builder)}
-    if not text or not label or not splits <= set(builder.info.splits):
+    features = builder.info.features
+    text = [key for key, feature in features.items() if isinstance(feature, Text)]
+    classes = [key for key, feature in features.items() if isinstance(feature, ClassLabel)]
+    label = [key for key in ("label", "label-coarse") if key in classes]
+    if len(text) != 1 or not label or not {"train", test_split(builder)} <= set(builder.info.splits):
         raise SettingsError(
             f"--data {name} is not a set of single sentences with labels, for training and test: give one "
             "that is, such as trec or glue/sst2"

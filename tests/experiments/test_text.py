@@ -23,7 +23,7 @@ class Source(list):
         return [self[number] for number in numbers]
 
 
-def builder(text="sentence", label="label", splits=("train", "validation", "test"), name="glue"):
+def builder(text="sentence", label="label", splits=("train", "validation", "test"), second="label-fine"):
     """A set like GLUE's: nothing is known of the labels of its test part."""
     from tensorflow_datasets.core.features import ClassLabel, Text
 
@@ -32,9 +32,10 @@ def builder(text="sentence", label="label", splits=("train", "validation", "test
         rows = [{text: sentence.encode(), label: i % 2} for i, sentence in enumerate(sentences)]
         return Source(rows)
 
-    features = {text: Text(), label: ClassLabel(num_classes=2), "label-fine": ClassLabel(num_classes=5)}
+    features = {text: Text(), label: ClassLabel(num_classes=2)}
+    features[second] = ClassLabel(num_classes=5) if second == "label-fine" else Text()
     info = SimpleNamespace(features=features, splits=splits)
-    return SimpleNamespace(name=name, info=info, as_data_source=source)
+    return SimpleNamespace(name="glue", info=info, as_data_source=source)
 
 
 @pytest.mark.parametrize(("text", "label"), [("sentence", "label"), ("question", "label-coarse")])
@@ -50,8 +51,8 @@ def test_words_of_the_training_part_are_numbered(text, label):
             assert row.tolist() == expected + [0] * (LENGTH - len(expected))
 
 
-@pytest.mark.parametrize("wrong", [{"splits": ("train",)}, {"label": "class"}])
-def test_sets_without_sentences_labels_or_test_part_are_refused(wrong):
+@pytest.mark.parametrize("wrong", [{"splits": ("train",)}, {"label": "class"}, {"second": "question"}])
+def test_sets_of_pairs_or_without_labels_or_test_part_are_refused(wrong):
     with pytest.raises(SettingsError, match="--data paws is not a set of single sentences .*: give one"):
         texts(builder(**wrong), "paws")
 
