@@ -1,0 +1,64 @@
+"""Sentences of a TFDS set as numbered words, read into memory."""
+
+from typing import Any
+
+import numpy as np
+from sklearn.feature_extraction.text import CountVectorizer
+
+from experiments.data.arrays import Batch, Data
+from experiments.data.prepared import test_split
+from experiments.settings import SettingsError
+
+VOCABULARY = 8192
+"""Numbers of words; 0 is padding, 1 is any word that the training part does not have twice."""
+LENGTH = 32
+"""Words that are read of a sentence: all of them in 99.9 % of TREC's questions, in 90 % of SST-2's
+validation sentences and in 98 % of its training phrases."""
+
+# Treebank text is cut where it already is ("does n't", "film 's"), and every mark is a word: a question
+# mark says something, and so does an exclamation mark.
+WORD = r"n't|'?\w+|[^\w\s]+"
+
+
+def texts(builder: Any, name: str) -> Data:
+    """All sentences of both parts: `tokens` int32 [n, LENGTH], `label` int32 [n]."""
+    text, label = _features(builder, name)
+    train, test = (_read(builder, split, text, label) for split in ("train", test_split(builder)))
+    words = CountVectorizer(token_pattern=WORD, max_features=VOCABULARY - 2, min_df=2).fit(train[0])
+    train, test = ({"tokens": tokens(part[0], words), "label": part[1]} for part in (train, test))
+    return Data(train, test, builder.info.features[label].num_classes)
+
+
+def tokens(sentences: list[str], words: CountVectorizer) -> np.ndarray:
+    """Numbers of the first LENGTH words of each sentence, then zeros: int32 [n, LENGTH]."""
+    split = words.build_analyzer()
+    found = np.zeros((len(sentences), LENGTH), np.int32)
+    for row, sentence in zip(found, sentences, strict=True):
+        numbers = [words.vocabulary_.get(word, -1) + 2 for word in split(sentence)[:LENGTH]]
+        row[: len(numbers)] = numbers
+    return found
+
+
+def _features(builder: Any, name: str) -> tuple[str, str]:
+    """The names of the sentence and of the label."""
+    from tensorflow_datasets.core.features import ClassLabel, Text  # here, because images do without it
+
+    features = builder.info.features
+    text = [key for key, feature in features.items() if isinstance(feature, Text)]
+    classes = [key for key, feature in features.items() if isinstance(feature, ClassLabel)]
+    label = [key for key in ("label", "label-coarse") if key in classes]
+    if len(text) != 1 or not label or not {"train", test_split(builder)} <= set(builder.info.splits):
+        raise SettingsError(
+            f"--data {name} is not a set of single sentences with labels, for training and test: give one "
+            "that is, such as trec or glue/sst2"
+        )
+    return text[0], label[0]
+
+
+def _read(builder: Any, split: str, text: str, label: str) -> tuple[list[str], np.ndarray]:
+    source = builder.as_data_source(split=split)
+    records: list[Batch] = []
+    for start in range(0, len(source), 1000):  # blocks are twice as fast as single records
+        records += source.__getitems__(range(start, min(start + 1000, len(source))))
+    labels = np.array([record[label] for record in records], np.int32)
+    return [record[text].decode() for record in records], labels
