@@ -12,6 +12,9 @@ from experiments.settings import SettingsError, Setup
 
 T = TypeVar("T")
 
+# Elements up to which an array is copied to every device.
+SMALL = 1024
+
 
 def mesh_of(settings: Setup) -> Mesh:
     """One axis, `data`, over which batches are split: as many devices as divide the batch.
@@ -70,10 +73,11 @@ def everywhere(mesh: Mesh) -> NamedSharding:
 def sharding(leaf: jax.ShapeDtypeStruct, mesh: Mesh, fsdp: bool) -> NamedSharding:
     """Where an array of the training state lies: a copy on every device or, with `fsdp`, split.
 
-    It is split along its longest axis that the number of devices divides; without one it is copied.
+    It is split along its longest axis that the number of devices divides. Without one it is copied, and so
+    is a small array, whose parts would save nothing.
     """
-    fitting = [axis for axis, size in enumerate(leaf.shape) if size and size % mesh.size == 0]
-    if not fsdp or not fitting:
+    fitting = [axis for axis, size in enumerate(leaf.shape) if size % mesh.size == 0]
+    if not fsdp or not fitting or leaf.size < SMALL:
         return everywhere(mesh)
     longest = max(fitting, key=lambda axis: leaf.shape[axis])
     return NamedSharding(mesh, PartitionSpec(*[None] * longest, "data"))

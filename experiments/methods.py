@@ -10,6 +10,7 @@ import optax
 
 import optax_sam
 from experiments import compositions
+from experiments.data.kinds import kind_of
 from experiments.settings import Settings, SettingsError, flag
 
 Factory = Callable[..., optax_sam.SharpnessAware]
@@ -192,6 +193,16 @@ def check(settings: Settings) -> None:
         raise SettingsError(
             f"--batch-size {settings.batch_size} has no halves for random_perturbation: give an even number, "
             "or --split-batch False"
+        )
+    if settings.method in ("fgsam", "fgsam_plus") and kind_of(settings.data) != "image":
+        raise SettingsError(
+            f"--method {settings.method} needs a cheaper loss, which --data {settings.data} does not have: "
+            "give images, or another method"
+        )
+    if settings.method in OPTIMIZERS and settings.optimizer != "sgd" and settings.method != "decoupled_wsam":
+        raise SettingsError(
+            f"--optimizer {settings.optimizer} is not used by --method {settings.method}, which is an "
+            "optimizer itself: leave it out"
         )
     try:
         make(settings, _any_run(settings))

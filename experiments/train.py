@@ -23,6 +23,7 @@ from experiments.programs import Programs, compile_programs
 from experiments.progress import progress_bar
 from experiments.records import RunFolder, alone_in, check_folder, finite, sha256
 from experiments.settings import Settings, check_ranges
+from experiments.tasks import check_task
 from experiments.training import TrainState
 from experiments.tuned import with_tuned
 
@@ -69,6 +70,7 @@ def resolved(settings: Settings) -> Settings:
     check_ranges(settings)
     settings = with_tuned(with_defaults(settings))
     check_model(settings)
+    check_task(settings)
     methods.check(settings)
     return settings
 

@@ -14,6 +14,7 @@ from experiments.data.mpii import mpii
 from experiments.data.prepared import builder_of
 from experiments.data.stick_figures import stick_figures
 from experiments.data.stream import is_large, sample, streams
+from experiments.data.text import texts
 from experiments.settings import Settings, SettingsError, Setup
 
 S = TypeVar("S", bound=Setup)
@@ -76,15 +77,17 @@ def load(settings: Settings) -> Data:
 
 
 def _read(settings: Settings) -> Data:
-    name = settings.data
+    name, kind = settings.data, kind_of(settings.data)
     in_memory = {"digits": digits, "stick_figures": stick_figures, "mpii": lambda: mpii(settings.data_dir)}
+    if settings.stream and (name in in_memory or kind != "image"):
+        raise SettingsError(
+            f"--stream True is not for --data {name}: leave it out, or give a TFDS set of images"
+        )
     if name in in_memory:
-        if settings.stream:
-            raise SettingsError(
-                f"--stream True is not for --data {name}: leave it out, or give a TFDS image set"
-            )
         return in_memory[name]()
     builder = builder_of(name, settings.data_dir)
+    if kind == "text":
+        return texts(builder, name)
     if settings.stream or (settings.stream is None and is_large(builder.info)):
         train, test = streams(builder)
         return Data({}, {}, train.num_classes, (train, test))

@@ -13,9 +13,11 @@ from experiments.models import small_nnx
 from experiments.models.mobile_net import MobileNet
 from experiments.models.network import NNX, Linen, Network
 from experiments.models.pyramid_net import PyramidNet
+from experiments.models.quantized import Quantized
 from experiments.models.resnet import ResNet
 from experiments.models.simcc import SimCC
 from experiments.models.small import SmallConvNet
+from experiments.models.text import TextTransformer
 from experiments.models.vit import VisionTransformer
 from experiments.models.wide_resnet import WideResNet
 from experiments.settings import SettingsError, Setup
@@ -32,6 +34,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "vit_ti": partial(VisionTransformer, width=192, heads=3),
     "vit_s": partial(VisionTransformer, width=384, heads=6),
     "simcc": SimCC,
+    "text": TextTransformer,
 }
 
 # Those with another first layer for ImageNet's images than for small ones.
@@ -42,10 +45,12 @@ SMALL_SIDE = 64
 def make(settings: Setup, data: Data) -> Network:
     """The network of a run, for its data."""
     assert settings.model  # filled in by the data set's default
-    shape, dtype = data.train["image"].shape, jnp.dtype(settings.dtype)
+    dtype, bits = jnp.dtype(settings.dtype), settings.quantize_bits
+    shape = data.train.get("image", data.train.get("tokens")).shape
     if settings.model == "conv_nnx":
         return NNX(partial(small_nnx.SmallConvNet, data.num_classes, shape[-1], dtype=dtype))
-    return Linen(module(settings.model, data.num_classes, shape[1], dtype))
+    network = module(settings.model, data.num_classes, shape[1], dtype)
+    return Quantized(network, bits) if bits else Linen(network)
 
 
 def check_model(settings: Setup) -> None:
@@ -53,6 +58,10 @@ def check_model(settings: Setup) -> None:
     names = (*MODELS, "conv_nnx")
     if settings.model not in names:
         raise SettingsError(f"--model {settings.model} is not known: give {', '.join(names)}")
+    if settings.model == "conv_nnx" and settings.quantize_bits:
+        raise SettingsError(
+            f"--quantize-bits {settings.quantize_bits} is not for --model conv_nnx: give conv"
+        )
     others = {"text": "text", "simcc": "pose"}
     suiting = [name for name in names if others.get(name, "image") == kind_of(settings.data)]
     if settings.model not in suiting:

@@ -14,8 +14,6 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from experiments.settings import SettingsError
-
 LAYERS = (nn.Conv, nn.Dense, nn.DenseGeneral)
 
 FIRST_AND_LAST = 8
@@ -41,10 +39,6 @@ class Quantized:
     module: nn.Module
     bits: int
 
-    def __post_init__(self) -> None:
-        if not 2 <= self.bits <= FIRST_AND_LAST:
-            raise SettingsError(f"--bits {self.bits} is out of range: give a number from 2 to 8")
-
     def init(self, key: jax.Array, inputs: jax.Array) -> tuple[Any, Any]:
         """Parameters and statistics; the step sizes suit these inputs, which are to be real ones."""
         variables = self.module.init(key, inputs, train=False)
@@ -62,9 +56,9 @@ class Quantized:
         return params, {"network": variables.get("batch_stats", {}), "signed": signed}
 
     def apply(
-        self, params: Any, batch_stats: Any, inputs: jax.Array, train: bool, key: jax.Array | None = None
+        self, params: Any, batch_stats: Any, inputs: jax.Array, key: jax.Array | None
     ) -> tuple[Any, Any]:
-        """Outputs and new statistics; `key` is for dropout."""
+        """Outputs and new statistics; with a key, as in training, which decides dropout."""
         bits_and_steps = {
             layer: (int(bits), step)
             for bits, group in params["steps"].items()
@@ -87,7 +81,7 @@ class Quantized:
         variables = {"params": unflatten_dict(kernels, sep="/"), "batch_stats": batch_stats["network"]}
         with nn.intercept_methods(with_few_bits):
             outputs, changed = self.module.apply(
-                variables, inputs, train=train, mutable=["batch_stats"], rngs=_rngs(key)
+                variables, inputs, train=key is not None, mutable=["batch_stats"], rngs=_rngs(key)
             )
         network = changed.get("batch_stats", batch_stats["network"])
         return outputs, {"network": network, "signed": batch_stats["signed"]}

@@ -6,7 +6,7 @@ import jax
 
 from experiments.data import Batch
 from experiments.data.kinds import kind_of
-from experiments.settings import Settings
+from experiments.settings import Settings, SettingsError, Setup, flag
 from experiments.tasks.classification import Classification
 from experiments.tasks.pose import Pose
 
@@ -36,10 +36,27 @@ class Task(Protocol):
         ...
 
 
+def check_task(settings: Setup) -> None:
+    """Refuses settings that the kind of data has no use for."""
+    kind = kind_of(settings.data)
+    useless = {
+        "augment": kind != "image" and bool(settings.augment),
+        "mixup": kind != "image" and settings.mixup > 0,
+        "label_noise": kind == "pose" and bool(settings.label_noise),
+        "label_smoothing": kind == "pose" and settings.label_smoothing > 0,
+    }
+    for name, wrong in useless.items():
+        if wrong:
+            value = getattr(settings, name)
+            value = " ".join(value) if isinstance(value, tuple) else value
+            raise SettingsError(f"{flag(name)} {value} is not for --data {settings.data}: leave it out")
+
+
 def make(settings: Settings) -> Task:
     """The task of a data set."""
-    if kind_of(settings.data) == "pose":
+    kind = kind_of(settings.data)
+    if kind == "pose":
         return Pose()
-    return Classification(
-        augment=settings.augment or (), mixup=settings.mixup, label_smoothing=settings.label_smoothing
-    )
+    if kind == "text":
+        return Classification(label_smoothing=settings.label_smoothing, inputs="tokens")
+    return Classification(settings.augment or (), settings.mixup, settings.label_smoothing)

@@ -1,4 +1,4 @@
-"""Classification of images."""
+"""Classification of images, or of sentences."""
 
 import dataclasses
 
@@ -30,7 +30,7 @@ def standardized(images: jax.Array, constants: Batch) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Classification:
-    """One label for each image.
+    """One label for each image, or for each row of `tokens`.
 
     Attributes:
       augment: random changes of the training images, in this order.
@@ -47,10 +47,12 @@ class Classification:
 
     def constants(self, train: Batch) -> Batch:
         """Mean and deviation of the training images."""
-        return image_statistics(train)
+        return image_statistics(train) if self.inputs == "image" else {}
 
     def prepare(self, rows: Batch, constants: Batch, key: jax.Array | None) -> Batch:
-        """Standardized images; in training augmented, and mixed with each other."""
+        """Standardized images, in training augmented, and mixed with each other; tokens as they are."""
+        if self.inputs != "image":
+            return rows
         batch = rows | {"image": standardized(rows["image"], constants)}
         if key is None:
             return batch

@@ -24,7 +24,7 @@ PUBLISHED = {
 
 
 def test_every_network_is_counted():
-    assert {name for name, _, _ in PUBLISHED} | {"conv", "resnet8", "simcc"} == set(MODELS)
+    assert {name for name, _, _ in PUBLISHED} | {"conv", "resnet8", "simcc", "text"} == set(MODELS)
 
 
 @pytest.mark.parametrize(("name", "classes", "side"), PUBLISHED)

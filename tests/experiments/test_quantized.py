@@ -12,7 +12,6 @@ from experiments.models.quantized import Quantized, first_step_size, levels_of, 
 from experiments.models.resnet import ResNet
 from experiments.models.small import SmallConvNet
 from experiments.models.text import TextTransformer
-from experiments.settings import SettingsError
 
 KEY = jax.random.key(0)
 LABELS = jnp.arange(16) % 4
@@ -65,9 +64,9 @@ def test_first_step_sizes():
 # Networks
 
 
-def losses(network, stats, key=None):
+def losses(network, stats, key=KEY):
     def losses(params, batch):
-        outputs, changed = network.apply(params, stats, batch["inputs"], train=True, key=key)
+        outputs, changed = network.apply(params, stats, batch["inputs"], key)
         return optax.softmax_cross_entropy_with_integer_labels(outputs, batch["label"]), changed
 
     return losses
@@ -83,7 +82,7 @@ def kernels_seen(network, params, stats, inputs):
         return call(*args, **kwargs)
 
     with nn.intercept_methods(look):
-        network.apply(params, stats, inputs, train=False)
+        network.apply(params, stats, inputs, None)
     return seen
 
 
@@ -105,7 +104,7 @@ def test_eight_bits_are_near_the_float_network():
     params, stats = jax.jit(network.init)(KEY, IMAGES)
     variables = {"params": params["network"], "batch_stats": stats["network"]}
     expected, _ = jax.jit(lambda v: CONV.apply(v, IMAGES, train=True, mutable=["batch_stats"]))(variables)
-    apply, errors = jax.jit(lambda params: network.apply(params, stats, IMAGES, train=True)[0]), []
+    apply, errors = jax.jit(lambda params: network.apply(params, stats, IMAGES, KEY)[0]), []
     for factor in (1, 1 / 2, 1 / 4):
         found = apply(params | {"steps": optax.tree.scale(factor, params["steps"])})
         errors.append(float(jnp.linalg.norm(found - expected) / jnp.linalg.norm(expected)))
@@ -158,8 +157,3 @@ def test_other_networks_and_gradients_of_single_examples(module, inputs):
     layers = [layer for group in params["steps"].values() for layer in group]
     kernels = [path for path, _ in jax.tree.leaves_with_path(params["network"]) if "kernel" in str(path)]
     assert len(layers) == len(kernels)
-
-
-def test_numbers_of_bits_that_are_refused():
-    with pytest.raises(SettingsError, match="--bits 1 is out of range: give a number from 2 to 8"):
-        Quantized(CONV, bits=1)

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments import train
 from experiments.data import imagenet, stream, tiny_imagenet
 from experiments.data.prepared import builder_of
 from experiments.data.stream import Reading, Stream
 from experiments.settings import SettingsError
+from tests.experiments import runs
 
 
 def shaken(record, random):
@@ -258,3 +260,27 @@ def test_workers_do_not_outlive_a_killed_run():
         assert process.stdout.readline() == b"reading\n"
         process.kill()
         process.communicate(timeout=20)  # until the last of them has closed the output
+
+
+# Training
+
+
+def test_interrupted_streamed_run_ends_with_the_numbers_of_a_whole_one(tfds_dir, tmp_path, monkeypatch):
+    args = ["--data", "fashion_mnist", "--data-dir", tfds_dir, "--stream", "True", "--method", "ausam"]
+    args += ["--train-examples", "130", "--batch-size", "40", "--epochs", "3", "--label-noise", "0.3"]
+    runs.run(tmp_path / "whole", *args)
+    original = train.Checkpoints.save
+
+    def save(self, checkpoint):
+        original(self, checkpoint)
+        self.finish()
+        raise InterruptedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Checkpoints, "save", save)
+        with pytest.raises(InterruptedError):
+            runs.run(tmp_path / "x", *args)
+    runs.run(tmp_path / "x", *args, "--resume")
+    assert runs.outcome(tmp_path / "x") == runs.outcome(tmp_path / "whole")
+    last = runs.metrics(tmp_path / "x")[-1]
+    assert last["step"] == 9 and last["gradients"] == 6 + 6  # whole batches in the first epoch
