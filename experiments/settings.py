@@ -95,7 +95,7 @@ class Settings(Setup):
     resume: bool = False
     """Go on from the last checkpoint in the folder; in an empty folder, just start."""
     distributed: bool = False
-    """One of several processes, on a TPU slice or under SLURM; elsewhere see JAX_COORDINATOR_ADDRESS."""
+    """One of several processes, on a TPU slice, or under SLURM or Open MPI."""
     profile: tuple[int, int] | None = None
     """First and last step that a profiler trace is written of, into the folder."""
     method_settings: tyro.conf.OmitArgPrefixes[MethodSettings] = MethodSettings()

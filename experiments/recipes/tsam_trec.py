@@ -8,6 +8,7 @@ RECIPE = Recipe(
     paper=TSAM,
     source="nothing but the method's defaults is the authors': github.com/litian96/TSAM, b318956",
     differs="TREC in place of GLUE, and a small network: it shows the method, not the paper's result.",
+    published="none",
     settings=Settings(
         data="trec",
         epochs=10,

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import shlex
 
 import pytest
 
@@ -10,7 +12,9 @@ from experiments.command_line import defaults_in
 from experiments.methods import accepted
 from experiments.recipes import RECIPES, __main__, recipe
 from experiments.settings import Settings
-from tests.experiments.runs import message_of, metrics
+from tests.experiments.runs import ROOT, message_of, metrics
+
+PAGE = ROOT / "docs/experiments.md"
 
 DEMOS = ("vsam-digits", "ausam-stick-figures", "tsam-trec")
 
@@ -127,3 +131,18 @@ def test_table_has_every_recipe_and_its_paper(capsys, monkeypatch):
     __main__.main()
     text = capsys.readouterr().out
     assert all(name in text for name in RECIPES) and "2403.08821" in text
+
+
+COMMANDS = re.findall(r"^(python -m experiments.train .*?)(?: +#|$)", PAGE.read_text(), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_of_the_page_are_sound(command, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(train, "train", lambda settings: seen.append(train.resolved(settings)))
+    try:
+        train.main(shlex.split(command)[3:])
+    except SystemExit as exit:
+        assert exit.code == 0 and "--help" in command
+    else:
+        assert len(seen) == 1

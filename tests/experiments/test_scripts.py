@@ -1,6 +1,7 @@
 """Scripts for clusters: what they run, seen by fakes of the cluster's programs."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from experiments.recipes import RECIPES
 from tests.experiments.runs import ROOT
 
+PAGE = (ROOT / "docs/experiments.md").read_text()
 SCRIPTS = sorted((ROOT / "scripts").iterdir())
 ARGS = ["recipe:vsam-digits", "--out", "/mnt/a b/it's $HOME"]
 TRAIN = [".venv/bin/python", "-m", "experiments.train", *ARGS]
@@ -131,3 +134,12 @@ def test_job_goes_back_to_the_queue_before_its_time_is_up(environment, tmp_path)
     job.send_signal(signal.SIGUSR1)
     assert job.wait(timeout=30) != 0
     assert calls(tmp_path / "scontrol") == [["requeue", "7"]]
+
+
+@pytest.mark.parametrize(
+    "command", re.findall(r"^(?:sbatch \S+ )?(scripts/.*?)(?: +#|$)", PAGE, re.MULTILINE)
+)
+def test_commands_of_the_page_are_sound(command, environment):
+    environment = environment | {"DRY_RUN": "1"}
+    printed = subprocess.check_output(["bash", "-c", command], cwd=ROOT, env=environment, text=True)
+    assert re.search(r"recipe:([\w-]+)", printed.splitlines()[-1])[1] in RECIPES
