@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from experiments.method_settings import MethodSettings
+from experiments.recipes import recipe
 from experiments.settings import DiskError, Settings, SettingsError
 
 
@@ -35,9 +36,15 @@ def command_line(
       default: what is not given; None is the dataclass's own defaults.
     """
     prog = f"python -m experiments.{run.__name__}"
+    with errors_in_one_line(how_to_go_on), _ending_at_once(f"interrupted: {how_to_go_on}\n"):
+        run(tyro.cli(kind, prog=prog, args=args, default=default, config=(tyro.conf.FlagCreatePairsOff,)))
+
+
+@contextlib.contextmanager
+def errors_in_one_line(how_to_go_on: str) -> Iterator[None]:
+    """Exits with code 2 and one line after a mistake of the user or a failure of the disk."""
     try:
-        with _ending_at_once(f"interrupted: {how_to_go_on}\n"):
-            run(tyro.cli(kind, prog=prog, args=args, default=default, config=(tyro.conf.FlagCreatePairsOff,)))
+        yield
     except DiskError as error:
         print(f"error: {error}: make room there or make it writable, then {how_to_go_on}", file=sys.stderr)
         sys.exit(2)
@@ -46,8 +53,23 @@ def command_line(
         sys.exit(2)
 
 
-def with_help_on(accepted: Sequence[str]) -> type[Settings]:
-    """Settings whose help leaves out the settings of methods that are not at hand; they still parse."""
+def defaults_in(args: Sequence[str]) -> tuple[Settings, Sequence[str]]:
+    """What is not given on a command line, and the words that are left of it.
+
+    A first word `recipe:NAME` gives the recipe's settings. With another method than the recipe's, the
+    settings of that method are not the recipe's any more.
+    """
+    if not args or not args[0].startswith("recipe:"):
+        return Settings(), args
+    settings, args = recipe(args[0].removeprefix("recipe:")).settings, args[1:]
+    method = method_in(args, settings.method)
+    if method != settings.method:
+        settings = dataclasses.replace(settings, method=method, method_settings=MethodSettings())
+    return settings, args
+
+
+def with_help_on(accepted: Sequence[str], settings: Settings) -> Settings:
+    """These settings, but their help leaves out those of methods that are not at hand; they still parse."""
     suppressed: Any = Annotated[Any, tyro.conf.Suppress]
     hidden: list[Any] = [
         (field.name, suppressed, dataclasses.field(default=None))
@@ -58,16 +80,16 @@ def with_help_on(accepted: Sequence[str]) -> type[Settings]:
     field: Any = ("method_settings", tyro.conf.OmitArgPrefixes[part], dataclasses.field(default=part()))
     made = dataclasses.make_dataclass("Settings", [field], bases=(Settings,), frozen=True)
     made.__doc__ = Settings.__doc__
-    return made
+    return made(**vars(settings) | {"method_settings": part(**vars(settings.method_settings))})
 
 
-def method_in(args: Sequence[str]) -> str:
+def method_in(args: Sequence[str], default: str) -> str:
     """The method that a command line names; the default without one."""
     for number, word in enumerate(args):
         name, equals, value = word.partition("=")
         if name == "--method":
             return value if equals else "".join(args[number + 1 : number + 2])
-    return Settings().method
+    return default
 
 
 @contextlib.contextmanager

@@ -1,4 +1,7 @@
-"""Trains one network with one method: `python -m experiments.train --help`."""
+"""Trains one network with one method: `python -m experiments.train --help`.
+
+A first word `recipe:NAME` starts from a published experiment (`python -m experiments.recipes`).
+"""
 
 import functools
 import math
@@ -13,7 +16,13 @@ import numpy as np
 
 from experiments import methods, sharpness
 from experiments.checkpoints import Checkpoint, Checkpoints
-from experiments.command_line import command_line, method_in, with_help_on
+from experiments.command_line import (
+    command_line,
+    defaults_in,
+    errors_in_one_line,
+    method_in,
+    with_help_on,
+)
 from experiments.data import Data, load, with_defaults
 from experiments.devices import agreed, first_process, join_processes
 from experiments.inputs import Inputs
@@ -35,13 +44,17 @@ Listener = Callable[..., None]
 
 NO_PROFILE = Profile()
 
+HOW_TO_GO_ON = "--resume goes on"
+
 
 def main(args: list[str] | None = None) -> None:
     """The command line."""
     words = sys.argv[1:] if args is None else args
-    asked = {"-h", "--help"} & set(words)
-    kind = with_help_on(methods.accepted(method_in(words))) if asked else Settings
-    command_line(kind, train, words, "--resume goes on")
+    with errors_in_one_line(HOW_TO_GO_ON):
+        default, words = defaults_in(words)
+    if {"-h", "--help"} & set(words):
+        default = with_help_on(methods.accepted(method_in(words, default.method)), default)
+    command_line(type(default), train, words, HOW_TO_GO_ON, default)
 
 
 def train(settings: Settings) -> None:
