@@ -102,15 +102,31 @@ GRIDS |= {
 }
 
 
-def points_of(method: str, data: str) -> list[Point]:
-    """The grid of a method on a data set: the digits' own, others two octaves lower.
+# Adam and LAMB know learning rates of another order; they alone decide how far a normalized gradient leads.
+ADAPTIVE = {
+    "sgd": grid(learning_rate=[0.0005, 0.001, 0.002, 0.004], weight_decay=[0.01, 0.1, 1.0]),
+    "pugd": grid(radius=doubling(1.0, 4), learning_rate=[0.0005, 0.001, 0.002]),
+}
+
+
+def points_of(method: str, setup: Setup, count: int = 12) -> list[Point]:
+    """The grid of a method: the digits' own, for other data two octaves lower; `count` points evenly spread.
 
     Eight by eight pixels are an easy task with wrong labels, on which large radii and strong decay do well.
+    SGD's own grid lies around a learning rate that is given, which the other methods keep.
     """
-    if data == "digits":
+    points = _all_points(method, setup)
+    return points[:: max(1, len(points) // count)]
+
+
+def _all_points(method: str, setup: Setup) -> list[Point]:
+    if setup.optimizer != "sgd" and method in ADAPTIVE:
+        return ADAPTIVE[method]
+    if setup.data == "digits":
         return GRIDS[method]
     if method == "sgd":
-        return grid(learning_rate=doubling(0.006, 4), weight_decay=doubling(0.002, 3, 4.0))
+        rate, decay = (setup.learning_rate or 0.024) / 4, setup.weight_decay or 0.002
+        return grid(learning_rate=doubling(rate, 4), weight_decay=doubling(decay, 3, 4.0))
     lower = {"rho": 0.25, "radius": 0.25, "step_size": 0.25, "noise_scale": 0.25}
     return [
         {
@@ -131,8 +147,12 @@ class TuneSettings(Setup):
 
     methods: tuple[str, ...] = tuple(GRIDS)
     """Methods to search."""
+    points: int = 12
+    """Points of each method's grid, evenly spread."""
     folds: int = 5
-    """Parts of the training examples, each the validation data once."""
+    """Parts into which the training examples are cut."""
+    parts: int | None = None
+    """So many of them are the validation data once; None is each."""
     seeds: int = 1
     """Runs per part and grid point."""
 
@@ -149,6 +169,9 @@ def tune(settings: TuneSettings) -> None:
         raise SettingsError(f"--methods {unknown[0]} has no grid: give {', '.join(GRIDS)}")
     for name, least in (("folds", 2), ("seeds", 1), ("epochs", 1)):
         require(getattr(settings, name) >= least, settings, name, f"give {least} or more")
+    require(1 <= settings.points <= 12, settings, "points", "give a number from 1 to 12")
+    fine = settings.parts is None or 1 <= settings.parts <= settings.folds
+    require(fine, settings, "parts", "give 1 or more, and at most --folds")
     file, task = file_of(settings), task_of(settings)
     data = load(resolved(Settings(method="sgd", **setup_of(settings))))
     for method in settings.methods:
@@ -176,8 +199,8 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
 
 def search(method: str, data: Data, settings: TuneSettings) -> dict[str, Any]:
     """Validation accuracy at each point of a method's grid, and the best point."""
-    trials = list(itertools.product(range(settings.folds), range(settings.seeds)))
-    points = points_of(method, settings.data)
+    trials = list(itertools.product(range(settings.parts or settings.folds), range(settings.seeds)))
+    points = points_of(method, settings, settings.points)
     programs: dict[Any, Programs] = {}
     rows = []
     with progress_bar() as bar:
@@ -192,10 +215,12 @@ def search(method: str, data: Data, settings: TuneSettings) -> dict[str, Any]:
                     programs[compiled] = compile_programs(trial, part)
                 accuracies.append(accuracy(trial, part, programs[compiled]))
                 bar.advance(task)
-            mean, spread = statistics.mean(accuracies), statistics.stdev(accuracies)
+            mean = statistics.mean(accuracies)
+            spread = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
             rows.append(point | {"accuracy_mean": mean, "accuracy_std": spread})
     best = max(range(len(rows)), key=lambda number: rows[number]["accuracy_mean"])
-    return {"best": points[best], "grid": rows, "trials_per_point": len(trials)}
+    given = given_numbers(settings)
+    return {"best": given | points[best], "grid": rows, "trials_per_point": len(trials)}
 
 
 def structure(point: Point) -> tuple[Any, ...]:
@@ -207,12 +232,19 @@ def with_point(settings: TuneSettings, method: str, point: Point, seed: int) -> 
     """The settings of one trial: a grid point, and else the library's and the task's defaults."""
     base = with_defaults(Settings(method=method, seed=seed, **setup_of(settings)))
     usual = DEFAULTS[settings.optimizer]
-    given = {name: getattr(settings, name) for name in usual if getattr(settings, name) is not None}
-    numbers: Point = usual | given | {name: value for name, value in point.items() if name in usual}
+    numbers: Point = (
+        usual | given_numbers(settings) | {name: value for name, value in point.items() if name in usual}
+    )
     method_settings = {name: value for name, value in point.items() if name not in usual}
     return dataclasses.replace(
         base, **numbers, method_settings=dataclasses.replace(base.method_settings, **method_settings)
     )
+
+
+def given_numbers(settings: TuneSettings) -> Point:
+    """Learning rate and weight decay, where they are given for all methods."""
+    names = DEFAULTS[settings.optimizer]
+    return {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
 
 
 def accuracy(settings: Settings, data: Data, programs: Programs) -> float:
@@ -227,7 +259,7 @@ def accuracy(settings: Settings, data: Data, programs: Programs) -> float:
 
 def print_grid(method: str, entry: dict[str, Any]) -> None:
     """Prints a method's grid, the best point marked."""
-    names = list(entry["best"])
+    names = [name for name in entry["grid"][0] if not name.startswith("accuracy_")]
     table = Table(title=method, caption=f"{entry['trials_per_point']} trainings per point")
     for heading in (*names, "validation accuracy %", ""):
         table.add_column(heading, justify="right")

@@ -171,15 +171,18 @@ def test_every_method_is_tuned_with_the_same_budget_and_its_best_is_the_default(
 
 @pytest.mark.parametrize("name", methods.METHODS)
 def test_every_point_of_a_grid_is_accepted(name):
-    for settings in (tune.TuneSettings(), tune.TuneSettings(data="fashion_mnist")):
-        points = tune.points_of(name, settings.data)
+    set_ups = ({}, {"data": "fashion_mnist"}, {"data": "fashion_mnist", "optimizer": "adamw"})
+    for settings in (tune.TuneSettings(**set_up) for set_up in set_ups):
+        if name in methods.OPTIMIZERS and settings.optimizer != "sgd":
+            continue
+        points = tune.points_of(name, settings)
         assert len(points) == 12
         for point in points:
             methods.check(tune.with_point(settings, name, point, seed=0))
 
 
 def test_radii_of_other_data_sets_are_a_quarter_of_the_digits():
-    digits, other = (tune.points_of("vsam", data) for data in ("digits", "fashion_mnist"))
+    digits, other = (tune.points_of("vsam", Settings(data=data)) for data in ("digits", "fashion_mnist"))
     for point, lower in zip(digits, other, strict=True):
         assert (
             lower["rho"] == pytest.approx(point["rho"] / 4, rel=0.06) and lower["window"] == point["window"]

@@ -7,7 +7,7 @@ import shlex
 
 import pytest
 
-from experiments import models, train, tuned
+from experiments import train, tuned
 from experiments.command_line import defaults_in
 from experiments.methods import accepted
 from experiments.recipes import RECIPES, __main__, recipe
@@ -35,12 +35,6 @@ NUMBERS = {
     "sam-cifar10-wrn28-10": (200, 256, 0.1, 5e-4, BASIC, {"rho": 0.05}),
     "asam-cifar10-wrn28-10": (200, 128, 0.1, 5e-4, BASIC, {"rho": 0.5, "eta": 0.0}),
 }
-
-
-@pytest.fixture
-def text_model(monkeypatch):
-    """The name of the network for sentences is known."""
-    monkeypatch.setitem(models.MODELS, "text", models.MODELS.get("text"))
 
 
 # The numbers
@@ -72,7 +66,7 @@ def test_a_tenth_of_the_label_goes_to_the_other_classes(name, classes):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipe_is_sound_and_its_file_is_named_after_it(name, text_model):
+def test_recipe_is_sound_and_its_file_is_named_after_it(name):
     found = recipe(name)
     settings, words = found.settings, name.replace("-", "_")
     assert words.startswith(settings.method.replace("look_layersam", "looksam") + "_")
@@ -83,7 +77,7 @@ def test_recipe_is_sound_and_its_file_is_named_after_it(name, text_model):
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name not in DEMOS])
-def test_nothing_tuned_takes_the_place_of_a_papers_number(name, text_model, monkeypatch):
+def test_nothing_tuned_takes_the_place_of_a_papers_number(name, monkeypatch):
     settings = recipe(name).settings
     tunable = {"learning_rate", "weight_decay"} | {"rho", "radius", "window"} & set(accepted(settings.method))
     best = {settings.method: dict.fromkeys(tunable, 0.77)}
