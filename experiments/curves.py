@@ -33,29 +33,33 @@ def draw(groups: Sequence[Group], name: str, label: str, heading: str, file: Pat
     ys = [100 * group.curves("test_accuracy") for group in groups]
     means, bands = [y.mean(axis=0) for y in ys], [margin(y) for y in ys]
     panel.set(
-        xlabel=label, ylabel="test accuracy (%)", ylim=limits(means, bands), xlim=(0, max(map(np.max, xs)))
+        xlabel=label,
+        ylabel="test accuracy (%)",
+        ylim=limits(means, bands),
+        xlim=(0, 1.01 * max(map(np.max, xs))),
     )
     panel.grid(alpha=0.2)
     heights = spread_out([mean[-1] for mean in means], panel.get_ylim())
+    faint = min(0.12, 0.5 / len(groups))
     for number, (group, x, mean, band) in enumerate(zip(groups, xs, means, bands, strict=True)):
         colour = COLOURS[number % len(COLOURS)]
         style = LINES[number // len(COLOURS) % len(LINES)]
         panel.plot(x, mean, style, color=colour, linewidth=1.6)
-        panel.plot(x[-1], mean[-1], "o", color=colour, ms=5, clip_on=False)
+        end = None if band is None else band[-1]
+        panel.errorbar(x[-1], mean[-1], end, fmt="o", color=colour, ms=5, capsize=3, lw=1)
         if band is not None:
-            panel.fill_between(x, mean - band, mean + band, color=colour, alpha=0.12, linewidth=0)
+            panel.fill_between(x, mean - band, mean + band, color=colour, alpha=faint, linewidth=0, zorder=1)
         name_at_margin(panel, group.label, (x[-1], mean[-1]), heights[number], colour)
     figure.savefig(file, dpi=130)
     plt.close(figure)
 
 
 def limits(means: Sequence[np.ndarray], bands: Sequence[np.ndarray | None]) -> tuple[float, float]:
-    """From where the lowest line is after a fifth of the epochs to above the highest end."""
-    low = min(mean[len(mean) // 5] for mean in means)
-    high = max(np.max(mean) for mean in means)
-    ends = [
-        float(mean[-1] + (0 if band is None else band[-1])) for mean, band in zip(means, bands, strict=True)
-    ]
-    top = min(max(high, *ends), high + 0.3 * (high - low))
-    room = 0.05 * max(top - low, 1.0)
-    return low - room, min(top + room, 100.5)
+    """The lines after their first fifth and the intervals at their ends, as far as these are not much wider."""
+    low = min(mean[len(mean) // 5 :].min() for mean in means)
+    high = max(mean[len(mean) // 5 :].max() for mean in means)
+    most = 0.5 * max(high - low, 1.0)
+    margins = [0.0 if band is None else min(band[-1], most) for band in bands]
+    low = min(low, *(mean[-1] - margin for mean, margin in zip(means, margins, strict=True)))
+    high = max(high, *(mean[-1] + margin for mean, margin in zip(means, margins, strict=True)))
+    return low - 0.1 * most, min(high + 0.1 * most, 100.5)

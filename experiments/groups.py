@@ -89,13 +89,13 @@ def read_run(folder: Path) -> Run | None:
     config, result = (records.read_json(folder / name) for name in ("config.json", "result.json"))
     lines = records.read_metrics(folder / "metrics.jsonl")
     needed = {
-        "config.json": (config.get("settings", {}), ("method", "seed", "epochs")),
-        "result.json": (result, ("test_accuracy", "gradients_per_step", "step_seconds")),
-        "metrics.jsonl": (lines[-1] if lines else {}, ("test_accuracy", "seconds", "gradients")),
+        "config.json": ([config.get("settings") or {}], ("method", "seed", "epochs")),
+        "result.json": ([result], ("test_accuracy", "gradients_per_step", "step_seconds")),
+        "metrics.jsonl": (lines or [{}], ("test_accuracy", "seconds", "gradients")),
     }
-    for file, (content, names) in needed.items():
+    for file, (contents, names) in needed.items():
         for name in names:
-            if content.get(name) is None:
+            if any(content.get(name) is None for content in contents):
                 raise SettingsError(f"{folder / file} has no {name}: train the run again")
     if len(lines) != config["settings"]["epochs"]:
         raise SettingsError(f"{folder / 'metrics.jsonl'} has not all epochs: train the run again")

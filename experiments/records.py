@@ -185,8 +185,8 @@ def finite(line: dict[str, Any]) -> dict[str, Any]:
 def read_json(file: Path) -> dict[str, Any]:
     """Reads a file that this module has written."""
     try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+        return dict(json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError) as error:
         raise SettingsError(f"{file} cannot be read ({error}): restore it, or give another --out") from error
 
 

@@ -165,8 +165,10 @@ def notes_of(groups: Sequence[Group]) -> list[str]:
 def heading_of(groups: Sequence[Group]) -> str:
     """Data, network and epochs of all groups."""
     names = ("data", "model", "epochs")
-    values = [", ".join(dict.fromkeys(shown(group.settings.get(name)) for group in groups)) for name in names]
-    return "{}; {}; {} epochs".format(*values)
+    values = [
+        " and ".join(dict.fromkeys(shown(group.settings.get(name)) for group in groups)) for name in names
+    ]
+    return "{}, {}, {} epochs".format(*values)
 
 
 def markdown(heading: str, cells: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
@@ -180,7 +182,7 @@ def print_table(cells: Sequence[Sequence[str]], notes: Sequence[str]) -> None:
     """The table for the terminal."""
     table = Table()
     for number, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="right" if number else "left")
+        table.add_column(heading, justify="right" if number else "left", no_wrap=not number)
     for each in cells:
         table.add_row(*each)
     Console().print(table)

@@ -82,7 +82,7 @@ def test_table_pictures_and_shares_of_handmade_runs(tmp_path, capsys):
     for name in ("accuracy_by_seconds.png", "accuracy_by_gradients.png"):
         assert (tmp_path / "out" / name).stat().st_size > 10_000
     text = (tmp_path / "out/summary.md").read_text()
-    assert text.startswith("# digits; conv; 3 epochs\n\n| runs | test accuracy %")
+    assert text.startswith("# digits, conv, 3 epochs\n\n| runs | test accuracy %")
     assert "| RST | 93.0 | 1 | 2.00 | 1.50 |  |" in text and "| SAM | 95.0 ± 2.5 | 3 |" in text
     assert "vSAM" in capsys.readouterr().out
 
@@ -110,7 +110,7 @@ def test_what_is_left_out_is_named_in_one_line_each(tmp_path, capsys):
     (grid / "sgd-seed1/result.json").unlink()
     (grid / "sgd-seed2/result.json").write_text("{half")
     (grid / "sgd-seed3/metrics.jsonl").unlink()
-    (grid / "sgd-seed4/config.json").write_text("[]")
+    (grid / "sgd-seed4/config.json").write_text("[1]")
     (grid / "sgd-seed5").rename(grid / "sgd-seed5-until-20250101-000000")
     write(tmp_path / "more", "sgd", 0, 0.7)
     rows = summed(grid, tmp_path / "more", out=tmp_path / "out")
