@@ -55,7 +55,7 @@ def draw(groups: Sequence[Group], name: str, label: str, heading: str, file: Pat
 
 
 def limits(means: Sequence[np.ndarray], bands: Sequence[np.ndarray | None]) -> tuple[float, float]:
-    """The lines after their first fifth and the intervals at their ends, as far as these are not much wider."""
+    """Room for the lines after their first fifth, and for the intervals at their ends as far as fits."""
     low = min(mean[len(mean) // 5 :].min() for mean in means)
     high = max(mean[len(mean) // 5 :].max() for mean in means)
     most = 0.5 * max(high - low, 1.0)

@@ -6,8 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from typing import TypeVar
 
 from experiments.settings import SettingsError
@@ -28,26 +27,32 @@ def in_processes(work: Callable[[bool], T], count: int) -> list[T]:
     Raises:
       SettingsError: one was killed.
     """
-    if count == 1:
-        return [work(True)]
+    others = [begin(work) for _ in range(count - 1)]
+    mine = work(True)
+    try:
+        return [mine, *(other.recv() for other in others)]
+    except EOFError as error:
+        raise SettingsError(
+            f"--processes {count}: one of them was killed, perhaps for its memory: give fewer; the same "
+            "command goes on"
+        ) from error
+
+
+def begin(work: Callable[[bool], T]) -> Connection:
+    """Begins a process; what is returned will receive its result."""
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(count - 1, spawn, follow, (sys.orig_argv,)) as pool:
-        others = [pool.submit(work, False) for _ in range(count - 1)]
-        mine = work(True)
-        try:
-            return [mine, *(each.result() for each in others)]
-        except BrokenProcessPool as error:
-            raise SettingsError(
-                f"--processes {count}: one of them was killed, perhaps for its memory: the same command "
-                "goes on; give fewer processes"
-            ) from error
+    receiver, sender = spawn.Pipe(duplex=False)
+    spawn.Process(target=follow, args=(work, sender, sys.orig_argv)).start()
+    sender.close()  # its other end is the process's, and is closed if that is killed
+    return receiver
 
 
-def follow(command: list[str]) -> None:
-    """Makes this process end with the one that began it, however that ends."""
+def follow(work: Callable[[bool], T], sender: Connection, command: list[str]) -> None:
+    """What the other processes do; they end with the one that began them, however that ends."""
     sys.orig_argv = command  # which is recorded with each run
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the first says how to go on
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first says how to go on
     threading.Thread(target=end_with_parent, daemon=True).start()
+    sender.send(work(False))
 
 
 def end_with_parent() -> None:
