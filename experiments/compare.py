@@ -18,6 +18,7 @@ from experiments.methods import DEMO, METHODS
 from experiments.programs import Programs, compile_programs
 from experiments.progress import progress_bar
 from experiments.ranking import draw_ranking
+from experiments.runs import finished, set_aside_if_different
 from experiments.settings import Settings, Setup, require, setup_of
 from experiments.sharpness import measured
 from experiments.train import Listener, resolved, run
@@ -132,27 +133,12 @@ def trained(runs: list[Settings], data: Data, programs: Programs, bar: Progress)
     results = []
     for number, settings in enumerate(runs):
         set_aside_if_different(settings)
-        result = finished(settings) or train_one(
-            settings, data, programs, functools.partial(bar.update, task)
-        )
+        result = finished(settings)
+        if not result or "surrogate_gap" not in result:
+            result = train_one(settings, data, programs, functools.partial(bar.update, task))
         results.append(result)
         bar.update(task, completed=(number + 1) * steps, accuracy=result["test_accuracy"])
     return results
-
-
-def set_aside_if_different(settings: Settings) -> None:
-    """Renames the folder of a run with other settings."""
-    if records.differences(settings):
-        aside = f"{settings.out.name}-until-{time.strftime('%Y%m%d-%H%M%S')}"
-        settings.out.rename(settings.out.with_name(aside))
-
-
-def finished(settings: Settings) -> dict[str, Any] | None:
-    """The result of a run that is finished and measured, its metrics.jsonl whole; else None."""
-    file = settings.out / "result.json"
-    result = records.read_json(file) if file.exists() else {}
-    whole = len(records.read_metrics(settings.out / "metrics.jsonl")) == settings.epochs
-    return result if "surrogate_gap" in result and whole else None
 
 
 def train_one(settings: Settings, data: Data, programs: Programs, listener: Listener) -> dict[str, Any]:

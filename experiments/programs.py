@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -70,6 +71,22 @@ def compile_programs(settings: Settings, data: Data) -> Programs:
     first = steps(whole_batch=True) if settings.method in methods.WHOLE_FIRST_EPOCH else later
     init = jax.jit(trainer.init, out_shardings=places).lower(inputs).compile()
     return Programs(trainer, init, first, later, evaluate, time.perf_counter() - start)
+
+
+def structure(settings: Settings) -> Settings:
+    """What a run's programs depend on: runs for which it is equal share them, if their data are the same."""
+    method_settings = dataclasses.replace(settings.method_settings, **arguments(settings.method_settings))
+    numbers = arguments(settings)
+    if settings.method == "bsam":
+        del numbers["weight_decay"]  # its prior, which the program depends on
+    return dataclasses.replace(
+        settings, **numbers, method_settings=method_settings, seed=0, out=Path(), resume=False
+    )
+
+
+def arguments(part: Any) -> dict[str, Any]:
+    """The given settings that are arguments of the programs, whatever their values, as zeros."""
+    return {name: 0.0 for name in methods.TRACED if getattr(part, name, None) is not None}
 
 
 def in_memory(trainer: Trainer, data: Data, inputs: Inputs, state: Any, places: Any) -> tuple[Any, Any]:

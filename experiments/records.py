@@ -12,6 +12,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import numpy as np
 
 from experiments.devices import first_process, together, whole
 from experiments.events import add_events, begin_events
-from experiments.settings import DiskError, Settings, SettingsError, flag
+from experiments.settings import DiskError, InUseError, Settings, SettingsError, flag
 
 # Settings that may change from a run to its resumption: they do not decide any number.
 FREE = ("out", "resume", "data_dir", "checkpoint_every", "workers", "fsdp", "distributed", "profile")
@@ -42,7 +43,7 @@ class RunFolder:
             if not (self.path / "config.json").exists():
                 with disk_errors(self.path):
                     self.path.mkdir(parents=True, exist_ok=True)
-                write_json(self.path / "config.json", {"settings": as_json(settings)} | environment())
+                _create(self.path / "config.json", {"settings": as_json(settings)} | environment())
         together("the folder is there")
 
     def write_metrics(self, lines: list[dict[str, Any]]) -> None:
@@ -75,7 +76,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     """Keeps other runs out of a run's folder; the lock ends with the process, however it ends.
 
     Raises:
-      SettingsError: another run is at work in the folder.
+      InUseError: another run is at work in the folder.
     """
     if not first_process():
         yield
@@ -86,7 +87,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise SettingsError(
+            raise InUseError(
                 f"--out {folder} is in use by another process: wait for it, or give another --out"
             ) from None
         except OSError:
@@ -184,8 +185,8 @@ def finite(line: dict[str, Any]) -> dict[str, Any]:
 def read_json(file: Path) -> dict[str, Any]:
     """Reads a file that this module has written."""
     try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+        return dict(json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError) as error:
         raise SettingsError(f"{file} cannot be read ({error}): restore it, or give another --out") from error
 
 
@@ -208,6 +209,20 @@ def disk_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DiskError(f"--out {folder} cannot be written ({error.strerror or error})") from error
+
+
+def _create(file: Path, content: dict[str, Any]) -> None:
+    """Writes a new file, unless another process has just done it: what is locked must stay one file."""
+    mine = file.with_name(f"{file.name}.{uuid.uuid4().hex}")
+    with disk_errors(file.parent):
+        write_json(mine, content)
+        try:
+            os.link(mine, file)
+        except FileExistsError:
+            pass
+        except OSError:
+            os.replace(mine, file)  # a disk without links
+        mine.unlink(missing_ok=True)
 
 
 def _replace(file: Path, text: str) -> None:

@@ -10,61 +10,13 @@ from rich.console import Console
 from rich.table import Table
 from scipy.optimize import isotonic_regression
 
+from experiments.names import NOTES, title
+
 matplotlib.use("agg")
 
 from matplotlib import pyplot as plt  # noqa: E402 (after the choice of a backend)
 from matplotlib import ticker  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
-
-NAMES = {
-    "grst": "G-RST",
-    "vsam": "vSAM",
-    "looksam": "LookSAM",
-    "look_layersam": "Look-LayerSAM",
-    "aesam": "AE-SAM",
-    "aelooksam": "AE-LookSAM",
-    "ksam": "K-SAM",
-    "vasso": "VaSSO",
-    "sam_on": "SAM-ON",
-    "usam": "USAM",
-    "adasam": "AdaSAM",
-    "bsam": "bSAM",
-    "graphsam": "GraphSAM",
-    "fgsam": "FGSAM",
-    "fgsam_plus": "FGSAM+",
-    "reweighted_sam": "RW-SAM",
-    "random_sam": "R-SAM",
-    "single_step_sam": "S2-SAM",
-    "random_perturbation": "RWP",
-    "adaptive_random_perturbation": "ARWP",
-    "gradient_norm_penalty": "GNP",
-    "extrapolation": "EXTRAP",
-    "late_sam": "late SAM",
-    "friendly_sam": "Friendly SAM",
-    "fisher_sam": "Fisher SAM",
-    "sparse_sam": "Sparse SAM",
-    "sparse_sam_dynamic": "Sparse SAM, dynamic",
-    "fisher_mask_sam": "Fisher-mask SAM",
-    "multistep_sam": "multi-step SAM",
-    "decoupled_wsam": "WSAM, decoupled",
-    "bilateral_sam": "Bilateral SAM",
-    "momentum_sam": "Momentum SAM",
-    "drawn_vsam": "AUSAM + vSAM",
-    "friendly_looksam": "Friendly + LookSAM",
-    "adaptive_rst": "ASAM + RST",
-    "sharded_gsam": "GSAM in slices",
-}
-
-# What a method is given here that the papers leave open.
-NOTES = {
-    "fgsam": "the surrogate is the network on images of half the side",
-    "fgsam_plus": "the same surrogate, alone in every second step",
-    "late_sam": "in the last fifth of the steps",
-    "sam_on": "perturbs the scales and biases of batch norm",
-    "extrapolation": "along the previous gradient",
-    "sharded_gsam": "slices of 10 examples at batch size 50",
-    "bsam": "the weight decay is its prior; test accuracy of the mean weights",
-}
 
 # From so many methods on, the table is in order of accuracy and says what is cheap.
 MANY = 12
@@ -193,16 +145,21 @@ def draw_methods(panel: Axes, rows: Rows, xs: Mapping[str, float], label: str, r
         marker = MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]  # the next with the same colour
         spread = 100 * rows[name]["accuracy_std"]
         panel.errorbar(xs[name], mean, spread, color=colour, marker=marker, ms=8, capsize=3)
-        panel.annotate(
-            title(name),
-            (xs[name], mean),
-            xytext=(1.03, height),
-            textcoords=panel.get_yaxis_transform(),
-            color=colour,
-            va="center",
-            fontweight="bold",
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "alpha": 0.5},
-        )
+        name_at_margin(panel, title(name), (xs[name], mean), height, colour)
+
+
+def name_at_margin(panel: Axes, name: str, point: tuple[float, float], height: float, colour: str) -> None:
+    """Names a point at the right margin, in its colour, with a thin line to it."""
+    panel.annotate(
+        name,
+        point,
+        xytext=(1.03, height),
+        textcoords=panel.get_yaxis_transform(),
+        color=colour,
+        va="center",
+        fontweight="bold",
+        arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "alpha": 0.5},
+    )
 
 
 def spread_out(heights: Sequence[float], limits: tuple[float, float]) -> np.ndarray:
@@ -215,8 +172,3 @@ def spread_out(heights: Sequence[float], limits: tuple[float, float]) -> np.ndar
     fitted = isotonic_regression(np.asarray(heights)[order] - offsets).x
     fitted = np.clip(fitted, low, high - offsets[-1]) + offsets
     return fitted[np.argsort(order)]
-
-
-def title(name: str) -> str:
-    """A method's name as its paper writes it."""
-    return NAMES.get(name, name.upper())

@@ -16,6 +16,10 @@ class SettingsError(Exception):
     """A mistake of the user: one line that names the setting, its value and the repair."""
 
 
+class InUseError(SettingsError):
+    """A folder in which another process is at work."""
+
+
 class DiskError(SettingsError):
     """A disk that is full, read-only or the like: one line, to which the program adds how to go on."""
 

@@ -21,8 +21,7 @@ from experiments import records
 from experiments.command_line import command_line
 from experiments.data import Data, fold, load, with_defaults
 from experiments.data.arrays import num_rows
-from experiments.methods import TRACED
-from experiments.programs import Programs, compile_programs
+from experiments.programs import Programs, compile_programs, structure
 from experiments.progress import progress_bar
 from experiments.settings import Settings, SettingsError, Setup, require, setup_of
 from experiments.train import resolved, train_epoch
@@ -210,7 +209,7 @@ def search(method: str, data: Data, settings: TuneSettings) -> dict[str, Any]:
             for number, seed in trials:
                 part = fold(data, number, settings.folds)
                 trial = with_point(settings, method, point, seed * settings.folds + number)
-                compiled = (structure(point), num_rows(part.train))
+                compiled = (structure(trial), num_rows(part.train))
                 if compiled not in programs:
                     programs[compiled] = compile_programs(trial, part)
                 accuracies.append(accuracy(trial, part, programs[compiled]))
@@ -221,11 +220,6 @@ def search(method: str, data: Data, settings: TuneSettings) -> dict[str, Any]:
     best = max(range(len(rows)), key=lambda number: rows[number]["accuracy_mean"])
     given = given_numbers(settings)
     return {"best": given | points[best], "grid": rows, "trials_per_point": len(trials)}
-
-
-def structure(point: Point) -> tuple[Any, ...]:
-    """What a grid point needs a compilation of its own for."""
-    return tuple(item for item in point.items() if item[0] not in TRACED)
 
 
 def with_point(settings: TuneSettings, method: str, point: Point, seed: int) -> Settings:

@@ -1,0 +1,65 @@
+"""Test accuracy on the way, against time and against gradients: one line and one band for each group."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from experiments.groups import Group
+from experiments.intervals import margin
+from experiments.report import COLOURS, name_at_margin, plt, spread_out
+
+AXES = {
+    "seconds": "training time (seconds)",
+    "gradients": "gradient evaluations, in batches",
+}
+
+# Groups beyond the colours.
+LINES = ("-", "--", ":")
+
+
+def draw_curves(groups: Sequence[Group], heading: str, folder: Path) -> None:
+    """Draws both pictures, mean and 95 % interval over seeds."""
+    for name, label in AXES.items():
+        draw(groups, name, label, heading, folder / f"accuracy_by_{name}.png")
+
+
+def draw(groups: Sequence[Group], name: str, label: str, heading: str, file: Path) -> None:
+    """Draws one picture: the early epochs, far below, are cut off."""
+    plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
+    figure, panel = plt.subplots(figsize=(10, max(5.5, 0.36 * len(groups))), layout="constrained")
+    figure.suptitle(heading, x=0.01, ha="left", fontsize=13, fontweight="bold")
+    xs = [group.curves(name).mean(axis=0) for group in groups]
+    ys = [100 * group.curves("test_accuracy") for group in groups]
+    means, bands = [y.mean(axis=0) for y in ys], [margin(y) for y in ys]
+    panel.set(
+        xlabel=label,
+        ylabel="test accuracy (%)",
+        ylim=limits(means, bands),
+        xlim=(0, 1.01 * max(map(np.max, xs))),
+    )
+    panel.grid(alpha=0.2)
+    heights = spread_out([mean[-1] for mean in means], panel.get_ylim())
+    faint = min(0.12, 0.5 / len(groups))
+    for number, (group, x, mean, band) in enumerate(zip(groups, xs, means, bands, strict=True)):
+        colour = COLOURS[number % len(COLOURS)]
+        style = LINES[number // len(COLOURS) % len(LINES)]
+        panel.plot(x, mean, style, color=colour, linewidth=1.6)
+        end = None if band is None else band[-1]
+        panel.errorbar(x[-1], mean[-1], end, fmt="o", color=colour, ms=5, capsize=3, lw=1)
+        if band is not None:
+            panel.fill_between(x, mean - band, mean + band, color=colour, alpha=faint, linewidth=0, zorder=1)
+        name_at_margin(panel, group.label, (x[-1], mean[-1]), heights[number], colour)
+    figure.savefig(file, dpi=130)
+    plt.close(figure)
+
+
+def limits(means: Sequence[np.ndarray], bands: Sequence[np.ndarray | None]) -> tuple[float, float]:
+    """Room for the lines after their first fifth, and for the intervals at their ends as far as fits."""
+    low = min(mean[len(mean) // 5 :].min() for mean in means)
+    high = max(mean[len(mean) // 5 :].max() for mean in means)
+    most = 0.5 * max(high - low, 1.0)
+    margins = [0.0 if band is None else min(band[-1], most) for band in bands]
+    low = min(low, *(mean[-1] - margin for mean, margin in zip(means, margins, strict=True)))
+    high = max(high, *(mean[-1] + margin for mean, margin in zip(means, margins, strict=True)))
+    return low - 0.1 * most, min(high + 0.1 * most, 100.5)

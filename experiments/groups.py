@@ -1,0 +1,148 @@
+"""Runs read from their folders, and grouped by all their settings but the seed."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments import records
+from experiments.method_settings import MethodSettings
+from experiments.methods import METHODS
+from experiments.names import title
+from experiments.runs import is_set_aside
+from experiments.settings import SettingsError, Setup
+
+# Settings that each method has its own values of; they tell runs of one method apart.
+OWN = ("learning_rate", "weight_decay", *(field.name for field in dataclasses.fields(MethodSettings)))
+
+# The others make another task, on which methods are compared.
+TASK = tuple(field.name for field in dataclasses.fields(Setup) if field.name not in (*records.FREE, *OWN))
+
+
+class Run(NamedTuple):
+    """What a finished run has left.
+
+    Attributes:
+      folder: where.
+      config: content of config.json.
+      result: content of result.json.
+      lines: of metrics.jsonl.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    result: dict[str, Any]
+    lines: list[dict[str, Any]]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All settings."""
+        return self.config["settings"]
+
+
+class Group(NamedTuple):
+    """Runs that differ in nothing but the seed.
+
+    Attributes:
+      label: what tells it from the other groups.
+      runs: by seed.
+    """
+
+    label: str
+    runs: dict[int, Run]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those of the first run."""
+        return next(iter(self.runs.values())).settings
+
+    def results(self, name: str) -> list[float]:
+        """A number of every run's result."""
+        return [run.result[name] for run in self.runs.values()]
+
+    def curves(self, name: str) -> np.ndarray:
+        """A number after every epoch [runs, epochs]."""
+        return np.array([[line[name] for line in run.lines] for run in self.runs.values()], float)
+
+
+def folders_of_runs(folders: Sequence[Path]) -> Iterator[Path]:
+    """Folders that are runs or hold them, set aside ones left out."""
+    for folder in folders:
+        if not folder.is_dir():
+            raise SettingsError(f"{folder} is no folder: give one with runs in it")
+        for file in sorted(folder.rglob("config.json")):
+            if file.parent == folder or not is_set_aside(file.parent):
+                yield file.parent
+
+
+def read_run(folder: Path) -> Run | None:
+    """A run; None if it is not finished.
+
+    Raises:
+      SettingsError: a file is broken; it says which.
+    """
+    if not (folder / "result.json").exists():
+        return None
+    config, result = (records.read_json(folder / name) for name in ("config.json", "result.json"))
+    lines = records.read_metrics(folder / "metrics.jsonl")
+    needed = {
+        "config.json": ([config.get("settings") or {}], ("method", "seed", "epochs")),
+        "result.json": ([result], ("test_accuracy", "gradients_per_step", "step_seconds")),
+        "metrics.jsonl": (lines or [{}], ("test_accuracy", "seconds", "gradients")),
+    }
+    for file, (contents, names) in needed.items():
+        for name in names:
+            if any(content.get(name) is None for content in contents):
+                raise SettingsError(f"{folder / file} has no {name}: train the run again")
+    if len(lines) != config["settings"]["epochs"]:
+        raise SettingsError(f"{folder / 'metrics.jsonl'} has not all epochs: train the run again")
+    return Run(folder, config, result, lines)
+
+
+def grouped(found: Sequence[Run]) -> list[Group]:
+    """The groups, each with its label; SGD and SAM first."""
+    by_key: dict[str, dict[int, Run]] = {}
+    for run in sorted(found, key=place):
+        by_key.setdefault(key(run.settings), {}).setdefault(run.settings["seed"], run)
+    settings = [next(iter(runs.values())).settings for runs in by_key.values()]
+    labels = [label(each, settings) for each in settings]
+    return [Group(text, runs) for text, runs in zip(labels, by_key.values(), strict=True)]
+
+
+def key(settings: Mapping[str, Any]) -> str:
+    """All settings that decide numbers, the seed aside."""
+    return json.dumps(
+        {name: settings[name] for name in sorted(settings) if name not in (*records.FREE, "seed")}
+    )
+
+
+def place(run: Run) -> tuple[Any, ...]:
+    """Where a run stands among others: by task, method, settings and seed."""
+    values = run.settings
+    method = list(METHODS).index(values["method"]) if values["method"] in METHODS else len(METHODS)
+    others = [(str(type(values.get(name))), values.get(name)) for name in (*TASK, *OWN)]
+    return (others[: len(TASK)], method, others[len(TASK) :], values["seed"])
+
+
+def label(settings: Mapping[str, Any], all_settings: Sequence[Mapping[str, Any]]) -> str:
+    """A method's name, the settings in which its groups differ, and those in which any do."""
+    same_method = [each for each in all_settings if each["method"] == settings["method"]]
+    names = [name for name in OWN if differ(name, same_method)] + [
+        name for name in TASK if differ(name, all_settings)
+    ]
+    parts = [f"{name.replace('_', ' ')} {shown(settings.get(name))}" for name in names]
+    return ", ".join([title(settings["method"]), *parts])
+
+
+def differ(name: str, settings: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a setting has several values."""
+    return len({json.dumps(each.get(name)) for each in settings}) > 1
+
+
+def shown(value: Any) -> str:
+    """A value of a setting as text."""
+    words = value if isinstance(value, list) else [value]
+    return "+".join("none" if word is None else str(word) for word in words) or "none"

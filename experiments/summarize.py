@@ -1,0 +1,194 @@
+"""Sums up finished runs, seeds together: `python -m experiments.summarize --help`."""
+
+import dataclasses
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from experiments import records
+from experiments.command_line import command_line
+from experiments.curves import draw_curves
+from experiments.groups import TASK, Group, Run, folders_of_runs, grouped, read_run, shown
+from experiments.intervals import margin, share
+from experiments.settings import SettingsError
+
+HEADINGS = ("runs", "test accuracy %", "n", "gradients / step", "time / SGD's", "share of SAM's gain %")
+
+NOTES = (
+    "Test accuracy: mean over n seeds and its 95 % interval, by Student's t.",
+    "Time: the seconds per step that the runs measured; experiments.compare measures methods in turns.",
+    "Share of SAM's gain: (accuracy - SGD's) / (SAM's - SGD's) over common seeds, in brackets Fieller's 95 % "
+    "interval for pairs; empty where SAM's own gain is within noise.",
+)
+SEVERAL = "Where SGD or SAM has several settings, the unit is the one with the highest accuracy: {}."
+
+
+@dataclasses.dataclass(frozen=True)
+class SummarizeSettings:
+    """Sum up finished runs, those together that differ only in the seed: a table and two pictures.
+
+    Writes summary.md, summary.json, accuracy_by_seconds.png and accuracy_by_gradients.png.
+    """
+
+    folders: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of runs, or with such in them."""
+    out: Path = Path("runs/summary")
+    """Folder for the table and the pictures."""
+
+
+def main(args: list[str] | None = None) -> None:
+    """The command line."""
+    command_line(SummarizeSettings, summarize, args, "the same command begins again")
+
+
+def summarize(settings: SummarizeSettings) -> None:
+    """Reads, groups, and writes."""
+    records.check_writable(settings.out)
+    groups = grouped(read(settings.folders))
+    if not groups:
+        raise SettingsError(
+            f"{' '.join(map(str, settings.folders))} holds no finished run: give another folder"
+        )
+    rows = [row(group, groups) for group in groups]
+    cells = [cells_of(each) for each in rows]
+    notes = notes_of(groups)
+    heading = heading_of(groups)
+    with records.disk_errors(settings.out):
+        settings.out.mkdir(parents=True, exist_ok=True)
+        (settings.out / "summary.md").write_text(markdown(heading, cells, notes))
+        draw_curves(groups, f"{heading}: mean and 95 % interval", settings.out)
+    records.write_json(settings.out / "summary.json", {"groups": rows, "notes": notes})
+    print_table(cells, notes)
+    print(f"see {settings.out}/summary.md, accuracy_by_seconds.png and accuracy_by_gradients.png")
+
+
+def read(folders: Sequence[Path]) -> list[Run]:
+    """The finished runs; what is left out is said, a line each."""
+    found: dict[str, Run] = {}
+    for folder in dict.fromkeys(folders_of_runs(folders)):
+        try:
+            run = read_run(folder)
+        except SettingsError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        if run is None:
+            print(f"left out: {folder} is not finished", file=sys.stderr)
+            continue
+        decisive = {name: value for name, value in run.settings.items() if name not in records.FREE}
+        first = found.setdefault(str(sorted(decisive.items())), run)
+        if first is not run:
+            print(f"left out: {folder} is the same run as {first.folder}", file=sys.stderr)
+    return list(found.values())
+
+
+def row(group: Group, groups: Sequence[Group]) -> dict[str, Any]:
+    """What there is to say of a group."""
+    sgd, sam = (unit(method, group, groups) for method in ("sgd", "sam"))
+    return {
+        "label": group.label,
+        "settings": group.settings,
+        "seeds": list(group.runs),
+        "folders": [str(run.folder) for run in group.runs.values()],
+        "accuracy_mean": accuracy(group),
+        "accuracy_margin": margin(group.results("test_accuracy")),
+        "gradients_per_step": statistics.mean(group.results("gradients_per_step")),
+        "step_time_vs_sgd": step_time(group, sgd),
+        "share_of_gain": share_of_gain(group, sgd, sam),
+    }
+
+
+def unit(method: str, group: Group, groups: Sequence[Group]) -> Group | None:
+    """The group of SGD or SAM on the same task; of several, that with the highest accuracy."""
+    return max(candidates(method, group, groups), key=accuracy, default=None)
+
+
+def candidates(method: str, group: Group, groups: Sequence[Group]) -> list[Group]:
+    """The groups of a method on the same task."""
+    task = [group.settings.get(name) for name in TASK]
+    same = [each for each in groups if [each.settings.get(name) for name in TASK] == task]
+    return [each for each in same if each.settings["method"] == method]
+
+
+def accuracy(group: Group) -> float:
+    """Mean over seeds."""
+    return statistics.mean(group.results("test_accuracy"))
+
+
+def step_time(group: Group, sgd: Group | None) -> float | None:
+    """Seconds per step relative to SGD's; None if they are not of one kind of machine."""
+    runs = [*group.runs.values(), *(sgd.runs.values() if sgd else ())]
+    machines = {str((run.config.get("device"), run.config.get("machine"))) for run in runs}
+    if sgd is None or len(machines) > 1:
+        return None
+    return statistics.mean(group.results("step_seconds")) / statistics.mean(sgd.results("step_seconds"))
+
+
+def share_of_gain(group: Group, sgd: Group | None, sam: Group | None) -> tuple[float, float, float] | None:
+    """How much of SAM's gain over SGD a group keeps, and Fieller's interval over the common seeds."""
+    if sgd is None or sam is None or group in (sgd, sam):
+        return None
+    seeds = [seed for seed in group.runs if seed in sgd.runs and seed in sam.runs]
+    method, plain, best = (
+        [each.runs[seed].result["test_accuracy"] for seed in seeds] for each in (group, sgd, sam)
+    )
+    gains = [a - b for a, b in zip(method, plain, strict=True)]
+    return share(gains, [a - b for a, b in zip(best, plain, strict=True)])
+
+
+def cells_of(row: dict[str, Any]) -> list[str]:
+    """A row of the table as text."""
+    mean, spread, time = 100 * row["accuracy_mean"], row["accuracy_margin"], row["step_time_vs_sgd"]
+    kept = row["share_of_gain"]
+    return [
+        row["label"],
+        f"{mean:.1f}" if spread is None else f"{mean:.1f} ± {100 * spread:.1f}",
+        str(len(row["seeds"])),
+        f"{row['gradients_per_step']:.2f}",
+        "" if time is None else f"{time:.2f}",
+        "" if kept is None else "{:.0f} ({:.0f} to {:.0f})".format(*(100 * each for each in kept)),
+    ]
+
+
+def notes_of(groups: Sequence[Group]) -> list[str]:
+    """How the numbers are to be read."""
+    found = [candidates(method, group, groups) for group in groups for method in ("sgd", "sam")]
+    best = dict.fromkeys(max(several, key=accuracy).label for several in found if len(several) > 1)
+    return [*NOTES, *([SEVERAL.format("; ".join(best))] if best else [])]
+
+
+def heading_of(groups: Sequence[Group]) -> str:
+    """Data, network and epochs of all groups."""
+    names = ("data", "model", "epochs")
+    values = [
+        " and ".join(dict.fromkeys(shown(group.settings.get(name)) for group in groups)) for name in names
+    ]
+    return "{}, {}, {} epochs".format(*values)
+
+
+def markdown(heading: str, cells: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
+    """The table for a page."""
+    rows = [HEADINGS, ("---",) * len(HEADINGS), *cells]
+    lines = ["| " + " | ".join(each) + " |" for each in rows]
+    return "\n".join([f"# {heading}", "", *lines, "", *notes]) + "\n"
+
+
+def print_table(cells: Sequence[Sequence[str]], notes: Sequence[str]) -> None:
+    """The table for the terminal."""
+    table = Table()
+    for number, heading in enumerate(HEADINGS):
+        table.add_column(heading, justify="right" if number else "left", no_wrap=not number)
+    for each in cells:
+        table.add_row(*each)
+    Console().print(table)
+    for note in notes:
+        print(note)
+
+
+if __name__ == "__main__":
+    main()
