@@ -53,7 +53,8 @@ def test_tfds_set_by_name(name, shape, tfds_dir):
     assert set(loaded.train["label"]) == set(range(10)) and loaded.train["image"].std() > 10
 
 
-def test_mocked_tfds_set_is_trained_on(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar100", 100)])
+def test_mocked_tfds_set_is_trained_on(name, classes, tmp_path, monkeypatch):
     import tensorflow_datasets as tfds
 
     monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
@@ -70,12 +71,12 @@ def test_mocked_tfds_set_is_trained_on(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tfds, "builder", builder)
     with tfds.testing.mock_data(num_examples=30):
-        source = type(real("cifar10").as_data_source("train"))
+        source = type(real(name).as_data_source("train"))
         blocks = lambda self, numbers: [self[number] for number in numbers]  # noqa: E731
         monkeypatch.setattr(source, "__getitems__", blocks)
-        args = ["--data", "cifar10", "--method", "sgd", "--epochs", "1", "--batch-size", "10"]
+        args = ["--data", name, "--method", "sgd", "--epochs", "1", "--batch-size", "10"]
         result = run(tmp_path / "x", *args)
-    assert result["steps"] == 3
+    assert result["steps"] == 3 and result["num_params"] == 14_416 + 33 * classes
 
 
 # Augmentation

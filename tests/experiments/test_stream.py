@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import train
+from experiments import data, train
 from experiments.data import imagenet, stream, tiny_imagenet
 from experiments.data.prepared import builder_of
 from experiments.data.stream import Reading, Stream
@@ -172,7 +172,7 @@ def test_random_parts_have_the_areas_and_shapes_of_inception():
     assert imagenet.random_part(1000, 10, random) == imagenet.middle(1000, 10)
 
 
-def test_imagenet_is_streamed(monkeypatch):
+def test_imagenet_is_streamed_and_trained_on(tmp_path, monkeypatch):
     import tensorflow_datasets as tfds
 
     monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
@@ -190,8 +190,12 @@ def test_imagenet_is_streamed(monkeypatch):
         builder.info.set_splits(tfds.core.splits.SplitDict(splits))
         assert stream.is_large(builder.info)
         parts = stream.streams(builder)
+        monkeypatch.setattr(data, "builder_of", lambda name, data_dir: builder)
+        args = ["--data", "imagenet2012", "--method", "rst", "--epochs", "1", "--batch-size", "2"]
+        args += ["--dtype", "bfloat16", "--mixup", "0.2", "--label-smoothing", "0.1"]
+        assert runs.run(tmp_path / "x", *args)["steps"] == 2
     skipped = tfds.decode.SkipDecoding
-    assert asked == [("train", skipped), ("validation", skipped)]  # the test part has no labels
+    assert asked == 2 * [("train", skipped), ("validation", skipped)]  # the test part has no labels
     assert parts[0].num_classes == 1000
     with contextlib.closing(stream.training_batches(parts[0], Reading(4), seed=0)) as batches:
         batch = next(batches)
@@ -232,6 +236,12 @@ def test_tiny_imagenet_is_prepared(tiny):
     assert batch["image"].shape == (2, 64, 64, 3) and batch["image"].dtype == np.uint8
     grey = batch["image"][0]
     assert (grey == grey[..., :1]).all() and (grey[:, -1] > grey[:, 0] + 200).all()
+
+
+def test_tiny_imagenet_is_trained_on(tiny, tmp_path):
+    args = ["--data", "tiny_imagenet", "--data-dir", str(tiny.data_dir).split("/tiny_imagenet/")[0]]
+    result = runs.run(tmp_path / "x", *args, "--method", "sam", "--epochs", "2", "--batch-size", "3")
+    assert result["steps"] == 4
 
 
 # Workers

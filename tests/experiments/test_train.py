@@ -41,7 +41,12 @@ def test_command_line_writes_the_record_of_a_run(tmp_path):
     assert {"device", "source_revision", "command"} <= set(config)
 
 
-@pytest.mark.parametrize("method", METHODS)
+def test_every_setting_of_a_method_is_some_methods():
+    names = {field.name for field in dataclasses.fields(MethodSettings)}
+    assert names <= {name for method in METHODS for name in accepted(method)}
+
+
+@pytest.mark.parametrize("method", ["sgd", "vsam", "sparse_sam", "bsam"])
 def test_help_explains_every_setting_of_the_method_on_two_screens(method, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as exit:
