@@ -25,7 +25,7 @@ from experiments.programs import Programs, compile_programs, structure
 from experiments.progress import progress_bar
 from experiments.settings import Settings, SettingsError, Setup, require, setup_of
 from experiments.train import resolved, train_epoch
-from experiments.tuned import DEFAULTS, file_of, task_of
+from experiments.tuned import DEFAULTS, file_of
 
 Point = dict[str, Any]
 
@@ -140,7 +140,7 @@ def _all_points(method: str, setup: Setup) -> list[Point]:
 class TuneSettings(Setup):
     """Search each method's settings by cross-validation, and write the best as defaults.
 
-    The table goes to experiments/tuned/DATA.json; entries of methods not searched stay. Several
+    The table goes to a file in experiments/tuned, named after the task; entries of other methods stay. Several
     processes may search at once, each its own methods.
     """
 
@@ -171,16 +171,13 @@ def tune(settings: TuneSettings) -> None:
     require(1 <= settings.points <= 12, settings, "points", "give a number from 1 to 12")
     fine = settings.parts is None or 1 <= settings.parts <= settings.folds
     require(fine, settings, "parts", "give 1 or more, and at most --folds")
-    file, task = file_of(settings), task_of(settings)
+    file = file_of(settings)
     data = load(resolved(Settings(method="sgd", **setup_of(settings))))
     for method in settings.methods:
         entry = search(method, data, settings)
         print_grid(method, entry)
         with one_at_a_time(file.parent):
-            content = records.read_json(file) if file.exists() else {}
-            if content.get("task", {}) != task:
-                content = {}  # what was tuned for another task says nothing about this one
-            content = {"task": task, "methods": {}} | content
+            content = records.read_json(file) if file.exists() else {"methods": {}}
             content["methods"][method] = entry | records.environment()
             records.write_json(file, content)
 

@@ -21,7 +21,17 @@ DEFAULTS: Mapping[str, dict[str, Any]] = {
 
 # Settings that make another task of the same data and network; numbers tuned for one are not given to
 # another. Passes, batch size and the like are not among them: a longer training may use them.
-TASK = ("optimizer", "train_examples", "label_noise", "augment", "mixup", "label_smoothing", "decay_in_loss")
+TASK = (
+    "model",
+    "quantize_bits",
+    "optimizer",
+    "train_examples",
+    "label_noise",
+    "augment",
+    "mixup",
+    "label_smoothing",
+    "decay_in_loss",
+)
 
 
 def with_tuned(settings: Settings) -> Settings:
@@ -37,29 +47,24 @@ def with_tuned(settings: Settings) -> Settings:
 
 def tuned(settings: Setup) -> Mapping[str, dict[str, Any]]:
     """The best settings for a task, by method; often empty."""
-    content = _read(file_of(settings))
-    if content["task"] != task_of(settings):
-        return {}
-    return {name: entry["best"] for name, entry in content["methods"].items()}
-
-
-def task_of(settings: Setup) -> dict[str, Any]:
-    """Settings that make another task and are not the data set's usual ones, as in a JSON file."""
-    settings, usual = with_defaults(settings), with_defaults(Setup(data=settings.data))
-    different = {name: getattr(settings, name) for name in TASK}
-    different = {name: value for name, value in different.items() if value != getattr(usual, name)}
-    return json.loads(json.dumps(different))
+    return {name: entry["best"] for name, entry in _read(file_of(settings))["methods"].items()}
 
 
 def file_of(settings: Setup) -> Path:
-    """The file for a data set and a network, quantized or not."""
-    usual, model = with_defaults(Setup(data=settings.data)).model, with_defaults(settings).model
-    parts = [settings.data.replace("/", "_")]
-    parts += [model] if model and model != usual else []
-    parts += [f"{settings.quantize_bits}bit"] if settings.quantize_bits else []
-    return FOLDER / ("-".join(parts) + ".json")
+    """The file of a task, named after the data and every setting that is not the data set's usual one."""
+    settings, usual = with_defaults(settings), with_defaults(Setup(data=settings.data))
+    values = {name: getattr(settings, name) for name in TASK}
+    parts = [part(name, value) for name, value in values.items() if value != getattr(usual, name)]
+    return FOLDER / ("-".join([settings.data.replace("/", "_"), *parts]) + ".json")
+
+
+def part(name: str, value: Any) -> str:
+    """What a setting adds to the name of a file; words stand for themselves."""
+    if isinstance(value, tuple):
+        return f"{name}_{'_'.join(value) or 'none'}"
+    return value if isinstance(value, str) else f"{name}_{value}"
 
 
 @functools.cache
 def _read(file: Path) -> dict[str, Any]:
-    return {"task": {}, "methods": {}} | (json.loads(file.read_text()) if file.is_file() else {})
+    return json.loads(file.read_text()) if file.is_file() else {"methods": {}}
