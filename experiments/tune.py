@@ -140,7 +140,7 @@ def _all_points(method: str, setup: Setup) -> list[Point]:
 class TuneSettings(Setup):
     """Search each method's settings by cross-validation, and write the best as defaults.
 
-    The table goes to a file in experiments/tuned, named after the task; entries of other methods stay. Several
+    The table goes to a file in experiments/tuned, named after the task; other methods stay. Several
     processes may search at once, each its own methods.
     """
 
