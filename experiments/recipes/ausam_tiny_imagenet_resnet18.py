@@ -1,4 +1,4 @@
-"""AUSAM on Tiny ImageNet with ResNet-18; --model mobilenet is the paper's small network."""
+"""AUSAM on Tiny ImageNet with ResNet-18."""
 
 from experiments.method_settings import MethodSettings
 from experiments.recipes import AUSAM, Recipe

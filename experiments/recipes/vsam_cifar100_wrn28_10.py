@@ -11,7 +11,7 @@ RECIPE = Recipe(
     source="github.com/ajiaaa/vSAM, 895e0e5: defaults of train_vsam.py; data/cifar.py",
     differs="The ten tensors whose norms steer the number of perturbed steps are the last in PyTorch's "
     "order there, the last leaves of the sorted tree of parameters here. The script has one set of "
-    "defaults; whether the paper's WRN-28-10 was trained with them is not known.",
+    "defaults; whether the paper's larger networks were trained with them is not known.",
     settings=Settings(
         data="cifar100",
         model="wrn28_10",

@@ -181,6 +181,27 @@ def test_every_point_of_a_grid_is_accepted(name):
             methods.check(tune.with_point(settings, name, point, seed=0))
 
 
+def test_fewer_points_are_spread_over_the_grid_and_sgds_lie_around_a_given_rate():
+    points = tune.points_of("sam", Settings(), 4)
+    assert [point["rho"] for point in points] == [tune.RADII[number] for number in (0, 3, 6, 9)]
+    rates = {
+        point["learning_rate"] for point in tune.points_of("sgd", Settings(data="trec", learning_rate=0.4))
+    }
+    assert rates == {0.1, 0.2, 0.4, 0.8}
+    adaptive = tune.points_of("sgd", Settings(data="trec", optimizer="adamw"))
+    assert max(point["learning_rate"] for point in adaptive) == 0.004
+
+
+def test_every_task_has_a_file_of_its_own():
+    assert (
+        tuned.file_of(Settings()) == tuned.file_of(Settings(label_noise=0.2)) == tuned.FOLDER / "digits.json"
+    )
+    other = Settings(data="glue/sst2", optimizer="adamw", train_examples=500, label_noise=0.3)
+    assert tuned.file_of(other).name == "glue_sst2-adamw-train_examples_500-label_noise_0.3.json"
+    changed = Settings(data="cifar10", model="resnet8", augment=("crop", "flip"), quantize_bits=3)
+    assert tuned.file_of(changed).name == "cifar10-resnet8-quantize_bits_3-augment_crop_flip.json"
+
+
 def test_radii_of_other_data_sets_are_a_quarter_of_the_digits():
     digits, other = (tune.points_of("vsam", Settings(data=data)) for data in ("digits", "fashion_mnist"))
     for point, lower in zip(digits, other, strict=True):
@@ -216,9 +237,14 @@ def test_groups_of_methods_stand_for_their_members():
 def test_tuning_writes_the_best_point(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tuned, "FOLDER", tmp_path)
     monkeypatch.setattr(tune, "GRIDS", {"sgd": tune.grid(learning_rate=[0.0, 0.1])})
-    tune.main(["--methods", "sgd", "--folds", "2", "--epochs", "3"])
+    flags = ["--folds", "2", "--parts", "1", "--points", "2", "--epochs", "3", "--weight-decay", "0.001"]
+    tune.main(["--methods", "sgd", *flags])
     entry = json.loads((tmp_path / "digits.json").read_text())["methods"]["sgd"]
-    assert entry["best"] == {"learning_rate": 0.1} and len(entry["grid"]) == 2
+    assert entry["best"] == {
+        "learning_rate": 0.1,
+        "weight_decay": 0.001,
+    }  # what is given for all belongs to it
+    assert len(entry["grid"]) == 2 and entry["trials_per_point"] == 1
     assert "best" in capsys.readouterr().out
 
 

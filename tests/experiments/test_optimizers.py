@@ -14,6 +14,7 @@ from experiments.data.arrays import rows
 from experiments.method_settings import MethodSettings
 from experiments.optimizers import base_optimizer, schedule_of
 from experiments.settings import Settings
+from tests.experiments.runs import run
 
 
 def test_the_learning_rate_rises_then_falls_along_a_cosine():
@@ -88,3 +89,11 @@ def test_decay_in_the_loss_is_perturbed_and_decay_after_the_method_is_not(decay_
     for found, expected in zip(*map(jax.tree.leaves, (after.params, written_out(state.params))), strict=True):
         np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-6)
     assert optax_sam.info(after.opt_state)["gradients"] == 2
+
+
+def test_layer_wise_sam_trains_with_lamb(tmp_path):
+    """A large batch; LookSAM's layer-wise perturbation before the layer-wise steps of LAMB."""
+    args = ["--method", "look_layersam", "--rho", "0.1", "--optimizer", "lamb", "--batch-size", "250"]
+    args += ["--warmup-epochs", "1", "--epochs", "10", "--label-noise", "0"]
+    result = run(tmp_path / "x", *args)
+    assert result["test_accuracy"] > 0.3 and result["gradients"] == 20 + 4  # a tenth is chance
