@@ -40,6 +40,21 @@ def command_line(
         run(tyro.cli(kind, prog=prog, args=args, default=default, config=(tyro.conf.FlagCreatePairsOff,)))
 
 
+def program(main: Callable[[], None]) -> None:
+    """Runs a program's `main`. After a failure of the disk the process ends at once.
+
+    A checkpoint that is being written has threads of its own, which may wait for that disk for minutes.
+    """
+    try:
+        main()
+    except SystemExit as end:
+        if isinstance(end.__cause__, DiskError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(2)
+        raise
+
+
 @contextlib.contextmanager
 def errors_in_one_line(how_to_go_on: str) -> Iterator[None]:
     """Exits with code 2 and one line after a mistake of the user or a failure of the disk."""
@@ -47,7 +62,7 @@ def errors_in_one_line(how_to_go_on: str) -> Iterator[None]:
         yield
     except DiskError as error:
         print(f"error: {error}: make room there or make it writable, then {how_to_go_on}", file=sys.stderr)
-        sys.exit(2)
+        raise SystemExit(2) from error
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

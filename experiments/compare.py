@@ -12,7 +12,7 @@ import numpy as np
 from rich.progress import Progress
 
 from experiments import records, report
-from experiments.command_line import command_line
+from experiments.command_line import command_line, program
 from experiments.data import Data, load
 from experiments.methods import DEMO, METHODS
 from experiments.programs import Programs, compile_programs
@@ -209,4 +209,4 @@ def curve(runs: list[Settings]) -> report.Curve:
 
 
 if __name__ == "__main__":
-    main()
+    program(main)

@@ -12,7 +12,7 @@ from typing import Any
 import tyro
 
 from experiments import methods, records
-from experiments.command_line import command_line
+from experiments.command_line import command_line, program
 from experiments.method_settings import MethodSettings
 from experiments.processes import in_processes
 from experiments.runs import finished, set_aside_if_different, trained
@@ -143,4 +143,4 @@ def prepared(asked: Mapping[str, Settings]) -> tuple[dict[str, Settings], dict[s
 
 
 if __name__ == "__main__":
-    main()
+    program(main)

@@ -21,6 +21,7 @@ from experiments.command_line import (
     defaults_in,
     errors_in_one_line,
     method_in,
+    program,
     with_help_on,
 )
 from experiments.data import Data, load, with_defaults
@@ -198,4 +199,4 @@ def summary(
 
 
 if __name__ == "__main__":
-    main()
+    program(main)

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import records
-from experiments.command_line import command_line
+from experiments.command_line import command_line, program
 from experiments.data import Data, fold, load, with_defaults
 from experiments.data.arrays import num_rows
 from experiments.programs import Programs, compile_programs, structure
@@ -266,4 +266,4 @@ def print_grid(method: str, entry: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program(main)
