@@ -12,7 +12,6 @@ import jax
 import numpy as np
 import optax
 from jax.tree_util import Partial
-from scipy.stats import spearmanr
 
 from experiments.data.arrays import Batch, num_rows, rows
 from experiments.inputs import Examples
@@ -87,6 +86,8 @@ def _equal(parts: list[Batch]) -> list[Batch]:
 
 
 def _rank(loss: Partial, params: Any, batch: Batch) -> float:
+    from scipy.stats import spearmanr  # here, because it takes a second to load
+
     norms, changes = _norms_and_changes(loss, params, batch)
     return spearmanr(norms, np.abs(changes)).statistic
 

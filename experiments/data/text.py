@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-from sklearn.feature_extraction.text import CountVectorizer
 
 from experiments.data.arrays import Batch, Data
 from experiments.data.prepared import test_split
@@ -24,12 +23,14 @@ def texts(builder: Any, name: str) -> Data:
     """All sentences of both parts: `tokens` int32 [n, LENGTH], `label` int32 [n]."""
     text, label = _features(builder, name)
     train, test = (_read(builder, split, text, label) for split in ("train", test_split(builder)))
+    from sklearn.feature_extraction.text import CountVectorizer  # here, because it takes a second to load
+
     words = CountVectorizer(token_pattern=WORD, max_features=VOCABULARY - 2, min_df=2).fit(train[0])
     train, test = ({"tokens": tokens(part[0], words), "label": part[1]} for part in (train, test))
     return Data(train, test, builder.info.features[label].num_classes)
 
 
-def tokens(sentences: list[str], words: CountVectorizer) -> np.ndarray:
+def tokens(sentences: list[str], words: Any) -> np.ndarray:
     """Numbers of the first LENGTH words of each sentence, then zeros: int32 [n, LENGTH]."""
     split = words.build_analyzer()
     found = np.zeros((len(sentences), LENGTH), np.int32)

@@ -176,6 +176,7 @@ def test_imagenet_is_streamed_and_trained_on(tmp_path, monkeypatch):
     import tensorflow_datasets as tfds
 
     monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    monkeypatch.setattr(imagenet, "SIDE", 32)  # compiles sooner than 224
     photographs = [photograph(40 + number, 60) for number in range(4)]
     asked = []
 
@@ -199,7 +200,7 @@ def test_imagenet_is_streamed_and_trained_on(tmp_path, monkeypatch):
     assert parts[0].num_classes == 1000
     with contextlib.closing(stream.training_batches(parts[0], Reading(4), seed=0)) as batches:
         batch = next(batches)
-    assert batch["image"].shape == (4, 224, 224, 3) and sorted(batch["index"]) == [0, 1, 2, 3]
+    assert batch["image"].shape == (4, 32, 32, 3) and sorted(batch["index"]) == [0, 1, 2, 3]
 
 
 # Tiny ImageNet
@@ -275,7 +276,9 @@ def test_workers_do_not_outlive_a_killed_run():
 # Training
 
 
-def test_interrupted_streamed_run_ends_with_the_numbers_of_a_whole_one(tfds_dir, tmp_path, monkeypatch):
+def test_interrupted_streamed_run_ends_with_the_numbers_of_a_whole_one(
+    tfds_dir, tmp_path, monkeypatch, compiled_once
+):
     args = ["--data", "fashion_mnist", "--data-dir", tfds_dir, "--stream", "True", "--method", "ausam"]
     args += ["--train-examples", "130", "--batch-size", "40", "--epochs", "3", "--label-noise", "0.3"]
     runs.run(tmp_path / "whole", *args)
