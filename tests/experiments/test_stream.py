@@ -281,8 +281,14 @@ def test_interrupted_streamed_run_ends_with_the_numbers_of_a_whole_one(
 ):
     args = ["--data", "fashion_mnist", "--data-dir", tfds_dir, "--stream", "True", "--method", "ausam"]
     args += ["--train-examples", "130", "--batch-size", "40", "--epochs", "3", "--label-noise", "0.3"]
-    runs.run(tmp_path / "whole", *args)
     original = train.Checkpoints.save
+
+    def few(builder):
+        learnt, tested = stream.streams(builder)
+        return learnt, tested._replace(num_examples=300)
+
+    monkeypatch.setattr(data, "streams", few)
+    runs.run(tmp_path / "whole", *args)
 
     def save(self, checkpoint):
         original(self, checkpoint)
