@@ -222,6 +222,19 @@ def test_tuning_writes_the_best_point(tmp_path, monkeypatch, capsys):
     assert "best" in capsys.readouterr().out
 
 
+def test_tuning_needs_parts_with_a_batch_and_methods_that_fit(tmp_path, monkeypatch, tfds_dir, capsys):
+    monkeypatch.setattr(tuned, "FOLDER", tmp_path)
+    monkeypatch.setenv("TFDS_DATA_DIR", tfds_dir)
+    for words, part in (
+        (["--data", "fashion_mnist", "--stream", "True"], "--data fashion_mnist"),
+        (["--batch-size", "300", "--folds", "2"], "--folds 2"),
+        (["--methods", "sgd", "adasam", "--optimizer", "lamb"], "--optimizer lamb"),
+    ):
+        assert part in message_of(lambda: tune.main(words), capsys)  # noqa: B023
+    assert not list(tmp_path.iterdir())
+    assert [point["rho"] for point in tune.points_of("sam", Settings(), 5)] == [0.1, 0.2, 0.4, 1.1, 2.3]
+
+
 def test_what_was_tuned_for_a_part_of_the_data_is_not_taken_for_the_whole():
     part = Settings(method="sam", data="fashion_mnist", train_examples=500, label_noise=0.2, augment=())
     assert train.resolved(part).method_settings.rho == 0.57
