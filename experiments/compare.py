@@ -73,7 +73,7 @@ def compare(settings: CompareSettings) -> None:
     }
     records.write_json(settings.out / "summary.json", {"methods": methods} | extra | records.environment())
     report.print_table(methods)
-    heading = f"{settings.data}, {settings.model}, {settings.epochs} epochs: "
+    heading = f"{settings.data}, {runs['sgd'][0].model}, {settings.epochs} epochs: "
     heading += f"mean and standard deviation over {settings.seeds} seeds"
     picture = settings.out / "comparison.png"
     if len(methods) >= report.MANY:

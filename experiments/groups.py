@@ -87,9 +87,9 @@ def read_run(folder: Path) -> Run | None:
     if not (folder / "result.json").exists():
         return None
     config, result = (records.read_json(folder / name) for name in ("config.json", "result.json"))
-    lines = records.read_metrics(folder / "metrics.jsonl")
+    lines, settings = records.read_metrics(folder / "metrics.jsonl"), config.get("settings")
     needed = {
-        "config.json": ([config.get("settings") or {}], ("method", "seed", "epochs")),
+        "config.json": ([settings if isinstance(settings, dict) else {}], ("method", "seed", "epochs")),
         "result.json": ([result], ("test_accuracy", "gradients_per_step", "step_seconds")),
         "metrics.jsonl": (lines or [{}], ("test_accuracy", "seconds", "gradients")),
     }

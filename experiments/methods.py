@@ -76,6 +76,12 @@ DEMO = ("sgd", "sam", "rst", "grst", "vsam", "pugd", "tsam", "ausam")
 # They stand in the place of SGD, not before it.
 OPTIMIZERS = ("decoupled_wsam", "adasam", "bsam")
 
+# Settings of the base optimizer that they do without; the prior of bSAM is its decay.
+UNUSED = {
+    "adasam": ("optimizer", "momentum", "nesterov", "clip_norm"),
+    "bsam": ("optimizer", "momentum", "nesterov", "clip_norm", "decay_in_loss"),
+}
+
 # Arguments of the compiled step, so that one compilation serves all their values.
 TRACED = ("learning_rate", "weight_decay", "rho", "radius", "tilt", "lower_rho", "step_size", "noise_scale")
 
@@ -178,7 +184,7 @@ def check(settings: Settings) -> None:
             )
     for name in ("fraction", "example_fraction"):
         fraction = given(settings).get(name, 1.0)
-        if int(fraction * settings.batch_size) < 1:
+        if not fraction * settings.batch_size >= 1:  # nor for NaN
             raise SettingsError(
                 f"{flag(name)} {fraction} leaves no example of --batch-size {settings.batch_size}: "
                 "give a larger fraction"
@@ -199,11 +205,13 @@ def check(settings: Settings) -> None:
             f"--method {settings.method} needs a cheaper loss, which --data {settings.data} does not have: "
             "give images, or another method"
         )
-    if settings.method in OPTIMIZERS and settings.optimizer != "sgd" and settings.method != "decoupled_wsam":
-        raise SettingsError(
-            f"--optimizer {settings.optimizer} is not used by --method {settings.method}, which is an "
-            "optimizer itself: leave it out"
-        )
+    for name in UNUSED.get(settings.method, ()):
+        value = getattr(settings, name)
+        if value != getattr(Settings, name):
+            raise SettingsError(
+                f"{flag(name)} {value} is not used by --method {settings.method}, which is an optimizer "
+                "itself: leave it out"
+            )
     try:
         make(settings, _any_run(settings))
     except (ValueError, TypeError) as error:

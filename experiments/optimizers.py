@@ -9,7 +9,8 @@ from experiments.settings import Setup
 
 def schedule_of(settings: Setup, learning_rate: Any, steps_per_epoch: int) -> optax.Schedule:
     """A linear rise from 0 in the first epochs, then a cosine to 0, or a constant."""
-    total, warm = settings.epochs * steps_per_epoch, round(settings.warmup_epochs * steps_per_epoch)
+    total = settings.epochs * steps_per_epoch
+    warm = min(round(settings.warmup_epochs * steps_per_epoch), total - 1)
     if settings.schedule == "cosine":
         falling = optax.cosine_decay_schedule(learning_rate, total - warm)
     else:

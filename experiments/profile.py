@@ -14,6 +14,7 @@ class Profile:
         """Traces go into `folder`, as TensorBoard and Perfetto read them."""
         self.folder = folder
         self.first, self.last = steps or (0, 0)
+        self.tracing = False
 
     def limit(self, done: int, count: int) -> int:
         """So many steps at most until the trace begins or ends."""
@@ -21,14 +22,16 @@ class Profile:
         return min([count, *ahead])
 
     def before(self, done: int) -> None:
-        """Begins the trace when its first step is next."""
-        if self.last and done == self.first - 1:
+        """Begins the trace before its first step, or before those that are left when a run goes on."""
+        if not self.tracing and self.first <= done + 1 <= self.last:
             jax.profiler.start_trace(str(self.folder))
+            self.tracing = True
 
     def after(self, done: int) -> None:
         """Ends the trace after its last step."""
-        if self.last and done == self.last:
+        if self.tracing and done == self.last:
             jax.profiler.stop_trace()
+            self.tracing = False
 
 
 def profile_of(settings: Settings, total_steps: int) -> Profile:

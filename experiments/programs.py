@@ -35,6 +35,7 @@ class Programs:
       first_steps: (state, inputs, count) -> state, in the first epoch; donates the state.
       steps: the same in the later epochs.
       evaluate: (params, batch_stats, examples) -> (loss, score).
+      close: ends what reads a stream ahead.
       compile_seconds: what all this took.
     """
 
@@ -43,6 +44,7 @@ class Programs:
     first_steps: Steps
     steps: Steps
     evaluate: Callable[[Any, Any, Examples], tuple[jax.Array, jax.Array]]
+    close: Callable[[], None]
     compile_seconds: float
 
     @property
@@ -66,11 +68,11 @@ def compile_programs(settings: Settings, data: Data) -> Programs:
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state, places
     )
     make = streamed if data.streams else in_memory
-    steps, evaluate = make(trainer, data, inputs, state, places)
+    steps, evaluate, close = make(trainer, data, inputs, state, places)
     later = steps(whole_batch=False)
     first = steps(whole_batch=True) if settings.method in methods.WHOLE_FIRST_EPOCH else later
     init = jax.jit(trainer.init, out_shardings=places).lower(inputs).compile()
-    return Programs(trainer, init, first, later, evaluate, time.perf_counter() - start)
+    return Programs(trainer, init, first, later, evaluate, close, time.perf_counter() - start)
 
 
 def structure(settings: Settings) -> Settings:
@@ -89,7 +91,7 @@ def arguments(part: Any) -> dict[str, Any]:
     return {name: 0.0 for name in methods.TRACED if getattr(part, name, None) is not None}
 
 
-def in_memory(trainer: Trainer, data: Data, inputs: Inputs, state: Any, places: Any) -> tuple[Any, Any]:
+def in_memory(trainer: Trainer, data: Data, inputs: Inputs, state: Any, places: Any) -> tuple[Any, Any, Any]:
     """Many steps in one program, and one for the whole test set."""
     del data
 
@@ -99,10 +101,10 @@ def in_memory(trainer: Trainer, data: Data, inputs: Inputs, state: Any, places: 
         return program.lower(state, inputs, np.int32(1)).compile()
 
     evaluate = jax.jit(trainer.evaluate, out_shardings=everywhere(trainer.mesh))
-    return steps, evaluate.lower(state.params, state.batch_stats, inputs.examples).compile()
+    return steps, evaluate.lower(state.params, state.batch_stats, inputs.examples).compile(), lambda: None
 
 
-def streamed(trainer: Trainer, data: Data, inputs: Inputs, state: Any, places: Any) -> tuple[Any, Any]:
+def streamed(trainer: Trainer, data: Data, inputs: Inputs, state: Any, places: Any) -> tuple[Any, Any, Any]:
     """A program for one step, and one for a test batch, between which batches are read."""
     assert data.streams is not None
     workers, mesh = trainer.settings.workers, trainer.mesh
@@ -131,7 +133,11 @@ def streamed(trainer: Trainer, data: Data, inputs: Inputs, state: Any, places: A
         total = np.sum([np.asarray(part) for part in parts], axis=0)
         return total[0] / total[2], total[1] / total[2]
 
-    return steps, evaluate
+    def close() -> None:
+        train.close()
+        test.close()
+
+    return steps, evaluate, close
 
 
 def trainer_of(settings: Settings, data: Data) -> Trainer:

@@ -130,7 +130,7 @@ def differences(settings: Settings) -> dict[str, tuple[Any, Any]]:
     file = settings.out / "config.json"
     if not file.exists():
         return {}
-    before, now = read_json(file)["settings"], as_json(settings)
+    before, now = read_json(file).get("settings", {}), as_json(settings)
     names = [name for name in now if name not in FREE and before.get(name) != now[name]]
     return {name: (now[name], before.get(name)) for name in names}
 
@@ -235,6 +235,6 @@ def _replace(file: Path, text: str) -> None:
 
 
 def _parsed(line: str) -> dict[str, Any] | None:
-    with contextlib.suppress(ValueError):
-        return json.loads(line)
+    with contextlib.suppress(ValueError, TypeError):
+        return dict(json.loads(line))
     return None

@@ -51,7 +51,7 @@ class Setup:
     weight_decay: float | None = None
     """Times the weights; None is the tuned value, else 0.0005 (sgd) or 0.01 (adamw, lamb)."""
     decay_in_loss: bool = False
-    """Whether the decay is a term of the loss, and so perturbed, or follows the method (sgd)."""
+    """Whether the decay is a term of the loss, of train_loss too, and so perturbed, or follows the method."""
     momentum: float = 0.9
     """Momentum of sgd; b1 of adamw and lamb."""
     nesterov: bool = False

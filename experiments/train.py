@@ -3,6 +3,7 @@
 A first word `recipe:NAME` starts from a published experiment (`python -m experiments.recipes`).
 """
 
+import contextlib
 import functools
 import math
 import statistics
@@ -105,7 +106,8 @@ def run(
     """
     profile = profile_of(settings, settings.epochs * programs.steps_per_epoch)
     folder = RunFolder(settings)
-    with alone_in(settings.out):
+    with alone_in(settings.out), contextlib.ExitStack() as at_end:
+        at_end.callback(programs.close)
         checkpoints = Checkpoints(settings.out)
         inputs = programs.inputs(settings, data)
         done, state, lines = checkpoints.restore(programs.init(inputs))
@@ -120,7 +122,7 @@ def run(
             listener(loss=line["train_loss"], accuracy=line["test_accuracy"])
             folder.append_metrics(lines[-1])
             if epoch % settings.checkpoint_every == 0 or epoch == settings.epochs:
-                checkpoints.save(Checkpoint(epoch, state, lines))
+                checkpoints.save(Checkpoint(epoch, state, [*lines]))  # written while more come
         checkpoints.finish()
         result = summary(settings, programs, state, lines)
         folder.write_result(result)

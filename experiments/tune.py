@@ -14,10 +14,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments import records
+from experiments import methods, records
 from experiments.command_line import command_line, program
 from experiments.data import Data, fold, load, with_defaults
 from experiments.data.arrays import num_rows
@@ -115,7 +116,8 @@ def points_of(method: str, setup: Setup, count: int = 12) -> list[Point]:
     SGD's own grid lies around a learning rate that is given, which the other methods keep.
     """
     points = _all_points(method, setup)
-    return points[:: max(1, len(points) // count)]
+    spread = np.linspace(0, len(points) - 1, min(count, len(points))).round().astype(int)
+    return [points[number] for number in spread]
 
 
 def _all_points(method: str, setup: Setup) -> list[Point]:
@@ -173,6 +175,10 @@ def tune(settings: TuneSettings) -> None:
     require(fine, settings, "parts", "give 1 or more, and at most --folds")
     file = file_of(settings)
     data = load(resolved(Settings(method="sgd", **setup_of(settings))))
+    check_parts(data, settings)
+    for method in settings.methods:
+        for point in points_of(method, settings, settings.points):
+            methods.check(with_point(settings, method, point, seed=0))
     for method in settings.methods:
         entry = search(method, data, settings)
         print_grid(method, entry)
@@ -180,6 +186,20 @@ def tune(settings: TuneSettings) -> None:
             content = records.read_json(file) if file.exists() else {"methods": {}}
             content["methods"][method] = entry | records.environment()
             records.write_json(file, content)
+
+
+def check_parts(data: Data, settings: TuneSettings) -> None:
+    """Refuses data that cannot be cut into parts: a stream's test part would be the validation data."""
+    if data.streams:
+        raise SettingsError(
+            f"--data {settings.data} is streamed, and has no parts: give --stream False, or a smaller set"
+        )
+    left = num_rows(fold(data, 0, settings.folds).train)
+    if left < settings.batch_size:
+        raise SettingsError(
+            f"--folds {settings.folds} leaves {left} training examples, fewer than --batch-size "
+            f"{settings.batch_size}: give more folds, or a smaller batch"
+        )
 
 
 @contextlib.contextmanager

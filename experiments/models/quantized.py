@@ -27,8 +27,9 @@ TINY = 1e-6
 class Quantized:
     """A network whose layers compute with few bits.
 
-    Parameters are {"network": the module's own, "steps": {bits: {layer: {"kernel", "inputs"}}}}: all
-    learned, and perturbed by sharpness-aware methods. Statistics are {"network": the module's own,
+    Parameters are {"lsq": {bits: {layer: {"kernel", "inputs"}}}, "network": the module's own}: all
+    learned, and perturbed by sharpness-aware methods. The step sizes come first in the tree, whose last
+    leaves vSAM looks at. Statistics are {"network": the module's own,
     "signed": {layer: 1 where the inputs of the first batch were not all 0 or more}}.
 
     Attributes:
@@ -52,7 +53,7 @@ class Quantized:
                 "kernel": first_step_size(kernels[f"{layer}/kernel"], levels_of(bits, 1.0)),
                 "inputs": first_step_size(x, levels_of(bits, signed[layer])),
             }
-        params = {"network": variables["params"], "steps": steps}
+        params = {"lsq": steps, "network": variables["params"]}
         return params, {"network": variables.get("batch_stats", {}), "signed": signed}
 
     def apply(
@@ -60,9 +61,7 @@ class Quantized:
     ) -> tuple[Any, Any]:
         """Outputs and new statistics; with a key, as in training, which decides dropout."""
         bits_and_steps = {
-            layer: (int(bits), step)
-            for bits, group in params["steps"].items()
-            for layer, step in group.items()
+            layer: (int(bits), step) for bits, group in params["lsq"].items() for layer, step in group.items()
         }
         kernels: dict[str, Any] = flatten_dict(params["network"], sep="/")
         for layer, (bits, step) in bits_and_steps.items():

@@ -55,6 +55,9 @@ BAD_INPUT = [
     (["--optimizer", "adamw", "--decay-in-loss"], "--decay-in-loss True"),
     (["--profile", "3", "2"], "--profile"),
     (["--method", "adasam", "--optimizer", "lamb"], "--optimizer lamb"),
+    (["--method", "adasam", "--clip-norm", "1"], "--clip-norm 1.0"),
+    (["--method", "bsam", "--decay-in-loss"], "--decay-in-loss True"),
+    (["--method", "esam", "--example-fraction", "nan"], "--example-fraction nan"),
     (["--seed", "-1"], "--seed -1"),
     (["--checkpoint-every", "0"], "--checkpoint-every 0"),
 ]

@@ -183,7 +183,9 @@ def test_every_point_of_a_grid_is_accepted(name):
 
 def test_fewer_points_are_spread_over_the_grid_and_sgds_lie_around_a_given_rate():
     points = tune.points_of("sam", Settings(), 4)
-    assert [point["rho"] for point in points] == [tune.RADII[number] for number in (0, 3, 6, 9)]
+    assert [point["rho"] for point in points] == [tune.RADII[number] for number in (0, 4, 7, 11)]
+    decays = {point["weight_decay"] for point in tune.points_of("sgd", Settings(), 4)}
+    assert len(decays) == 3  # of both settings, not of the first alone
     rates = {
         point["learning_rate"] for point in tune.points_of("sgd", Settings(data="trec", learning_rate=0.4))
     }
@@ -246,6 +248,21 @@ def test_tuning_writes_the_best_point(tmp_path, monkeypatch, capsys):
     }  # what is given for all belongs to it
     assert len(entry["grid"]) == 2 and entry["trials_per_point"] == 1
     assert "best" in capsys.readouterr().out
+
+
+def test_tuning_needs_parts_with_a_batch_and_methods_that_fit(tmp_path, monkeypatch, tfds_dir, capsys):
+    monkeypatch.setattr(tuned, "FOLDER", tmp_path)
+    monkeypatch.setenv("TFDS_DATA_DIR", tfds_dir)
+    for words, part in (
+        (["--data", "fashion_mnist", "--stream", "True"], "--data fashion_mnist"),
+        (["--batch-size", "300", "--folds", "2"], "--folds 2"),
+        (["--methods", "sgd", "adasam", "--optimizer", "lamb"], "--optimizer lamb"),
+    ):
+        assert part in message_of(lambda: tune.main(words), capsys)  # noqa: B023
+    assert not list(tmp_path.iterdir())
+    assert [point["rho"] for point in tune.points_of("sam", Settings(), 5)] == [
+        tune.RADII[number] for number in (0, 3, 6, 8, 11)
+    ]
 
 
 def test_what_was_tuned_for_a_part_of_the_data_is_not_taken_for_the_whole():

@@ -25,6 +25,8 @@ def test_the_learning_rate_rises_then_falls_along_a_cosine():
     np.testing.assert_allclose(rates, rise + fall, atol=1e-7)
     constant = schedule_of(dataclasses.replace(settings, schedule="constant", warmup_epochs=0.0), 0.2, 4)
     assert constant(0) == constant(19) == 0.2
+    almost_all = schedule_of(Settings(epochs=1, warmup_epochs=0.99), 0.2, 4)
+    np.testing.assert_allclose([almost_all(0), almost_all(3), almost_all(4)], [0, 0.2, 0], atol=1e-7)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "lamb"])

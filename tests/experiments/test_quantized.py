@@ -89,10 +89,11 @@ def kernels_seen(network, params, stats, inputs):
 def test_layers_have_their_bits_and_signs():
     network = Quantized(CONV, bits=2)
     params, stats = jax.jit(network.init)(KEY, IMAGES)
-    layers = {bits: sorted(group) for bits, group in params["steps"].items()}
+    layers = {bits: sorted(group) for bits, group in params["lsq"].items()}
     assert layers == {"2": ["Conv_1", "Conv_2"], "8": ["Conv_0", "Dense_0"]}
     assert stats["signed"] == {"Conv_0": 1, "Conv_1": 0, "Conv_2": 0, "Dense_0": 0}
     seen = jax.jit(lambda *args: kernels_seen(network, *args))(params, stats, IMAGES)
+    assert jax.tree.leaves_with_path(params)[-1][0][0].key == "network"  # where vSAM looks
     levels = {layer: len(np.unique(kernel)) for layer, kernel in seen.items()}
     assert all(3 <= levels[layer] <= 4 for layer in layers["2"])
     assert all(4 < levels[layer] <= 256 for layer in layers["8"])
@@ -106,7 +107,7 @@ def test_eight_bits_are_near_the_float_network():
     expected, _ = jax.jit(lambda v: CONV.apply(v, IMAGES, train=True, mutable=["batch_stats"]))(variables)
     apply, errors = jax.jit(lambda params: network.apply(params, stats, IMAGES, KEY)[0]), []
     for factor in (1, 1 / 2, 1 / 4):
-        found = apply(params | {"steps": optax.tree.scale(factor, params["steps"])})
+        found = apply(params | {"lsq": optax.tree.scale(factor, params["lsq"])})
         errors.append(float(jnp.linalg.norm(found - expected) / jnp.linalg.norm(expected)))
     assert 0.15 > errors[0] > 1.5 * errors[1] > 2 * errors[2]
 
@@ -125,7 +126,7 @@ def test_training_with_sam_and_few_bits(bits):
                 params, batch, state=state
             )
             updates, state = optimizer.update(grads, state, params, oracle=oracle)
-            return (optax.apply_updates(params, updates), stats, state), (loss, grads["steps"])
+            return (optax.apply_updates(params, updates), stats, state), (loss, grads["lsq"])
 
         return jax.lax.scan(step, (params, stats, optimizer.init(params)), length=30)
 
@@ -133,7 +134,7 @@ def test_training_with_sam_and_few_bits(bits):
     (trained, after, _), (loss, by_steps) = train(params, stats)
     assert loss[-5:].mean() < 0.5 * loss[:5].mean()
     assert all(jnp.isfinite(leaf).all() and leaf.any() for leaf in jax.tree.leaves(by_steps))
-    moved = jax.tree.map(lambda a, b: abs(a / b - 1), trained["steps"], params["steps"])
+    moved = jax.tree.map(lambda a, b: abs(a / b - 1), trained["lsq"], params["lsq"])
     assert all(0 < leaf for leaf in jax.tree.leaves(moved)) and max(jax.tree.leaves(moved)) > 0.01
     assert after["signed"] == stats["signed"]
 
@@ -154,6 +155,6 @@ def test_other_networks_and_gradients_of_single_examples(module, inputs):
 
     grads = jax.eval_shape(jax.vmap(single, (None, None, 0)), params, stats, batch)
     assert jax.tree.structure(grads) == jax.tree.structure(params)
-    layers = [layer for group in params["steps"].values() for layer in group]
+    layers = [layer for group in params["lsq"].values() for layer in group]
     kernels = [path for path, _ in jax.tree.leaves_with_path(params["network"]) if "kernel" in str(path)]
     assert len(layers) == len(kernels)

@@ -1,6 +1,7 @@
 """What a run leaves behind for TensorBoard and the profiler."""
 
 import json
+import shutil
 import struct
 
 from tensorboardX.proto.event_pb2 import Event
@@ -48,3 +49,12 @@ def test_profile_traces_the_asked_steps(tmp_path, capsys):
     capsys.readouterr()
     assert "--profile 2 7" in message_of(lambda: run(tmp_path / "y", *args, "2", "7"), capsys)
     assert not (tmp_path / "y").exists()
+
+
+def test_a_run_that_goes_on_within_the_traced_steps_traces_the_rest(tmp_path):
+    args = [*TINY, "--method", "sgd", "--epochs", "2", "--profile", "2", "5"]
+    run(tmp_path, *args)
+    shutil.rmtree(tmp_path / "checkpoints/2")
+    shutil.rmtree(tmp_path / "profile")
+    run(tmp_path, *args, "--resume")
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))

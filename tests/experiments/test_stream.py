@@ -1,6 +1,7 @@
 """Data sets that are read while the network trains: order, shares, photographs, Tiny ImageNet."""
 
 import contextlib
+import gc
 import io
 import itertools
 import subprocess
@@ -14,6 +15,7 @@ from PIL import Image
 
 from experiments import data, train
 from experiments.data import imagenet, stream, tiny_imagenet
+from experiments.data.feed import Feed
 from experiments.data.prepared import builder_of
 from experiments.data.stream import Reading, Stream
 from experiments.settings import SettingsError
@@ -303,3 +305,5 @@ def test_interrupted_streamed_run_ends_with_the_numbers_of_a_whole_one(
     assert runs.outcome(tmp_path / "x") == runs.outcome(tmp_path / "whole")
     last = runs.metrics(tmp_path / "x")[-1]
     assert last["step"] == 9 and last["gradients"] == 6 + 6  # whole batches in the first epoch
+    feeds = [each for each in gc.get_objects() if isinstance(each, Feed)]
+    assert feeds and not any(feed.batches for feed in feeds)  # a grid would keep all their workers

@@ -109,8 +109,8 @@ def test_what_is_left_out_is_named_in_one_line_each(tmp_path, capsys):
     grid = tmp_path / "grid"
     (grid / "sgd-seed1/result.json").unlink()
     (grid / "sgd-seed2/result.json").write_text("{half")
-    (grid / "sgd-seed3/metrics.jsonl").unlink()
-    (grid / "sgd-seed4/config.json").write_text("[1]")
+    (grid / "sgd-seed3/metrics.jsonl").write_text('5\n[1]\n"x"\n')
+    (grid / "sgd-seed4/config.json").write_text('{"settings": "those of another program"}')
     (grid / "sgd-seed5").rename(grid / "sgd-seed5-until-20250101-000000")
     write(tmp_path / "more", "sgd", 0, 0.7)
     rows = summed(grid, tmp_path / "more", out=tmp_path / "out")
