@@ -14,6 +14,7 @@ from rich.progress import Progress
 from experiments import records, report
 from experiments.command_line import command_line, program
 from experiments.data import Data, load
+from experiments.inputs import with_numbers
 from experiments.methods import DEMO, METHODS
 from experiments.programs import Programs, compile_programs
 from experiments.progress import progress_bar
@@ -162,7 +163,8 @@ def step_times(
     Every method goes through a whole training, since the cost of vSAM changes on the way; a round
     keeps the order of examples across epochs, which takes the same time.
     """
-    inputs = {name: programs[name].inputs(settings, data) for name, settings in runs.items()}
+    once = programs["sgd"].inputs(runs["sgd"], data)  # a large data set would not fit many times
+    inputs = {name: with_numbers(once, settings) for name, settings in runs.items()}
     seconds = {name: [] for name in runs}
     states = {}
     task = bar.add_task("time the steps", total=rounds * STEPS_PER_ROUND)

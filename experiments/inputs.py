@@ -50,6 +50,11 @@ def make_inputs(settings: Settings, data: Data, task: Task) -> Inputs:
     return jax.device_put(Inputs(examples, numbers_of(settings)), everywhere(mesh))
 
 
+def with_numbers(inputs: Inputs, settings: Settings) -> Inputs:
+    """The same data with the numbers of another run."""
+    return inputs._replace(numbers=jax.device_put(numbers_of(settings), everywhere(mesh_of(settings))))
+
+
 def evaluation_batch(mesh: Mesh) -> int:
     """Test examples at a time; the devices divide it."""
     return -(-EVALUATION_BATCH // mesh.size) * mesh.size

@@ -25,7 +25,12 @@ def texts(builder: Any, name: str) -> Data:
     train, test = (_read(builder, split, text, label) for split in ("train", test_split(builder)))
     from sklearn.feature_extraction.text import CountVectorizer  # here, because it takes a second to load
 
-    words = CountVectorizer(token_pattern=WORD, max_features=VOCABULARY - 2, min_df=2).fit(train[0])
+    try:
+        words = CountVectorizer(token_pattern=WORD, max_features=VOCABULARY - 2, min_df=2).fit(train[0])
+    except ValueError as error:
+        raise SettingsError(
+            f"--data {name} has no word in two of its training sentences: give a larger set"
+        ) from error
     train, test = ({"tokens": tokens(part[0], words), "label": part[1]} for part in (train, test))
     return Data(train, test, builder.info.features[label].num_classes)
 
