@@ -11,7 +11,7 @@ import numpy as np
 from experiments import records
 from experiments.method_settings import MethodSettings
 from experiments.methods import METHODS
-from experiments.names import title
+from experiments.names import OPTIMIZERS, title
 from experiments.runs import is_set_aside
 from experiments.settings import SettingsError, Setup
 
@@ -134,7 +134,9 @@ def label(settings: Mapping[str, Any], all_settings: Sequence[Mapping[str, Any]]
         name for name in TASK if differ(name, all_settings)
     ]
     parts = [f"{name.replace('_', ' ')} {shown(settings.get(name))}" for name in names]
-    return ", ".join([title(settings["method"]), *parts])
+    alone = OPTIMIZERS.get(settings.get("optimizer", "sgd"), "SGD")
+    name = alone if settings["method"] == "sgd" else title(settings["method"])
+    return ", ".join([name, *parts])
 
 
 def differ(name: str, settings: Sequence[Mapping[str, Any]]) -> bool:

@@ -51,6 +51,10 @@ NOTES = {
 }
 
 
+# The base optimizers, where they train alone.
+OPTIMIZERS = {"sgd": "SGD", "adamw": "AdamW", "lamb": "LAMB"}
+
+
 def title(name: str) -> str:
     """A method's name as its paper writes it."""
     return NAMES.get(name, name.upper())

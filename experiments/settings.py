@@ -91,7 +91,7 @@ class Settings(Setup):
     """
 
     method: str = "sam"
-    """sgd, sam, looksam, ... (any other word lists all); with --help, shows the method's settings too."""
+    """sgd (the optimizer alone), sam, ... (any other word lists all); --help shows its settings too."""
     seed: int = 0
     """Decides initial weights, order of examples, augmentation and the method's draws."""
     out: Path = Path("runs/train")

@@ -22,7 +22,8 @@ HEADINGS = ("runs", "test accuracy %", "n", "gradients / step", "time / SGD's", 
 
 NOTES = (
     "Test accuracy: mean over n seeds and its 95 % interval, by Student's t.",
-    "Time: the seconds per step that the runs measured; experiments.compare measures methods in turns.",
+    "Time: the seconds per step that the runs measured; experiments.compare measures methods in turns. "
+    "SGD is the base optimizer alone, whichever it is.",
     "Share of SAM's gain: (accuracy - SGD's) / (SAM's - SGD's) over common seeds, in brackets Fieller's 95 % "
     "interval for pairs; empty where SAM's own gain is within noise.",
 )
