@@ -15,6 +15,8 @@ from jax.tree_util import Partial
 
 from experiments.data.arrays import Batch, num_rows, rows
 from experiments.inputs import Examples
+from experiments.models.network import Network
+from experiments.tasks import Task
 from experiments.training import Trainer
 from optax_sam import per_example, sharpness
 
@@ -32,7 +34,8 @@ def top_eigenvalues(
     trainer: Trainer, params: Any, batch_stats: Any, examples: Examples, k: int = 1
 ) -> sharpness.Eigenvalues:
     """Largest eigenvalues of the Hessian of the mean loss on the training examples (at most 5,000)."""
-    loss, parts = Partial(losses_of(trainer), batch_stats), list(batches(trainer, examples, BATCH))
+    losses = losses_of(trainer.network, trainer.task)
+    loss, parts = Partial(losses, batch_stats), list(batches(trainer, examples, BATCH))
     return sharpness.top_eigenvalues(loss, params, parts, k, max_products=200 * k)
 
 
@@ -51,7 +54,7 @@ def measured(trainer: Trainer, params: Any, batch_stats: Any, examples: Examples
 
 
 def _measured(trainer: Trainer, params: Any, batch_stats: Any, examples: Examples) -> dict[str, float]:
-    loss = Partial(losses_of(trainer), batch_stats)
+    loss = Partial(losses_of(trainer.network, trainer.task), batch_stats)
     parts = list(batches(trainer, examples, trainer.settings.batch_size))
     return {
         "top_eigenvalue": float(top_eigenvalues(trainer, params, batch_stats, examples).values[0]),
@@ -70,12 +73,12 @@ def batches(trainer: Trainer, examples: Examples, size: int) -> Iterator[Batch]:
 
 
 @functools.cache
-def losses_of(trainer: Trainer) -> Callable[..., jax.Array]:
-    """The loss of every example of a batch, in evaluation; one function for each trainer."""
+def losses_of(network: Network, task: Task) -> Callable[..., jax.Array]:
+    """The loss of every example of a batch, in evaluation; one function, compiled once, for all methods."""
 
     def losses(batch_stats: Any, params: Any, batch: Batch) -> jax.Array:
-        outputs, _ = trainer.network.apply(params, batch_stats, batch[trainer.task.inputs], None)
-        return trainer.task.losses(outputs, batch)
+        outputs, _ = network.apply(params, batch_stats, batch[task.inputs], None)
+        return task.losses(outputs, batch)
 
     return losses
 

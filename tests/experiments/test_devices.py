@@ -84,7 +84,10 @@ def test_processes_that_are_not_there_are_one_line(tmp_path, capsys, monkeypatch
     assert "--distributed finds no other processes" in line and "JAX_NUM_PROCESSES" in line
 
 
-@pytest.mark.parametrize("extra", [[], ["--fsdp"], ["--data", "fashion_mnist", "--stream", "True"]])
+STREAMED = ["--data", "fashion_mnist", "--stream", "True"]
+
+
+@pytest.mark.parametrize("extra", [pytest.param([], marks=pytest.mark.slow), ["--fsdp"], STREAMED])
 def test_two_processes_train_together_and_one_of_them_writes(extra, alone, tmp_path, request):
     if "--stream" in extra:
         extra = [*extra, "--data-dir", request.getfixturevalue("tfds_dir")]
