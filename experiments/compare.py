@@ -21,7 +21,7 @@ from experiments.progress import progress_bar
 from experiments.ranking import draw_ranking
 from experiments.runs import finished, set_aside_if_different
 from experiments.settings import Settings, Setup, require, setup_of
-from experiments.sharpness import measured
+from experiments.sharpness import MEASURED, measured
 from experiments.train import Listener, resolved, run
 from experiments.trajectories import draw_sharpness
 
@@ -145,8 +145,12 @@ def trained(runs: list[Settings], data: Data, programs: Programs, bar: Progress)
 def train_one(settings: Settings, data: Data, programs: Programs, listener: Listener) -> dict[str, Any]:
     """Trains one network and adds the sharpness where it ended to its result."""
     result, state = run(settings, data, programs, listener)
-    examples = programs.inputs(settings, data).examples
-    result |= measured(programs.trainer, state.params, state.batch_stats, examples)
+    last = records.read_metrics(settings.out / "metrics.jsonl")[-1]
+    recorded = {name: last[name] for name in MEASURED if last.get(name) is not None}
+    if not recorded:
+        examples = programs.inputs(settings, data).examples
+        recorded = measured(programs.trainer, state.params, state.batch_stats, examples)
+    result |= recorded
     records.write_json(settings.out / "result.json", result)
     return result
 
