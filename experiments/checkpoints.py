@@ -125,11 +125,11 @@ class Checkpoints:
     def _drop(self, bad: dict[int, str], good: int) -> None:
         # Their epochs will be trained and saved once more.
         for epoch, reason in bad.items():
-            print(
-                f"checkpoint of epoch {epoch} is damaged ({reason}): back to epoch {good}",
-                file=sys.stderr,
-            )
             if first_process():
+                print(
+                    f"checkpoint of epoch {epoch} is damaged ({reason}): back to epoch {good}",
+                    file=sys.stderr,
+                )
                 with disk_errors(self.path.parent):
                     shutil.rmtree(self.path / str(epoch))
         together("damaged checkpoints are removed")

@@ -1,8 +1,10 @@
 """TSAM on CIFAR-100 with WRN-16-8, by the defaults of the authors' script."""
 
+import dataclasses
+
 from experiments.method_settings import MethodSettings
 from experiments.recipes import TSAM, Recipe
-from experiments.settings import Settings
+from experiments.recipes import tsam_cifar100_resnet18 as resnet18
 
 RECIPE = Recipe(
     paper=TSAM,
@@ -12,17 +14,10 @@ RECIPE = Recipe(
     "point gave the published figure is not known, and the defaults lie outside. Their label smoothing "
     "function is not in the repository.",
     published="80.85 % (paper's table, read in notes)",
-    settings=Settings(
-        data="cifar100",
+    settings=dataclasses.replace(
+        resnet18.RECIPE.settings,
         model="wrn16_8",
-        epochs=200,
-        batch_size=64,
         learning_rate=0.1,
-        schedule="constant",
-        weight_decay=5e-4,
-        augment=("crop", "flip", "cutout"),
-        label_smoothing=0.1 * 100 / 99,  # 0.1 over the other classes, as in the code that theirs is from
-        method="tsam",
         method_settings=MethodSettings(
             rho=0.05, tilt=1.0, num_samples=3, radius=1.0, noise_scale=1.0, noise="gaussian"
         ),

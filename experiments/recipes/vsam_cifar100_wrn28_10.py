@@ -1,37 +1,19 @@
 """vSAM on CIFAR-100 with WRN-28-10, by the defaults of the authors' script."""
 
-from experiments.method_settings import MethodSettings
-from experiments.recipes import VSAM, Recipe
-from experiments.settings import Settings
+import dataclasses
 
-STEPS = 50_000 // 128  # of an epoch
+from experiments.recipes import VSAM, Recipe
+from experiments.recipes import vsam_cifar10_resnet18 as cifar10
 
 RECIPE = Recipe(
     paper=VSAM,
-    source="github.com/ajiaaa/vSAM, 895e0e5: defaults of train_vsam.py; data/cifar.py",
-    differs="The ten tensors whose norms steer the number of perturbed steps are the last in PyTorch's "
-    "order there, the last leaves of the sorted tree of parameters here. The script has one set of "
-    "defaults; whether the paper's larger networks were trained with them is not known.",
-    settings=Settings(
+    source=cifar10.RECIPE.source,
+    differs=cifar10.RECIPE.differs + " The script has one set of defaults; whether the paper's larger "
+    "networks were trained with them is not known.",
+    settings=dataclasses.replace(
+        cifar10.RECIPE.settings,
         data="cifar100",
         model="wrn28_10",
-        epochs=200,
-        batch_size=128,
-        learning_rate=0.05,
-        weight_decay=1e-3,
-        augment=("crop", "flip", "cutout"),
         label_smoothing=0.1 * 100 / 99,  # the authors spread 0.1 over the other 99 classes
-        method="vsam",
-        method_settings=MethodSettings(
-            rho=0.05,
-            window=50,
-            slices=5,
-            max_rate=0.8,
-            rate_gain=(0.13, 0.13),
-            reuse_decay=0.7,
-            reuse_steps=6,
-            warmup_steps=3 * STEPS,
-            tail=10,
-        ),
     ),
 )
