@@ -45,6 +45,8 @@ class CompareSettings(Setup):
     """Runs per method, with seeds 0, 1, ..."""
     out: Path = Path("runs/demo")
     """Folder for summary.json, comparison.png and the folders of the runs."""
+    checkpoint_every: int = 1000
+    """Epochs from one checkpoint to the next; the last gets one: mostly the only one, in runs of seconds."""
     timing_rounds: int = 30
     """Rounds of 20 steps of every method in turn, in which the time per step is measured."""
 
