@@ -14,6 +14,7 @@ from rich.progress import Progress
 from experiments import records, report
 from experiments.command_line import command_line, program
 from experiments.data import Data, load
+from experiments.groups import evaluated
 from experiments.inputs import with_numbers
 from experiments.methods import DEMO, METHODS
 from experiments.programs import Programs, compile_programs
@@ -210,7 +211,7 @@ def metrics(runs: list[Settings]) -> list[list[dict[str, Any]]]:
 def curve(runs: list[Settings]) -> report.Curve:
     """A method's way through training: seconds and test accuracy, averaged over its seeds."""
     seconds, accuracy = (
-        np.mean([[line[name] for line in run] for run in metrics(runs)], axis=0)
+        np.mean([[line[name] for line in evaluated(run)] for run in metrics(runs)], axis=0)
         for name in ("seconds", "test_accuracy")
     )
     return report.Curve(seconds, 100 * accuracy)

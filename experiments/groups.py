@@ -64,8 +64,13 @@ class Group(NamedTuple):
         return [run.result[name] for run in self.runs.values()]
 
     def curves(self, name: str) -> np.ndarray:
-        """A number after every epoch [runs, epochs]."""
-        return np.array([[line[name] for line in run.lines] for run in self.runs.values()], float)
+        """A number after every epoch with a look at the test part [runs, looks]."""
+        return np.array([[line[name] for line in evaluated(run.lines)] for run in self.runs.values()], float)
+
+
+def evaluated(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of the epochs after which the test part was looked at."""
+    return [line for line in lines if line.get("test_accuracy") is not None]
 
 
 def folders_of_runs(folders: Sequence[Path]) -> Iterator[Path]:
@@ -91,13 +96,13 @@ def read_run(folder: Path) -> Run | None:
     needed = {
         "config.json": ([settings if isinstance(settings, dict) else {}], ("method", "seed", "epochs")),
         "result.json": ([result], ("test_accuracy", "gradients_per_step", "step_seconds")),
-        "metrics.jsonl": (lines or [{}], ("test_accuracy", "seconds", "gradients")),
+        "metrics.jsonl": (lines or [{}], ("seconds", "gradients")),
     }
     for file, (contents, names) in needed.items():
         for name in names:
             if any(content.get(name) is None for content in contents):
                 raise SettingsError(f"{folder / file} has no {name}: train the run again")
-    if len(lines) != config["settings"]["epochs"]:
+    if len(lines) != config["settings"]["epochs"] or lines[-1].get("test_accuracy") is None:
         raise SettingsError(f"{folder / 'metrics.jsonl'} has not all epochs: train the run again")
     return Run(folder, config, result, lines)
 

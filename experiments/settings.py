@@ -78,6 +78,8 @@ class Setup:
     """Split parameters and optimizer state over the devices, instead of a copy on each."""
     checkpoint_every: int = 1
     """Epochs from one checkpoint to the next; the last epoch always gets one."""
+    evaluate_every: int = 1
+    """Epochs from one look at the test part to the next; the last epoch always gets one."""
     sharpness_every: int = 0
     """Epochs from one record of the sharpness in metrics.jsonl to the next; 0 is never."""
 
@@ -108,7 +110,13 @@ class Settings(Setup):
 
 def check_ranges(settings: Settings) -> None:
     """Refuses numbers outside their range, before anything is read, compiled or written."""
-    for name, least in (("epochs", 1), ("batch_size", 1), ("checkpoint_every", 1), ("workers", 0)):
+    for name, least in (
+        ("epochs", 1),
+        ("batch_size", 1),
+        ("checkpoint_every", 1),
+        ("evaluate_every", 1),
+        ("workers", 0),
+    ):
         require(getattr(settings, name) >= least, settings, name, f"give {least} or more")
     every = 0 <= settings.sharpness_every <= settings.epochs
     require(every, settings, "sharpness_every", "give 0 or more, and at most the number of epochs")

@@ -119,7 +119,7 @@ def run(
             line = measured(settings, programs, state, inputs, epoch)
             steps = programs.steps_per_epoch
             lines.append(finite(line | {"step_seconds": seconds / steps, "seconds": before + seconds}))
-            listener(loss=line["train_loss"], accuracy=line["test_accuracy"])
+            listener(loss=line["train_loss"], accuracy=line.get("test_accuracy"))
             folder.append_metrics(lines[-1])
             if epoch % settings.checkpoint_every == 0 or epoch == settings.epochs:
                 checkpoints.save(Checkpoint(epoch, state, [*lines]))  # written while more come
@@ -162,16 +162,16 @@ def measured(
     settings: Settings, programs: Programs, state: TrainState, inputs: Inputs, epoch: int
 ) -> dict[str, Any]:
     """What there is to say at the end of an epoch, times aside."""
-    loss, accuracy = programs.evaluate(state.params, state.batch_stats, inputs.examples)
     step = int(state.step)
-    line = {
+    line: dict[str, Any] = {
         "epoch": epoch,
         "step": step,
         "train_loss": float(state.loss_sum) / programs.steps_per_epoch,
-        "test_loss": float(loss),
-        "test_accuracy": float(accuracy),
         "gradients": methods.gradients_spent(state.opt_state, step, settings.method),
     }
+    if epoch % settings.evaluate_every == 0 or epoch == settings.epochs:
+        loss, accuracy = programs.evaluate(state.params, state.batch_stats, inputs.examples)
+        line |= {"test_loss": float(loss), "test_accuracy": float(accuracy)}
     every = settings.sharpness_every
     if every and epoch % every == 0:
         line |= sharpness.measured(programs.trainer, state.params, state.batch_stats, inputs.examples)

@@ -102,6 +102,12 @@ GRIDS |= {
 }
 
 
+# On other data than the digits one wide grid is every method's whose radius is a length in the space of all
+# weights. In the other geometries the digits' grids begin two octaves lower.
+WIDE = doubling(0.02, 12, 1.5)
+OTHER_GEOMETRIES = ("asam", "graphsam", "look_layersam", "sam_on", "usam")
+
+
 # Adam and LAMB know learning rates of another order; they alone decide how far a normalized gradient leads.
 ADAPTIVE = {
     "sgd": grid(learning_rate=[0.0005, 0.001, 0.002, 0.004], weight_decay=[0.01, 0.1, 1.0]),
@@ -110,7 +116,7 @@ ADAPTIVE = {
 
 
 def points_of(method: str, setup: Setup, count: int = 12) -> list[Point]:
-    """The grid of a method: the digits' own, for other data two octaves lower; `count` points evenly spread.
+    """The grid of a method: the digits' own, or for other data a wider one; `count` points evenly spread.
 
     Eight by eight pixels are an easy task with wrong labels, on which large radii and strong decay do well.
     SGD's own grid lies around a learning rate that is given, which the other methods keep.
@@ -128,6 +134,8 @@ def _all_points(method: str, setup: Setup) -> list[Point]:
     if method == "sgd":
         rate, decay = (setup.learning_rate or 0.024) / 4, setup.weight_decay or 0.002
         return grid(learning_rate=doubling(rate, 4), weight_decay=doubling(decay, 3, 4.0))
+    if set(GRIDS[method][0]) <= {"rho", "window"} and method not in OTHER_GEOMETRIES:
+        return [point | {"rho": rho} for point, rho in zip(GRIDS[method], WIDE, strict=True)]
     lower = {"rho": 0.25, "radius": 0.25, "step_size": 0.25, "noise_scale": 0.25}
     return [
         {

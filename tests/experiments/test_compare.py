@@ -204,12 +204,14 @@ def test_every_task_has_a_file_of_its_own():
     assert tuned.file_of(changed).name == "cifar10-resnet8-quantize_bits_3-augment_crop_flip.json"
 
 
-def test_radii_of_other_data_sets_are_a_quarter_of_the_digits():
-    digits, other = (tune.points_of("vsam", Settings(data=data)) for data in ("digits", "fashion_mnist"))
-    for point, lower in zip(digits, other, strict=True):
-        assert (
-            lower["rho"] == pytest.approx(point["rho"] / 4, rel=0.06) and lower["window"] == point["window"]
-        )
+def test_radii_of_other_data_sets_are_one_wide_grid_where_they_are_lengths():
+    points = {name: tune.points_of(name, Settings(data="cifar10")) for name in tune.GRIDS}
+    assert {point["rho"] for point in points["sam"]} == {point["rho"] for point in points["vsam"]}
+    assert points["sam"][0]["rho"] == 0.02 and points["sam"][-1]["rho"] == pytest.approx(1.7)
+    assert {point["window"] for point in points["vsam"]} == {10}
+    for name, step in (("asam", "rho"), ("pugd", "radius"), ("random_perturbation", "noise_scale")):
+        for point, lower in zip(tune.points_of(name, Settings()), points[name], strict=True):
+            assert lower == point | {step: pytest.approx(point[step] / 4, rel=0.06)}
 
 
 @pytest.mark.parametrize("name", methods.METHODS)
