@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export XLA_PYTHON_CLIENT_PREALLOCATE ?= false
 
-.PHONY: help demo test test-slow check format bench bench-devices notebooks clean
+.PHONY: help demo test test-slow check format bench bench-devices notebooks docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -42,6 +42,10 @@ bench-devices: .venv/experiments  ## what every step sends between devices: coun
 notebooks: .venv/test  ## execute the notebooks again, in place
 	$(BIN)/python notebooks/execute.py notebooks/*.ipynb
 
+docs: .venv/docs  ## build the documentation site in runs/site; a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs . runs/site
+	@echo "see runs/site/index.html"
+
 clean:  ## remove the virtual environment and the caches
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
 
@@ -56,6 +60,10 @@ clean:  ## remove the virtual environment and the caches
 
 .venv/test: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[experiments,notebooks,test]'
+	@touch $@
+
+.venv/docs: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[experiments,docs]'
 	@touch $@
 
 .venv/dev: pyproject.toml | .venv/bin/python

@@ -104,7 +104,7 @@ def adasam(
       epsilon: above 0.
 
     Returns:
-      A `SharpnessAware` that is a whole optimizer: its updates are added to the parameters.
+      A `SharpnessAware` that is a whole optimizer; its updates are added to the parameters.
 
     Raises:
       ValueError: a number outside its range.

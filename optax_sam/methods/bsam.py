@@ -163,7 +163,7 @@ def bsam(
       seed: of the noise; an integer, or an integer array.
 
     Returns:
-      A `SharpnessAware` that is a whole optimizer: its updates are added to the parameters.
+      A `SharpnessAware` that is a whole optimizer; its updates are added to the parameters.
 
     Raises:
       ValueError: a number outside its range; `n` does not divide the batch; `grad_fn` in place of an

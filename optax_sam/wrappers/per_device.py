@@ -111,7 +111,7 @@ def per_device(method: SharpnessAware, axis_name: str = "data") -> SharpnessAwar
       axis_name: the axis of the mesh along which the batch is split; axes may be automatic or explicit.
 
     Returns:
-      A `SharpnessAware` transformation, to be called inside `with jax.set_mesh(mesh):`.
+      A `SharpnessAware` transformation, to be called inside `with jax.set_mesh(mesh)`.
 
     Raises:
       TypeError: `method` is none of this library's, `axis_name` is no string.

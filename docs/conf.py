@@ -1,0 +1,69 @@
+"""Settings of the documentation site: `make docs` builds it, and takes warnings for errors.
+
+The repository itself is the source folder, so that a link between pages works alike in the repository and on
+the site: the README is the first page, `docs/contents.md` its table of contents.
+"""
+
+import shutil
+import tomllib
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
+ROOT = Path(__file__).parents[1]
+
+project = "optax_sam"
+author = "The optax_sam authors"
+release = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx_copybutton",
+]
+root_doc = "README"
+include_patterns = ["README.md", "docs/*.md", "docs/api/*.md", "notebooks/*.ipynb"]
+exclude_patterns = ["docs/contents.md", ".venv", ".git", "runs"]
+
+html_theme = "furo"
+html_title = "optax_sam"
+pygments_style = "default"
+pygments_dark_style = "monokai"
+
+# The notebooks are executed by `make notebooks`, with their outputs kept.
+nb_execution_mode = "off"
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+
+default_role = "code"
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"
+napoleon_google_docstring = True
+napoleon_use_rtype = False
+napoleon_custom_sections = [
+    ("Cost", "notes_style"),
+    ("Guarantees", "notes_style"),
+    ("Deviations", "notes_style"),
+]
+copybutton_prompt_text = r">>> |\.\.\. "
+copybutton_prompt_is_regexp = True
+
+
+def setup(app: Sphinx) -> None:
+    """The contents stand on the site's first page, but not in the repository's README."""
+    app.connect("source-read", add_contents)
+    app.connect("build-finished", first_page)
+
+
+def add_contents(app: Sphinx, name: str, source: list[str]) -> None:
+    """Appends the table of contents to the first page."""
+    if name == root_doc:
+        source[0] += "\n" + (ROOT / "docs/contents.md").read_text()
+
+
+def first_page(app: Sphinx, error: Exception | None) -> None:
+    """Web servers look for index.html."""
+    if error is None and app.builder.format == "html":
+        shutil.copy(Path(app.outdir) / "README.html", Path(app.outdir) / "index.html")
