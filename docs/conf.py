@@ -29,6 +29,8 @@ exclude_patterns = ["docs/contents.md", ".venv", ".git", "runs"]
 
 html_theme = "furo"
 html_title = "optax_sam"
+html_static_path = ["static"]
+html_css_files = ["wide.css"]
 pygments_style = "default"
 pygments_dark_style = "monokai"
 

@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+import optax_sam
+from optax_sam import flax
+from optax_sam.sharpness import plots
+
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/what_happens.md").read_text()
 NAMED = sorted(set(re.findall(r"(tests/[\w/]+\.py)::(\w+)", PAGE)))
@@ -59,3 +63,44 @@ def test_every_public_piece_stands_in_the_architecture():
             "combinations",
         ):
             assert f"`{name}" in page, name
+
+
+def test_every_page_stands_in_the_table_of_contents():
+    listed = re.findall(r"^/([\w/]+)$", (ROOT / "docs/contents.md").read_text(), flags=re.MULTILINE)
+    pages = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
+    assert sorted(listed) == sorted(
+        page.relative_to(ROOT).with_suffix("").as_posix() for page in pages if page.name != "contents.md"
+    )
+
+
+def test_every_public_name_stands_in_the_reference():
+    pages = "".join(page.read_text() for page in sorted((ROOT / "docs/api").glob("*.md")))
+    documented = re.findall(r"^\.\. auto\w+:: (optax_sam[\w.]*)$", pages, flags=re.MULTILINE)
+    assert len(documented) == len(set(documented))
+    modules = (optax_sam, optax_sam.per_example, optax_sam.schedules, optax_sam.sharpness, flax, plots)
+    assert set(documented) == {f"{module.__name__}.{name}" for module in modules for name in public(module)}
+
+
+def public(module):
+    """Functions and classes that a module exports, or defines where it exports nothing."""
+    names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+    if Path(module.__file__).name == "__init__.py":
+        return names
+    return [name for name in names if getattr(module, name).__module__ == module.__name__]
+
+
+def test_every_paper_of_a_docstring_can_be_cited():
+    citations = (ROOT / "docs/citations.md").read_text()
+    files = [*(ROOT / "optax_sam").rglob("*.py"), ROOT / "experiments/sampa.py", ROOT / "experiments/saf.py"]
+    papers = re.findall(r"<(https?://(?:arxiv|openreview)[^>\s]+)>", "".join(map(Path.read_text, files)))
+    assert len(set(papers)) > 40
+    for paper in set(papers):
+        assert f"url = {{{paper}}}" in citations, paper
+
+
+@pytest.mark.parametrize(
+    "page", sorted((ROOT / "docs").rglob("*.md")) + [ROOT / "README.md"], ids=lambda page: page.name
+)
+def test_files_that_a_page_links_to_exist(page):
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / target).exists(), target

@@ -38,8 +38,8 @@ def momentum_sam(rho: ScalarOrSchedule = 0.3, momentum: Scalar = 0.9) -> Sharpne
       >>> tx = optax.chain(optax_sam.momentum_sam(0.3), optax.sgd(0.1, momentum=0.9))
 
     References:
-      Becker et al., `Momentum-SAM <https://arxiv.org/abs/2401.12033>`_, 2024; code
-      github.com/MarlonBecker/MSAM.
+      Becker et al., `Momentum-SAM: Sharpness Aware Minimization without Computational Overhead
+      <https://arxiv.org/abs/2401.12033>`_, 2024; code github.com/MarlonBecker/MSAM.
 
     Deviations:
       the parameters stay where they are, and the perturbed point is made anew in each step: evaluate

@@ -47,7 +47,8 @@ def reweighted_sam(
       >>> tx = optax.chain(method, optax.sgd(0.1, momentum=0.9))
 
     References:
-      `Understanding m-sharpness and reweighted SAM <https://arxiv.org/abs/2509.18001>`_, 2025.
+      Luo et al., `Unveiling m-Sharpness Through the Structure of Stochastic Gradient Noise
+      <https://arxiv.org/abs/2509.18001>`_, 2025.
 
     Deviations:
       written from a summary; the authors' code was not read.

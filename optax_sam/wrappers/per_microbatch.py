@@ -79,7 +79,9 @@ def per_microbatch(
       >>> m_sam = optax_sam.per_microbatch(optax_sam.sam(rho=0.05), 4)
 
     References:
-      Foret et al., `Sharpness-Aware Minimization <https://arxiv.org/abs/2010.01412>`_, 2020, section 4.1.
+      Foret et al., `Sharpness-Aware Minimization <https://arxiv.org/abs/2010.01412>`_, 2020, section 4.1;
+      Behdin et al., `mSAM: Micro-Batch-Averaged Sharpness-Aware Minimization
+      <https://arxiv.org/abs/2302.09693>`_, 2023.
     """
     checks.integer("num_microbatches", num_microbatches, low=1)
     checks.one_of("loop", loop, ("scan", "vmap"))
