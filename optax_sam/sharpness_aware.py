@@ -13,17 +13,27 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from optax_sam import checks, combinations, selections, trees
+from optax_sam import checks, trees
 from optax_sam import state as states
-from optax_sam.ascents import climb, evaluations
-from optax_sam.directions import gradient
-from optax_sam.gates import always
 from optax_sam.hyperparameters import Scalar
 from optax_sam.method import Method, Outcome, SharpnessAware, from_method
 from optax_sam.oracle import Climb, First, Oracle, weighted_mean
-from optax_sam.pieces import Combination, Context, Direction, Gate, Gradients, Reuse, Selection, Start
-from optax_sam.reuse import nothing
-from optax_sam.starts import Ahead, at_params
+from optax_sam.pieces import combinations, selections
+from optax_sam.pieces.ascents import climb, evaluations
+from optax_sam.pieces.directions import gradient
+from optax_sam.pieces.gates import always
+from optax_sam.pieces.protocols import (
+    Combination,
+    Context,
+    Direction,
+    Gate,
+    Gradients,
+    Reuse,
+    Selection,
+    Start,
+)
+from optax_sam.pieces.reuse import nothing
+from optax_sam.pieces.starts import Ahead, at_params
 from optax_sam.state import SharpnessAwareState
 
 

@@ -1,10 +1,10 @@
 """AE-SAM and AE-LookSAM: SAM where the gradient is large."""
 
 from optax_sam import checks
-from optax_sam.ascents import to_radius
-from optax_sam.gates import when_gradient_is_large
 from optax_sam.hyperparameters import Linear, Scalar, ScalarOrSchedule
-from optax_sam.reuse import orthogonal_component
+from optax_sam.pieces.ascents import to_radius
+from optax_sam.pieces.gates import when_gradient_is_large
+from optax_sam.pieces.reuse import orthogonal_component
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 

@@ -1,8 +1,8 @@
 """AUSAM, asymptotic unbiased sample sampling for SAM."""
 
-from optax_sam.ascents import to_radius
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
-from optax_sam.scores import drawn_by_score
+from optax_sam.pieces.ascents import to_radius
+from optax_sam.pieces.scores import drawn_by_score
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 

@@ -1,10 +1,10 @@
 """ESAM, efficient SAM: a part of the weights, and the examples that matter."""
 
 from optax_sam import checks
-from optax_sam.ascents import in_proportion, in_turn, to_radius
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
-from optax_sam.masks import keep_random_fraction
-from optax_sam.selections import check_fraction, everything, largest_increase
+from optax_sam.pieces.ascents import in_proportion, in_turn, to_radius
+from optax_sam.pieces.masks import keep_random_fraction
+from optax_sam.pieces.selections import check_fraction, everything, largest_increase
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 

@@ -1,11 +1,11 @@
 """EXTRAP: extrapolation before the gradient, for large batches."""
 
 from optax_sam import checks
-from optax_sam.ascents import in_proportion
-from optax_sam.directions import descent_momentum, gaussian, gradient, previous_descent
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule, scaled
+from optax_sam.pieces.ascents import in_proportion
+from optax_sam.pieces.directions import descent_momentum, gaussian, gradient, previous_descent
+from optax_sam.pieces.starts import ahead
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
-from optax_sam.starts import ahead
 
 
 def extrapolation(

@@ -4,14 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 from optax_sam import checks
-from optax_sam.ascents import to_radius
-from optax_sam.combinations import plus
-from optax_sam.gates import every
 from optax_sam.hyperparameters import ScalarOrSchedule
-from optax_sam.reuse import components_beyond
-from optax_sam.selections import on_surrogate
+from optax_sam.pieces.ascents import to_radius
+from optax_sam.pieces.combinations import plus
+from optax_sam.pieces.gates import every
+from optax_sam.pieces.reuse import components_beyond
+from optax_sam.pieces.selections import on_surrogate
+from optax_sam.pieces.starts import on_surrogate_between
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
-from optax_sam.starts import on_surrogate_between
 
 
 def fgsam(

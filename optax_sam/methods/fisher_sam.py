@@ -1,8 +1,8 @@
 """Fisher SAM: the ball of information geometry."""
 
-from optax_sam.ascents import to_radius
-from optax_sam.geometry import fisher
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
+from optax_sam.pieces.ascents import to_radius
+from optax_sam.pieces.geometry import fisher
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 

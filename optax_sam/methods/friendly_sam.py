@@ -1,8 +1,8 @@
 """Friendly SAM, F-SAM: perturbing along what is particular to the batch."""
 
-from optax_sam.ascents import to_radius
-from optax_sam.directions import batch_specific
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
+from optax_sam.pieces.ascents import to_radius
+from optax_sam.pieces.directions import batch_specific
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 

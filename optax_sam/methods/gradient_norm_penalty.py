@@ -1,8 +1,8 @@
 """Gradient-norm penalty, GNP."""
 
-from optax_sam.ascents import to_radius
-from optax_sam.combinations import mix
 from optax_sam.hyperparameters import ScalarOrSchedule
+from optax_sam.pieces.ascents import to_radius
+from optax_sam.pieces.combinations import mix
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 

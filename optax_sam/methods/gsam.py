@@ -1,8 +1,8 @@
 """GSAM, surrogate gap guided SAM."""
 
-from optax_sam.ascents import to_radius
-from optax_sam.combinations import surrogate_gap
 from optax_sam.hyperparameters import ScalarOrSchedule
+from optax_sam.pieces.ascents import to_radius
+from optax_sam.pieces.combinations import surrogate_gap
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 

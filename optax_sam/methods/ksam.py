@@ -1,9 +1,9 @@
 """K-SAM: SAM on the examples with the highest losses."""
 
-from optax_sam.ascents import to_radius
 from optax_sam.hyperparameters import ScalarOrSchedule
+from optax_sam.pieces.ascents import to_radius
+from optax_sam.pieces.starts import on_highest_loss
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
-from optax_sam.starts import on_highest_loss
 
 
 def ksam(rho: ScalarOrSchedule = 0.05, fraction: float = 0.5, strata: int = 1) -> SharpnessAware:

@@ -1,8 +1,8 @@
 """Late SAM: SAM in the last part of training alone."""
 
-from optax_sam.ascents import to_radius
-from optax_sam.gates import after
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
+from optax_sam.pieces.ascents import to_radius
+from optax_sam.pieces.gates import after
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 

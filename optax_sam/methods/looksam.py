@@ -1,11 +1,11 @@
 """LookSAM and Look-LayerSAM: the perturbed gradient every k steps, its lasting part in between."""
 
 from optax_sam import checks
-from optax_sam.ascents import to_radius
-from optax_sam.gates import every
-from optax_sam.geometry import layerwise
 from optax_sam.hyperparameters import ScalarOrSchedule
-from optax_sam.reuse import orthogonal_component
+from optax_sam.pieces.ascents import to_radius
+from optax_sam.pieces.gates import every
+from optax_sam.pieces.geometry import layerwise
+from optax_sam.pieces.reuse import orthogonal_component
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 

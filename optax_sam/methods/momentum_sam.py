@@ -1,10 +1,10 @@
 """Momentum SAM, MSAM: the perturbation along the momentum, for one gradient a step."""
 
-from optax_sam.ascents import to_radius
-from optax_sam.directions import descent_momentum
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
+from optax_sam.pieces.ascents import to_radius
+from optax_sam.pieces.directions import descent_momentum
+from optax_sam.pieces.starts import ahead
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
-from optax_sam.starts import ahead
 
 
 def momentum_sam(rho: ScalarOrSchedule = 0.3, momentum: Scalar = 0.9) -> SharpnessAware:

@@ -1,8 +1,8 @@
 """Multi-step SAM: several short steps uphill."""
 
 from optax_sam import checks
-from optax_sam.ascents import repeated, to_radius
 from optax_sam.hyperparameters import ScalarOrSchedule, scaled
+from optax_sam.pieces.ascents import repeated, to_radius
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 

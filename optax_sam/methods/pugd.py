@@ -1,10 +1,10 @@
 """PUGD, perturbed unit gradient descent ("Update in Unit Gradient")."""
 
 from optax_sam import checks
-from optax_sam.ascents import to_radius
-from optax_sam.combinations import unit, unit_sum
-from optax_sam.geometry import magnitude
 from optax_sam.hyperparameters import ScalarOrSchedule
+from optax_sam.pieces.ascents import to_radius
+from optax_sam.pieces.combinations import unit, unit_sum
+from optax_sam.pieces.geometry import magnitude
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 

@@ -1,13 +1,13 @@
 """Random weight perturbation: RWP, m-RWP, ARWP, m-ARWP."""
 
 from optax_sam import checks
-from optax_sam.ascents import in_proportion
-from optax_sam.combinations import mix
-from optax_sam.directions import Gaussian, damped_gaussian, gaussian
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
-from optax_sam.selections import everything, on_part
+from optax_sam.pieces.ascents import in_proportion
+from optax_sam.pieces.combinations import mix
+from optax_sam.pieces.directions import Gaussian, damped_gaussian, gaussian
+from optax_sam.pieces.selections import everything, on_part
+from optax_sam.pieces.starts import ahead, at_params, at_params_on_part
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
-from optax_sam.starts import ahead, at_params, at_params_on_part
 
 
 def random_perturbation(

@@ -1,9 +1,9 @@
 """R-SAM, random SAM: noise, then SAM from there."""
 
-from optax_sam.ascents import to_radius
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
+from optax_sam.pieces.ascents import to_radius
+from optax_sam.pieces.starts import at_random_per_filter
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
-from optax_sam.starts import at_random_per_filter
 
 
 def random_sam(

@@ -1,10 +1,10 @@
 """Reweighted SAM, RW-SAM: examples with large gradients count more in the climb."""
 
-from optax_sam.ascents import to_radius
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
-from optax_sam.selections import whole_batch
+from optax_sam.pieces.ascents import to_radius
+from optax_sam.pieces.selections import whole_batch
+from optax_sam.pieces.starts import reweighted
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
-from optax_sam.starts import reweighted
 
 
 def reweighted_sam(

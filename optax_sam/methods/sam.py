@@ -1,7 +1,7 @@
 """SAM, sharpness-aware minimization."""
 
-from optax_sam.ascents import to_radius
 from optax_sam.hyperparameters import ScalarOrSchedule
+from optax_sam.pieces.ascents import to_radius
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 

@@ -6,10 +6,10 @@ from typing import Any
 import jax
 
 from optax_sam import checks
-from optax_sam.ascents import in_turn, to_radius
-from optax_sam.geometry import elementwise, signs
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
-from optax_sam.masks import only
+from optax_sam.pieces.ascents import in_turn, to_radius
+from optax_sam.pieces.geometry import elementwise, signs
+from optax_sam.pieces.masks import only
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 

@@ -1,9 +1,9 @@
 """Sparse SAM (SSAM-F and SSAM-D), and the Fisher-mask SAM of language models."""
 
 from optax_sam import checks
-from optax_sam.ascents import in_turn, to_radius
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
-from optax_sam.masks import check_pattern, dynamic_mask, fisher_mask
+from optax_sam.pieces.ascents import in_turn, to_radius
+from optax_sam.pieces.masks import check_pattern, dynamic_mask, fisher_mask
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 

@@ -1,10 +1,10 @@
 """TSAM, tilted sharpness-aware minimization."""
 
 from optax_sam import checks
-from optax_sam.ascents import to_radius
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
+from optax_sam.pieces.ascents import to_radius
+from optax_sam.pieces.starts import at_random
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
-from optax_sam.starts import at_random
 from optax_sam.wrappers.over_draws import over_draws, tilted
 
 

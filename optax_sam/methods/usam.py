@@ -1,8 +1,8 @@
 """USAM, unnormalized SAM."""
 
 from optax_sam import checks
-from optax_sam.ascents import in_proportion
 from optax_sam.hyperparameters import ScalarOrSchedule
+from optax_sam.pieces.ascents import in_proportion
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 

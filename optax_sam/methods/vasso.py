@@ -1,9 +1,9 @@
 """VaSSO, variance-suppressed SAM."""
 
 from optax_sam import checks
-from optax_sam.ascents import to_radius
-from optax_sam.directions import running_mean
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
+from optax_sam.pieces.ascents import to_radius
+from optax_sam.pieces.directions import running_mean
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 from optax_sam import checks
-from optax_sam.ascents import to_radius
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
-from optax_sam.reuse import decayed_difference
+from optax_sam.pieces.ascents import to_radius
+from optax_sam.pieces.reuse import decayed_difference
+from optax_sam.pieces.variance_rate import with_variance_rate
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
-from optax_sam.variance_rate import with_variance_rate
 
 
 def vsam(

@@ -1,9 +1,9 @@
 """WSAM, weighted sharpness as a regularization term."""
 
 from optax_sam import checks
-from optax_sam.ascents import to_radius
-from optax_sam.combinations import mix
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
+from optax_sam.pieces.ascents import to_radius
+from optax_sam.pieces.combinations import mix
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_sam import checks, geometry, random_trees, trees
+from optax_sam import checks, random_trees, trees
 from optax_sam.oracle import Oracle
+from optax_sam.pieces import geometry
 from optax_sam.sharpness.problem import (
     Floats,
     NotFiniteError,

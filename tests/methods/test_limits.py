@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import optax_sam
-from optax_sam.selections import draw
+from optax_sam.pieces.selections import draw
 from tests.methods.small import (
     BATCH,
     BATCHES,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import optax_sam
-from optax_sam.pieces import Context
+from optax_sam.pieces.protocols import Context
 from tests.methods.small import PARAMS, STEPS, close, one_step, stepper, train
 
 HESSIAN = np.array([[3.0, 1.0, 0.0], [1.0, 2.0, -0.5], [0.0, -0.5, 1.0]], np.float32)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_sam import checks, trees
-from optax_sam.pieces import Context
+from optax_sam.pieces.protocols import Context
 
 
 class VarianceRateState(NamedTuple):

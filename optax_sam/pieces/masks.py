@@ -15,9 +15,9 @@ import optax
 from jax import lax
 
 from optax_sam import checks, random_trees, sharding, trees
-from optax_sam.ascents import transformation
 from optax_sam.hyperparameters import Scalar
 from optax_sam.oracle import Oracle
+from optax_sam.pieces.ascents import transformation
 
 
 class MaskState(NamedTuple):

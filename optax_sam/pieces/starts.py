@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from optax_sam import checks, random_trees, trees
-from optax_sam.geometry import filter_norms
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule, at_step
 from optax_sam.oracle import Evaluation, Oracle
-from optax_sam.pieces import Context
-from optax_sam.selections import check_fraction, take_highest, take_part
+from optax_sam.pieces.geometry import filter_norms
+from optax_sam.pieces.protocols import Context
+from optax_sam.pieces.selections import check_fraction, take_highest, take_part
 
 
 @dataclasses.dataclass(frozen=True)

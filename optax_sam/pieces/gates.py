@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from optax_sam import checks, trees
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule, at_step
-from optax_sam.pieces import Context
+from optax_sam.pieces.protocols import Context
 
 
 @dataclasses.dataclass(frozen=True)

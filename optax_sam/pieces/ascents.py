@@ -9,10 +9,10 @@ import optax
 from jax import lax
 
 from optax_sam import checks, trees
-from optax_sam.geometry import Geometry, euclidean, filter_norms
 from optax_sam.hyperparameters import ScalarOrSchedule, at_step
 from optax_sam.oracle import Climb
-from optax_sam.pieces import Context
+from optax_sam.pieces.geometry import Geometry, euclidean, filter_norms
+from optax_sam.pieces.protocols import Context
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from optax_sam import checks, per_example, sharding
 from optax_sam.oracle import Evaluation, Oracle
-from optax_sam.pieces import Context
-from optax_sam.selections import check_fraction, draw, number_of
+from optax_sam.pieces.protocols import Context
+from optax_sam.pieces.selections import check_fraction, draw, number_of
 
 
 class ScoreState(NamedTuple):

@@ -11,7 +11,7 @@ from jax import lax
 
 from optax_sam import checks, sharding
 from optax_sam.oracle import Evaluation, Oracle
-from optax_sam.pieces import Context
+from optax_sam.pieces.protocols import Context
 
 
 def everything(oracle: Any, here: Evaluation, there: Any, context: Context) -> Any:

@@ -8,7 +8,7 @@ import optax
 
 from optax_sam import checks, trees
 from optax_sam.hyperparameters import ScalarOrSchedule, at_step
-from optax_sam.pieces import Context
+from optax_sam.pieces.protocols import Context
 
 
 def perturbed(grads: Any, perturbed_grads: Any, context: Context) -> Any:

@@ -9,9 +9,9 @@ import optax
 from jax import lax
 
 from optax_sam import checks, random_trees, trees
-from optax_sam.geometry import filter_sums
 from optax_sam.hyperparameters import Scalar
-from optax_sam.pieces import Context, Gradients
+from optax_sam.pieces.geometry import filter_sums
+from optax_sam.pieces.protocols import Context, Gradients
 
 
 @dataclasses.dataclass(frozen=True)
