@@ -124,5 +124,64 @@ def step() -> None:
     d.save("step.svg")
 
 
+def house() -> None:
+    """The folders and files of the package, above what they stand on, and the repository around it."""
+    d = Diagram(102, 70)
+    d.frame((1, 17), (100, 52), "optax_sam/")
+    d.box((34.5, 62), (61, 6), "methods/", "a file for each paper: its equation, and one expression")
+    d.box(
+        (34.5, 53),
+        (61, 5),
+        "sharpness_aware.py",
+        "the order of the pieces in a step; the only lax.cond",
+        ORACLE,
+    )
+    d.frame((3, 33), (63, 16), "pieces/")
+    pieces = {
+        "starts": "where first?",
+        "directions": "what is uphill?",
+        "gates": "worth it now?",
+        "ascents": "how far? (masks)",
+        "geometry": "in which norm?",
+        "selections": "which examples?",
+        "combinations": "two into one",
+        "reuse": "what is kept?",
+    }
+    for number, (name, question) in enumerate(pieces.items()):
+        row, column = divmod(number, 4)
+        d.box((11.2 + 15.5 * column, 43.4 - 6.6 * row), (14.4, 5.4), name, question)
+    d.box((84, 58), (28, 7), "wrappers/", "a method over slices,\ndevices, draws")
+    d.box((84, 42), (28, 7), "sharpness/", "what it is: measured,\ndrawn, never trained with")
+    d.box((18, 27.5), (28, 6), "method.py, state.py", "how a method is called,\nwhat it remembers", ORACLE)
+    d.box(
+        (51, 27.5), (28, 6), "oracle.py", "losses and gradients at a point,\non all or some examples", ORACLE
+    )
+    d.box((84, 27.5), (28, 6), "per_example.py", "gradients and norms\nof single examples", ORACLE)
+    text = "trees.py, means.py, sharding.py, random_trees.py, jaxprs.py, hyperparameters.py, checks.py"
+    d.box((51, 20.7), (94, 4.6), "arithmetic", text, GIVEN)
+    for x, top, foot in (
+        (34.5, 59, 55.5),
+        (34.5, 50.5, 49),
+        (18, 33, 30.5),
+        (48, 33, 30.5),
+        (84, 38.5, 30.5),
+    ):
+        d.arrow((x, top), (x, foot))
+    d.axes.plot([70, 67.5, 67.5], [58, 58, 33], color=INK, lw=1.1)
+    d.arrow((67.5, 33), (63, 30.5))
+    rooms = {
+        "experiments/": "training from the\ncommand line",
+        "benchmarks/": "what steps cost",
+        "tests/": "every promise, and\nNumPy references",
+        "notebooks/": "six questions",
+        "docs/": "this site",
+    }
+    for number, (name, content) in enumerate(rooms.items()):
+        d.box((11 + 20 * number, 9), (19, 6.4), name, content, GIVEN)
+    d.text((51, 3.4), "an arrow: stands on; only the package itself is installed", size=9, color=MUTED)
+    d.save("house.svg")
+
+
 if __name__ == "__main__":
     step()
+    house()

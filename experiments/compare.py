@@ -11,20 +11,21 @@ import jax
 import numpy as np
 from rich.progress import Progress
 
-from experiments import records, report
 from experiments.command_line import command_line, program
 from experiments.data import Data, load
-from experiments.groups import evaluated
-from experiments.inputs import with_numbers
 from experiments.methods import DEMO, METHODS
-from experiments.programs import Programs, compile_programs
-from experiments.progress import progress_bar
-from experiments.ranking import draw_ranking
-from experiments.runs import finished, set_aside_if_different
+from experiments.reports import comparison
+from experiments.reports.groups import evaluated
+from experiments.reports.ranking import draw_ranking
+from experiments.reports.trajectories import draw_sharpness
+from experiments.running import records
+from experiments.running.inputs import with_numbers
+from experiments.running.programs import Programs, compile_programs
+from experiments.running.progress import progress_bar
+from experiments.running.runs import finished, set_aside_if_different
+from experiments.running.sharpness import MEASURED, measured
 from experiments.settings import Settings, Setup, require, setup_of
-from experiments.sharpness import MEASURED, measured
 from experiments.train import Listener, resolved, run
-from experiments.trajectories import draw_sharpness
 
 GROUPS = {"demo": DEMO, "all": tuple(METHODS)}
 
@@ -76,14 +77,14 @@ def compare(settings: CompareSettings) -> None:
         "compile_seconds": sum(each.compile_seconds for each in programs.values()),
     }
     records.write_json(settings.out / "summary.json", {"methods": methods} | extra | records.environment())
-    report.print_table(methods)
+    comparison.print_table(methods)
     heading = f"{settings.data}, {runs['sgd'][0].model}, {settings.epochs} epochs: "
     heading += f"mean and standard deviation over {settings.seeds} seeds"
     picture = settings.out / "comparison.png"
-    if len(methods) >= report.MANY:
+    if len(methods) >= comparison.MANY:
         draw_ranking(methods, heading, picture)
     else:
-        report.draw(methods, {name: curve(runs[name]) for name in methods}, heading, picture)
+        comparison.draw(methods, {name: curve(runs[name]) for name in methods}, heading, picture)
     if settings.sharpness_every:
         draw_sharpness(
             {name: metrics(runs[name]) for name in methods}, heading, settings.out / "sharpness.png"
@@ -208,13 +209,13 @@ def metrics(runs: list[Settings]) -> list[list[dict[str, Any]]]:
     return [records.read_metrics(settings.out / "metrics.jsonl") for settings in runs]
 
 
-def curve(runs: list[Settings]) -> report.Curve:
+def curve(runs: list[Settings]) -> comparison.Curve:
     """A method's way through training: seconds and test accuracy, averaged over its seeds."""
     seconds, accuracy = (
         np.mean([[line[name] for line in evaluated(run)] for run in metrics(runs)], axis=0)
         for name in ("seconds", "test_accuracy")
     )
-    return report.Curve(seconds, 100 * accuracy)
+    return comparison.Curve(seconds, 100 * accuracy)
 
 
 if __name__ == "__main__":

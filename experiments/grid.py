@@ -11,11 +11,12 @@ from typing import Any
 
 import tyro
 
-from experiments import methods, records
+from experiments import methods
 from experiments.command_line import command_line, program
 from experiments.method_settings import MethodSettings
-from experiments.processes import in_processes
-from experiments.runs import finished, set_aside_if_different, trained
+from experiments.running import records
+from experiments.running.processes import in_processes
+from experiments.running.runs import finished, set_aside_if_different, trained
 from experiments.settings import Settings, SettingsError, Setup, flag, require, setup_of
 from experiments.train import resolved
 

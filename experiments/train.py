@@ -15,8 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import methods, sharpness
-from experiments.checkpoints import Checkpoint, Checkpoints
+from experiments import methods
 from experiments.command_line import (
     command_line,
     defaults_in,
@@ -26,16 +25,18 @@ from experiments.command_line import (
     with_help_on,
 )
 from experiments.data import Data, load, with_defaults
-from experiments.devices import agreed, first_process, join_processes
-from experiments.inputs import Inputs
 from experiments.models import check_model
-from experiments.profile import Profile, profile_of
-from experiments.programs import Programs, compile_programs
-from experiments.progress import progress_bar
-from experiments.records import RunFolder, alone_in, check_folder, finite, sha256
+from experiments.running import sharpness
+from experiments.running.checkpoints import Checkpoint, Checkpoints
+from experiments.running.devices import agreed, first_process, join_processes
+from experiments.running.inputs import Inputs
+from experiments.running.profile import Profile, profile_of
+from experiments.running.programs import Programs, compile_programs
+from experiments.running.progress import progress_bar
+from experiments.running.records import RunFolder, alone_in, check_folder, finite, sha256
+from experiments.running.training import TrainState
 from experiments.settings import Settings, check_ranges
 from experiments.tasks import check_task
-from experiments.training import TrainState
 from experiments.tuned import with_tuned
 
 # One call of the compiled loop lasts about so long: the bar moves, and Ctrl-C is answered.

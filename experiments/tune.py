@@ -18,12 +18,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments import methods, records
+from experiments import methods
 from experiments.command_line import command_line, program
 from experiments.data import Data, fold, load, with_defaults
 from experiments.data.arrays import num_rows
-from experiments.programs import Programs, compile_programs, structure
-from experiments.progress import progress_bar
+from experiments.running import records
+from experiments.running.programs import Programs, compile_programs, structure
+from experiments.running.progress import progress_bar
 from experiments.settings import Settings, SettingsError, Setup, require, setup_of
 from experiments.train import resolved, train_epoch
 from experiments.tuned import DEFAULTS, file_of

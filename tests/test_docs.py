@@ -81,7 +81,7 @@ def public(module):
 
 def test_every_paper_of_a_docstring_can_be_cited():
     citations = (ROOT / "docs/citations.md").read_text()
-    files = [*(ROOT / "optax_sam").rglob("*.py"), ROOT / "experiments/sampa.py", ROOT / "experiments/saf.py"]
+    files = [*(ROOT / "optax_sam").rglob("*.py"), *(ROOT / "experiments/step_functions").glob("*.py")]
     papers = re.findall(r"<(https?://(?:arxiv|openreview)[^>\s]+)>", "".join(map(Path.read_text, files)))
     assert len(set(papers)) > 40
     for paper in set(papers):

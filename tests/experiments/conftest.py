@@ -8,8 +8,9 @@ import jax
 import jax.flatten_util
 import pytest
 
-from experiments import devices, train
-from experiments.programs import compile_programs
+from experiments import train
+from experiments.running import devices
+from experiments.running.programs import compile_programs
 from tests.experiments.runs import ROOT
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import checkpoints
+from experiments.running import checkpoints
 from tests.experiments.runs import TINY, message_of, run
 
 # Messages

@@ -7,8 +7,8 @@ import shutil
 import pytest
 
 from experiments import data, train
-from experiments.checkpoints import Checkpoint, Checkpoints
-from experiments.records import alone_in, sha256
+from experiments.running.checkpoints import Checkpoint, Checkpoints
+from experiments.running.records import alone_in, sha256
 from experiments.settings import Settings, SettingsError
 from tests.experiments.runs import TINY, contents, message_of, outcome, run
 

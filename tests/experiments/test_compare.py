@@ -12,12 +12,14 @@ import optax
 import pytest
 from flax import linen as nn
 
-from experiments import compare, data, methods, programs, records, report, train, trajectories, tune, tuned
-from experiments.inputs import make_inputs
+from experiments import compare, data, methods, train, tune, tuned
 from experiments.models.network import Linen
-from experiments.ranking import draw_ranking
+from experiments.reports import comparison, trajectories
+from experiments.reports.ranking import draw_ranking
+from experiments.running import programs, records
+from experiments.running.inputs import make_inputs
+from experiments.running.sharpness import top_eigenvalues
 from experiments.settings import Settings
-from experiments.sharpness import top_eigenvalues
 from tests.experiments.runs import message_of
 
 # Sharpness
@@ -136,12 +138,12 @@ def test_long_table_says_which_methods_cost_no_more_than_sgd(tmp_path, capsys):
     }
     sam = names.index("sam")
     cheap = [name for n, name in enumerate(names) if n >= sam - 1 and n % 2 == 0 and name != "sgd"]
-    assert report.as_cheap_as_sgd(rows) == cheap
-    report.print_table(rows)
+    assert comparison.as_cheap_as_sgd(rows) == cheap
+    comparison.print_table(rows)
     printed = capsys.readouterr().out
     table, last = printed.split("in at most 1.1 times SGD's time: ")
-    assert last.strip() == ", ".join(report.title(name) for name in reversed(cheap))
-    places = [re.search(rf"│ {re.escape(report.title(name))} +│", table).start() for name in names]
+    assert last.strip() == ", ".join(comparison.title(name) for name in reversed(cheap))
+    places = [re.search(rf"│ {re.escape(comparison.title(name))} +│", table).start() for name in names]
     assert places == sorted(places, reverse=True)
     rows["sgd"]["accuracy_mean"] = 0.99  # all others far below
     draw_ranking(rows, "everything", tmp_path / "all.png")
@@ -150,7 +152,7 @@ def test_long_table_says_which_methods_cost_no_more_than_sgd(tmp_path, capsys):
 
 def test_labels_in_the_picture_never_overlap():
     heights = [90.0, 90.1, 90.2, 95.0, 90.15, 94.9]
-    placed = report.spread_out(heights, (80.0, 96.0))
+    placed = comparison.spread_out(heights, (80.0, 96.0))
     assert np.diff(np.sort(placed)).min() >= 0.9 and placed.max() <= 96
     assert (np.argsort(placed) == np.argsort(heights)).all()
 

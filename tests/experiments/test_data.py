@@ -13,7 +13,7 @@ import optax_sam
 from experiments import data, train
 from experiments.data.arrays import in_batches
 from experiments.method_settings import MethodSettings
-from experiments.programs import compile_programs
+from experiments.running.programs import compile_programs
 from experiments.settings import Settings
 from experiments.tasks.augment import AUGMENTATIONS, augment, mixup
 from experiments.tasks.classification import Classification, cross_entropy

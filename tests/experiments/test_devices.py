@@ -8,7 +8,8 @@ import sys
 import jax
 import pytest
 
-from experiments import data, devices, programs, train
+from experiments import data, train
+from experiments.running import devices, programs
 from experiments.settings import Settings
 from tests.experiments.runs import ROOT, TINY, message_of, metrics, one_device, run
 

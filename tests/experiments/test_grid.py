@@ -6,9 +6,10 @@ import time
 
 import pytest
 
-from experiments import grid, runs, train
-from experiments.programs import structure
-from experiments.records import RunFolder, alone_in
+from experiments import grid, train
+from experiments.running import runs
+from experiments.running.programs import structure
+from experiments.running.records import RunFolder, alone_in
 from experiments.settings import Settings
 from tests.experiments.runs import TINY, message_of, metrics, one_device, outcome, run
 

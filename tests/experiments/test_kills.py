@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from experiments.checkpoints import KEPT
+from experiments.running.checkpoints import KEPT
 from tests.experiments.runs import TINY, metrics, num_lines, outcome, run, start, wait_until
 
 KILLS = 20

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import data, programs, train
-from experiments.inputs import make_inputs
+from experiments import data, train
 from experiments.models import MODELS, module
+from experiments.running import programs
+from experiments.running.inputs import make_inputs
 from experiments.settings import Settings
 
 PUBLISHED = {

@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.saf import mesa_loss, saf_loss
-from experiments.sampa import sampa_step
+from experiments.step_functions.saf import mesa_loss, saf_loss
+from experiments.step_functions.sampa import sampa_step
 from tests.methods.trajectories import FAST, PROBLEM, STEPS, flatten_steps, in_float64, stack
 from tests.references import network
 from tests.references.trajectory import MomentumSGD

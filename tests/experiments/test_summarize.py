@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import intervals, summarize
-from experiments.records import as_json
+from experiments import summarize
+from experiments.reports import intervals
+from experiments.running.records import as_json
 from experiments.settings import Settings
 from experiments.train import resolved
 from tests.experiments.runs import message_of

@@ -16,7 +16,17 @@ from experiments.command_line import command_line
 from experiments.method_settings import MethodSettings
 from experiments.methods import METHODS, accepted
 from experiments.settings import Settings, flag
-from tests.experiments.runs import METRICS, ROOT, TINY, num_lines, only_line, outcome, run, start, wait_until
+from tests.experiments.runs import (
+    METRICS,
+    ROOT,
+    TINY,
+    num_lines,
+    only_line,
+    outcome,
+    run,
+    start,
+    wait_until,
+)
 
 # The command line
 

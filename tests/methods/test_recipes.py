@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import optax_sam
-from experiments import compositions
+from experiments.methods import compositions
 from optax_sam import decayed_difference, drawn_by_score, sharpness_aware, to_radius, with_variance_rate
 from tests.methods.small import (
     BATCH,

@@ -11,10 +11,10 @@ from typing import Any
 
 from rich.progress import Progress
 
-from experiments import records
 from experiments.data import Data, load
-from experiments.programs import Programs, compile_programs, structure
-from experiments.progress import progress_bar
+from experiments.running import records
+from experiments.running.programs import Programs, compile_programs, structure
+from experiments.running.progress import progress_bar
 from experiments.settings import InUseError, Settings, SettingsError
 from experiments.train import run
 

@@ -14,10 +14,10 @@ import optax
 from jax.tree_util import Partial
 
 from experiments.data.arrays import Batch, num_rows, rows
-from experiments.inputs import Examples
 from experiments.models.network import Network
+from experiments.running.inputs import Examples
+from experiments.running.training import Trainer
 from experiments.tasks import Task
-from experiments.training import Trainer
 from optax_sam import per_example, sharpness
 
 # Examples per product with the Hessian, and the most that are used.

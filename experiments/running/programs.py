@@ -17,10 +17,10 @@ import numpy as np
 from experiments import methods, models, tasks
 from experiments.data import Data
 from experiments.data.feed import Feed
-from experiments.devices import everywhere, mesh_of, sharding
-from experiments.inputs import Examples, Inputs, evaluation_batch, make_inputs
+from experiments.running.devices import everywhere, mesh_of, sharding
+from experiments.running.inputs import Examples, Inputs, evaluation_batch, make_inputs
+from experiments.running.training import Trainer, TrainState
 from experiments.settings import Settings
-from experiments.training import Trainer, TrainState
 
 Steps = Callable[[TrainState, Inputs, np.int32], TrainState]
 

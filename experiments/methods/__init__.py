@@ -9,8 +9,8 @@ import jax
 import optax
 
 import optax_sam
-from experiments import compositions
 from experiments.data.kinds import kind_of
+from experiments.methods import compositions
 from experiments.settings import Settings, SettingsError, flag
 
 Factory = Callable[..., optax_sam.SharpnessAware]

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from experiments.names import title
+from experiments.methods.names import title
 
 SLOW, FAST, PLAIN = "#D55E00", "#009E73", "#555555"
 SHOWN = 0.08  # below SGD's accuracy by so much, a dot stands at the edge with its value beside it

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot as plt
 
-from experiments.names import title
+from experiments.methods.names import title
 from optax_sam.sharpness import plots
 
 PANELS = {

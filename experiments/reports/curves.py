@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.groups import Group
-from experiments.intervals import margin
-from experiments.report import COLOURS, name_at_margin, plt, spread_out
+from experiments.reports.comparison import COLOURS, name_at_margin, plt, spread_out
+from experiments.reports.groups import Group
+from experiments.reports.intervals import margin
 
 AXES = {
     "seconds": "training time (seconds)",

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.optimize import isotonic_regression
 
-from experiments.names import NOTES, title
+from experiments.methods.names import NOTES, title
 
 matplotlib.use("agg")
 

@@ -20,8 +20,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.devices import first_process, together, whole
-from experiments.events import add_events, begin_events
+from experiments.running.devices import first_process, together, whole
+from experiments.running.events import add_events, begin_events
 from experiments.settings import DiskError, InUseError, Settings, SettingsError, flag
 
 # Settings that may change from a run to its resumption: they do not decide any number.

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import orbax.checkpoint as ocp
 
-from experiments.devices import first_process, together
-from experiments.records import disk_errors, sha256
+from experiments.running.devices import first_process, together
+from experiments.running.records import disk_errors, sha256
 from experiments.settings import DiskError, SettingsError
 
 T = TypeVar("T")

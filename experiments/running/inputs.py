@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from experiments import methods
 from experiments.data.arrays import Batch, Data, in_batches
-from experiments.devices import everywhere, mesh_of
+from experiments.running.devices import everywhere, mesh_of
 from experiments.settings import Settings
 from experiments.tasks import Task
 

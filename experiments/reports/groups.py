@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import records
 from experiments.method_settings import MethodSettings
 from experiments.methods import METHODS
-from experiments.names import OPTIMIZERS, title
-from experiments.runs import is_set_aside
+from experiments.methods.names import OPTIMIZERS, title
+from experiments.running import records
+from experiments.running.runs import is_set_aside
 from experiments.settings import SettingsError, Setup
 
 # Settings that each method has its own values of; they tell runs of one method apart.

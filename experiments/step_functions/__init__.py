@@ -1,0 +1,1 @@
+"""Methods that are no gradient transformation: training steps of their own, or losses."""
