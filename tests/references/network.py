@@ -57,39 +57,43 @@ def make_problem(
     return Problem(params, batches, indices, num_examples)
 
 
-def forward(params: Tree, image: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-    """The input of every layer, and the log-probabilities of the classes `[batch, classes]`."""
+def forward(params: Tree, image: np.ndarray, linear: bool = False) -> tuple[list[np.ndarray], np.ndarray]:
+    """The input of every layer, and the log-probabilities of the classes `[batch, classes]`.
+
+    With `linear` it is the network without its tanh: a cheap surrogate that shares the parameters.
+    """
     inputs, depth = [image], len(params)
     for i in range(depth):
         layer = params[f"layer_{i}"]
         outputs = inputs[-1] @ layer["kernel"] + layer["bias"]
         if i < depth - 1:
-            inputs.append(np.tanh(outputs))
+            inputs.append(outputs if linear else np.tanh(outputs))
     outputs = outputs - outputs.max(axis=1, keepdims=True)
     return inputs, outputs - np.log(np.sum(np.exp(outputs), axis=1, keepdims=True))
 
 
-def losses(params: Tree, batch: Batch) -> np.ndarray:
+def losses(params: Tree, batch: Batch, linear: bool = False) -> np.ndarray:
     """Softmax cross entropy of every example, `[batch]`."""
-    _, log_probabilities = forward(params, batch["image"])
+    _, log_probabilities = forward(params, batch["image"], linear)
     return -log_probabilities[np.arange(len(batch["label"])), batch["label"]]
 
 
-def gradient(params: Tree, batch: Batch, weights: np.ndarray | None = None) -> Tree:
+def gradient(params: Tree, batch: Batch, weights: np.ndarray | None = None, linear: bool = False) -> Tree:
     """The gradient of sum(w l) / sum(w); rows of weight 0 are left out, not multiplied."""
     if weights is None:
         weights = np.ones(len(batch["label"]))
     kept = weights != 0
     image, label, weights = batch["image"][kept], batch["label"][kept], weights[kept]
 
-    inputs, log_probabilities = forward(params, image)
+    inputs, log_probabilities = forward(params, image, linear)
     delta = np.exp(log_probabilities)
     delta[np.arange(len(label)), label] -= 1.0
     delta *= (weights / weights.sum())[:, None]
     grads = {}
     for i in reversed(range(len(params))):
         grads[f"layer_{i}"] = {"bias": delta.sum(axis=0), "kernel": inputs[i].T @ delta}
-        delta = (delta @ params[f"layer_{i}"]["kernel"].T) * (1.0 - inputs[i] ** 2)
+        delta = delta @ params[f"layer_{i}"]["kernel"].T
+        delta = delta if linear else delta * (1.0 - inputs[i] ** 2)
     return {name: grads[name] for name in sorted(grads)}
 
 
