@@ -7,6 +7,7 @@ The tests compare with `trajectories.json`, and need no PyTorch.
 """
 
 import json
+import re
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from tests.references.trees import leaves
 FILE = Path(__file__).with_name("trajectories.json")
 PAGE = "migrating_from_pytorch.md"
 STEPS = (1, 8, 24)  # whose weights are written down
+BSAM = "BSAM(params, num_data=1e30, lr=0.1, betas=(0.9, 0.99), weight_decay=0.01, rho=0.02)"  # without noise
 
 
 class Net(torch.nn.Module):
@@ -107,17 +109,20 @@ def record(call, theirs):
 
 
 def main():
-    classes = {name: getattr(pytorch_optimizer, name) for name in ("SAM", "GSAM", "WSAM", "LookSAM")}
-    classes |= {name: getattr(pytorch_optimizer, name) for name in ("FriendlySAM", "BSAM")}
-    runs = {call: record(call, {"SAM": TwoPasses}) for call in pairs(PAGE, "The class of davda54")}
-    theirs = {call: record(call, classes) for call in pairs(PAGE, "The classes of pytorch_optimizer")}
-    bsam = "BSAM(params, num_data=1e30, lr=0.1, betas=(0.9, 0.99), weight_decay=0.01, rho=0.02)"
-    theirs[bsam] = record(bsam, classes)
-    found = {
-        "versions": {name: version(name) for name in ("torch", "pytorch_optimizer")},
-        "steps": STEPS, "davda54": runs, "pytorch_optimizer": theirs,
-    }  # fmt: skip
-    FILE.write_text(json.dumps(found, indent=1).replace("\n     ", "").replace("\n    ]", "]") + "\n")
+    names = ("SAM", "GSAM", "WSAM", "LookSAM", "FriendlySAM", "BSAM")
+    classes = {
+        "davda54": ("The class of davda54", {"SAM": TwoPasses}),
+        "pytorch_optimizer": (
+            "The classes of pytorch_optimizer",
+            {name: getattr(pytorch_optimizer, name) for name in names},
+        ),
+    }
+    found = {"versions": {name: version(name) for name in ("torch", "pytorch_optimizer")}, "steps": STEPS}
+    for kind, (heading, theirs) in classes.items():
+        found[kind] = {call: record(call, theirs) for call in pairs(PAGE, heading)}
+    found["pytorch_optimizer"][BSAM] = record(BSAM, classes["pytorch_optimizer"][1])
+    text = json.dumps(found, indent=1)
+    FILE.write_text(re.sub(r"\n +(?=[-\d])|(?<=\d)\n +(?=])", "", text) + "\n")
 
 
 if __name__ == "__main__":
