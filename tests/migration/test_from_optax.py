@@ -83,6 +83,7 @@ def test_old_checkpoint_goes_on(opaque, page, as_optax_promotes):
     tx = contrib.sam(page["base"], page["ascent"], opaque_mode=opaque)
     grads = lambda params, _=0: jax.grad(page["loss_fn"])(params, page["batch"])
 
+    @partial(jax.jit, static_argnums=2)
     def go_on(params, state, calls):
         for _ in range(calls):
             updates, state = tx.update(grads(params), state, params, grad_fn=grads)
