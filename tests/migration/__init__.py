@@ -1,0 +1,1 @@
+"""The pages on migrating: each call in their tables trains as the call beside it."""

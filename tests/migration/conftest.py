@@ -1,0 +1,3 @@
+"""The recorder needs PyTorch, the tests do not."""
+
+collect_ignore = ["record.py"]
