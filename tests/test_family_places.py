@@ -13,7 +13,8 @@ import pytest
 from jax.sharding import AxisType
 
 import optax_sam
-from tests import test_devices
+from tests.devices import test_devices
+from tests.devices.test_devices import WEIGHTS, placed_on
 from tests.registry import (
     FAMILY,
     assert_trees_close,
@@ -26,7 +27,6 @@ from tests.registry import (
     make_indices,
     make_step,
 )
-from tests.test_devices import WEIGHTS, placed_on
 
 every_method = pytest.mark.parametrize("name", FAMILY)
 

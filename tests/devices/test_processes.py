@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.processes import NAMES, STEPS, trajectory
+from tests.devices.processes import NAMES, STEPS, trajectory
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def free_port():
@@ -27,7 +27,15 @@ def results(tmp_path_factory):
     flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.processes", coordinator, str(n), "2", str(folder / f"{n}.npz")],
+            [
+                sys.executable,
+                "-m",
+                "tests.devices.processes",
+                coordinator,
+                str(n),
+                "2",
+                str(folder / f"{n}.npz"),
+            ],
             cwd=ROOT,
             env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
             stdout=subprocess.PIPE,

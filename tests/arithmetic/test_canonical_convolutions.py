@@ -10,7 +10,7 @@ from jax import lax
 
 from optax_sam import canonical_convolutions
 from optax_sam.jaxprs import _has_convolution
-from tests.convolutions import assert_all_canonical, assert_same, normal
+from tests.arithmetic.convolutions import assert_all_canonical, assert_same, normal
 
 
 def assert_canonical_and_equal(function, *args, rtol=1e-5, atol=1e-5):

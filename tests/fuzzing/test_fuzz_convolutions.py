@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from optax_sam import canonical_convolutions
-from tests.convolutions import assert_all_canonical, assert_same
+from tests.arithmetic.convolutions import assert_all_canonical, assert_same
 from tests.fuzzing.settings import SHARDS, fuzz
 
 TOGETHER = 25  # compiled as one program: most of the time is spent per program

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = {
     page.name: re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)

@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import optax_sam
-from tests.chains import remember, side_by_side
+from tests.composition.chains import remember, side_by_side
 from tests.registry import (
     METHODS,
     VARIANTS,

@@ -13,7 +13,7 @@ from jax import lax
 
 from benchmarks import collectives, scaling, split_steps
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PROMISED = ["sam", "momentum_sam", "per_device(sam)", "ausam(strata=8)"]
 PROGRAM = """HloModule step
 

@@ -22,7 +22,7 @@ CASES = [
     "optax.contrib.sam, transparent",
     "fgsam, network as surrogate",
 ]
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 KEYS = {"model", "case", "flops", "flops_ratio", "bytes", "temp_bytes", "state_bytes", "seconds", "rounds"}
 KEYS |= {"wall_ratio", "cpu_ratio", "milliseconds", "gradients", "limits", "exact", "batch_size", "dtype"}
 KEYS |= {"started", "device", "machine", "versions", "command"}

@@ -15,7 +15,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import optax_sam
-from tests.chains import remember
+from tests.composition.chains import remember
 from tests.registry import (
     VARIANTS,
     WRAPPED,

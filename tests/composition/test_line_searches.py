@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import optax_sam
-from tests.chains import remember
+from tests.composition.chains import remember
 from tests.registry import (
     METHODS,
     assert_trees_close,

@@ -1,6 +1,6 @@
 """Random calls of every public method: the documented result or the documented error, and nothing else.
 
-`pytest tests/test_fuzz.py -m slow -s` draws ten thousand, and prints what came of them.
+`pytest tests/fuzzing/test_fuzz.py -m slow -s` draws ten thousand, and prints what came of them.
 """
 
 import hypothesis.strategies as st

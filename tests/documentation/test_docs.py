@@ -10,7 +10,7 @@ import optax_sam
 from optax_sam import flax
 from optax_sam.sharpness import plots
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/what_happens.md").read_text()
 NAMED = sorted(set(re.findall(r"(tests/[\w/]+\.py)::(\w+)", PAGE)))
 ROWS = [line for line in PAGE.splitlines() if line.startswith("|") and "---" not in line]

@@ -1,4 +1,4 @@
-"""What each of several processes runs: `python -m tests.processes coordinator number count out.npz`."""
+"""What each of several processes runs: `python -m tests.devices.processes ADDRESS NUMBER COUNT out.npz`."""
 
 import sys
 
@@ -9,8 +9,8 @@ import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import optax_sam
+from tests.devices.test_devices import losses
 from tests.registry import METHODS, init_params, make_batch, make_indices
-from tests.test_devices import losses
 
 NAMES = ("sam", "rst", "vsam", "tsam", "ausam", "per_device")
 STEPS = 5

@@ -8,8 +8,8 @@ from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
 import optax_sam
+from tests.devices.test_devices import losses, placed_on
 from tests.registry import METHODS, VARIANTS, assert_trees_close, init_params, make_batch
-from tests.test_devices import losses, placed_on
 
 every_axis_type = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 

@@ -1,0 +1,1 @@
+"""What the package stands on: trees, random bits, jaxprs, closures."""

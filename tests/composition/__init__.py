@@ -1,0 +1,1 @@
+"""Inside and beside Optax's own transformations."""

@@ -1,0 +1,1 @@
+"""Batches and parameters that are split over devices and processes."""

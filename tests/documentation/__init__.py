@@ -1,0 +1,1 @@
+"""What the documentation says, and the code that it prints."""
