@@ -20,6 +20,7 @@ from tests.experiments.runs import (
     METRICS,
     ROOT,
     TINY,
+    metrics,
     num_lines,
     only_line,
     outcome,
@@ -49,6 +50,12 @@ def test_command_line_writes_the_record_of_a_run(tmp_path):
     assert config["settings"]["rho"] == 0.2 and config["settings"]["label_noise"] == 0.2
     assert {"jax", "optax", "flax", "python"} <= set(config["versions"])
     assert {"device", "source_revision", "command"} <= set(config)
+
+
+def test_the_test_part_is_looked_at_as_often_as_asked_and_at_the_end(tmp_path):
+    run(tmp_path / "x", *TINY, "--method", "sgd", "--epochs", "3", "--evaluate-every", "2")
+    looks = ["test_accuracy" in line for line in metrics(tmp_path / "x")]
+    assert looks == [False, True, True]
 
 
 def test_every_setting_of_a_method_is_some_methods():
