@@ -24,7 +24,7 @@ extensions = [
     "sphinx_copybutton",
 ]
 root_doc = "README"
-include_patterns = ["README.md", "docs/*.md", "docs/api/*.md", "notebooks/*.ipynb"]
+include_patterns = ["*.md", "docs/*.md", "docs/api/*.md", "notebooks/*.ipynb"]
 exclude_patterns = ["docs/contents.md", ".venv", ".git", "runs"]
 
 html_theme = "furo"
@@ -36,7 +36,7 @@ pygments_dark_style = "monokai"
 
 # The notebooks are executed by `make notebooks`, with their outputs kept.
 nb_execution_mode = "off"
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["dollarmath", "tasklist"]
 myst_heading_anchors = 3
 
 default_role = "code"

@@ -57,9 +57,11 @@ def test_every_public_piece_stands_in_the_architecture():
 
 def test_every_page_stands_in_the_table_of_contents():
     listed = re.findall(r"^/([\w/]+)$", (ROOT / "docs/contents.md").read_text(), flags=re.MULTILINE)
-    pages = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
     assert sorted(listed) == sorted(
-        page.relative_to(ROOT).with_suffix("").as_posix() for page in pages if page.name != "contents.md"
+        page.relative_to(ROOT).with_suffix("").as_posix()
+        for page in pages
+        if page.name not in ("README.md", "contents.md")
     )
 
 
@@ -89,7 +91,7 @@ def test_every_paper_of_a_docstring_can_be_cited():
 
 
 @pytest.mark.parametrize(
-    "page", sorted((ROOT / "docs").rglob("*.md")) + [ROOT / "README.md"], ids=lambda page: page.name
+    "page", sorted((ROOT / "docs").rglob("*.md")) + sorted(ROOT.glob("*.md")), ids=lambda page: page.name
 )
 def test_files_that_a_page_links_to_exist(page):
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
