@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export XLA_PYTHON_CLIENT_PREALLOCATE ?= false
 
-.PHONY: help demo test test-slow check format bench bench-devices notebooks docs clean
+.PHONY: help demo test test-slow check format bench bench-devices notebooks docs dist clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -46,6 +46,12 @@ docs: .venv/docs  ## build the documentation site in runs/site; a warning is an 
 	$(BIN)/python -m sphinx -W --keep-going -q -c docs . runs/site
 	@echo "see runs/site/index.html"
 
+dist: .venv/dist  ## wheel and sdist in dist/, the wheel tried in an environment of its own
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python .ci/check_wheel.py dist/*.whl
+
 clean:  ## remove the virtual environment and the caches
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
 
@@ -68,4 +74,8 @@ clean:  ## remove the virtual environment and the caches
 
 .venv/dev: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[experiments,notebooks,test,dev]'
+	@touch $@
+
+.venv/dist: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[dist]'
 	@touch $@

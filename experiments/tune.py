@@ -4,17 +4,14 @@ Validation data are parts of the training examples, wrong labels included (cross
 test part is never looked at. Every method has the same number of grid points.
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import itertools
-import os
 import statistics
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from rich.console import Console
 from rich.table import Table
 
@@ -191,7 +188,7 @@ def tune(settings: TuneSettings) -> None:
     for method in settings.methods:
         entry = search(method, data, settings)
         print_grid(method, entry)
-        with one_at_a_time(file.parent):
+        with FileLock(f"{file}.lock"):  # one process at a time
             content = records.read_json(file) if file.exists() else {"methods": {}}
             content["methods"][method] = entry | records.environment()
             records.write_json(file, content)
@@ -209,17 +206,6 @@ def check_parts(data: Data, settings: TuneSettings) -> None:
             f"--folds {settings.folds} leaves {left} training examples, fewer than --batch-size "
             f"{settings.batch_size}: give more folds, or a smaller batch"
         )
-
-
-@contextlib.contextmanager
-def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Waits until no other process is in this block for the same folder."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def search(method: str, data: Data, settings: TuneSettings) -> dict[str, Any]:

@@ -114,3 +114,5 @@ from optax_sam.wrappers.over_draws import over_draws as over_draws
 from optax_sam.wrappers.over_draws import tilted as tilted
 from optax_sam.wrappers.per_device import per_device as per_device
 from optax_sam.wrappers.per_microbatch import per_microbatch as per_microbatch
+
+__version__ = "0.1.0"

@@ -5,11 +5,12 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import chex
+import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-Scalar = float | int | chex.Array
+Scalar = float | int | jax.Array | np.ndarray
 """A real number: Python's, or an array of shape `[]`, traced or not."""
 
 ScalarOrSchedule = Scalar | optax.Schedule

@@ -18,6 +18,9 @@ from optax_sam import checks
 
 _JAXPRS = (jex.Jaxpr, jex.ClosedJaxpr)
 
+# JAX 0.10 has renamed what the type of an array says of manual axes.
+_MANUAL = "manual_axis_type" if hasattr(jax.core.ShapedArray, "manual_axis_type") else "vma"
+
 
 def canonical_convolutions(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn` with every convolution as transpose, canonical convolution, transpose back.
@@ -157,12 +160,13 @@ def _canonical_shard_map(params: dict[str, Any]) -> Callable[..., Any]:
     def evaluate(*args):
         return tuple(_evaluate(_open(params["jaxpr"]), (), args))
 
+    axes = "newly_manual_axes" if "newly_manual_axes" in params else "manual_axes"  # before JAX 0.10.2
     return jax.shard_map(
         evaluate,
         mesh=params["mesh"],
         in_specs=tuple(params["in_specs"]),
         out_specs=tuple(params["out_specs"]),
-        axis_names=set(params["newly_manual_axes"]),
+        axis_names=set(params[axes]),
         check_vma=params["check_vma"],
     )
 
@@ -186,7 +190,7 @@ def _like(aval: Any) -> jax.ShapeDtypeStruct:
         aval.dtype,
         sharding=aval.sharding,
         weak_type=aval.weak_type,
-        manual_axis_type=aval.manual_axis_type,
+        **{_MANUAL: getattr(aval, _MANUAL)},
     )
 
 

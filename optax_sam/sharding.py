@@ -30,7 +30,12 @@ def psum_over_replicas(x: Any, params: Any) -> Any:
 
 def _manual_axes(tree: Any) -> frozenset[str]:
     """The axes of the surrounding `jax.shard_map` along which any array of the tree differs."""
-    return frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves(tree)))
+    return frozenset().union(*(_varying(jax.typeof(x)) for x in jax.tree.leaves(tree)))
+
+
+def _varying(aval: Any) -> frozenset[str]:
+    """The mesh axes along which a type says that its array differs; JAX 0.10 has renamed it."""
+    return aval.vma if hasattr(aval, "vma") else aval.manual_axis_type.varying
 
 
 def split_over(x: jax.Array, axis_name: str) -> jax.Array:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -19,6 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from filelock import lock_descriptor
 
 from experiments.running.devices import first_process, together, whole
 from experiments.running.events import add_events, begin_events
@@ -82,16 +82,17 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
         return
     with disk_errors(folder):
-        file = (folder / "config.json").open()
+        (folder / "lock").touch()
+        file = (folder / "lock").open()
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            free = lock_descriptor(file.fileno(), blocking=False)
+        except OSError:
+            free = True  # some network disks have no locks
+        if not free:
             raise InUseError(
                 f"--out {folder} is in use by another process: wait for it, or give another --out"
-            ) from None
-        except OSError:
-            pass  # some network disks have no locks
+            )
         yield
 
 
@@ -212,7 +213,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 
 def _create(file: Path, content: dict[str, Any]) -> None:
-    """Writes a new file, unless another process has just done it: what is locked must stay one file."""
+    """Writes a new file, unless another process has just done it: the run is that one's."""
     mine = file.with_name(f"{file.name}.{uuid.uuid4().hex}")
     with disk_errors(file.parent):
         write_json(mine, content)
