@@ -1,9 +1,12 @@
 # Each target creates what it needs: a virtual environment in .venv, from the project's own settings.
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests of what needs newer packages: the experiments, and the adapters and pages for Flax's NNX.
+NOT_OLDEST := tests/experiments tests/test_benchmarks.py tests/test_benchmarks_devices.py tests/test_notebooks.py \
+  tests/test_pages.py tests/methods/test_recipes.py tests/test_flax.py optax_sam/flax.py
 export XLA_PYTHON_CLIENT_PREALLOCATE ?= false
 
-.PHONY: help demo test test-slow check format bench bench-devices notebooks docs dist clean
+.PHONY: help demo test test-slow test-oldest check format bench bench-devices notebooks docs dist clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -16,6 +19,9 @@ test: .venv/test  ## everything but the slow tests, on two cores
 
 test-slow: .venv/test  ## the slow tests too
 	$(BIN)/python -m pytest -n 2
+
+test-oldest: .venv-oldest/test  ## the package's tests with the oldest versions that it supports
+	.venv-oldest/bin/python -m pytest -n 2 --dist worksteal -m "not slow" $(NOT_OLDEST:%=--ignore=%)
 
 check: .venv/dev  ## format, lint, types
 	$(BIN)/ruff format --check .
@@ -53,12 +59,16 @@ dist: .venv/dist  ## wheel and sdist in dist/, the wheel tried in an environment
 	$(BIN)/python .ci/check_wheel.py dist/*.whl
 
 clean:  ## remove the virtual environment and the caches
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest .pytest_cache .ruff_cache .hypothesis
 
-.venv/bin/python:
+.venv/bin/python .venv-oldest/bin/python:
+	@command -v $(PYTHON) >/dev/null || \
+	  { echo "$(PYTHON) is not there: name a Python 3.11 or newer, make PYTHON=/path/to/python3 ..." >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is older than Python 3.11: name a newer one, make PYTHON=python3.12 ..." >&2; exit 2; }
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "$(PYTHON) has no venv: install it (Debian, Ubuntu: apt install python3-venv), or name another Python" >&2; exit 2; }
+	$(PYTHON) -m venv $(@D:/bin=)
 
 .venv/experiments: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[experiments]'
@@ -70,6 +80,10 @@ clean:  ## remove the virtual environment and the caches
 
 .venv/docs: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[experiments,docs]'
+	@touch $@
+
+.venv-oldest/test: pyproject.toml tests/oldest.txt | .venv-oldest/bin/python
+	.venv-oldest/bin/python -m pip install --quiet --editable '.[sharpness,test]' flax --constraint tests/oldest.txt
 	@touch $@
 
 .venv/dev: pyproject.toml | .venv/bin/python

@@ -14,7 +14,7 @@ import zipfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-OPTIONAL = ("chex", "equinox", "flax", "matplotlib", "rich", "sklearn", "tensorflow_datasets")
+OPTIONAL = ("equinox", "flax", "matplotlib", "rich", "sklearn", "tensorflow_datasets")
 SECONDS = 1.5
 
 IMPORT = f"""

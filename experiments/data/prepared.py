@@ -2,6 +2,9 @@
 
 import logging
 import os
+import socket
+import urllib.parse
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +56,11 @@ def _check(name: str, folder: Path, setting: str) -> None:
 
 
 def _download(builder: Any, name: str) -> None:
+    if not _online(builder.info.homepage):
+        raise SettingsError(
+            f"--data {name} is not in {builder.data_path.parents[1]}, and cannot be downloaded without a "
+            "network: prepare it elsewhere and give its folder as --data-dir"
+        )
     try:
         builder.download_and_prepare(file_format="array_record")
     except Exception as error:  # anything from the network, the disk or a site's own format
@@ -61,3 +69,16 @@ def _download(builder: Any, name: str) -> None:
             f"--data {name} cannot be downloaded ({reason}): prepare it elsewhere and give its "
             "folder as --data-dir"
         ) from error
+
+
+def _online(page: str | None) -> bool:
+    """Whether names of hosts are known here, of this page or of TFDS's own: else it would try for minutes."""
+    hosts = [urllib.parse.urlsplit(page or "").hostname, "storage.googleapis.com"]
+    return bool(urllib.request.getproxies()) or any(map(_resolves, filter(None, hosts)))
+
+
+def _resolves(host: str) -> bool:
+    try:
+        return bool(socket.getaddrinfo(host, 443))
+    except OSError:
+        return False

@@ -1,7 +1,10 @@
 """Bad input: one line that names the setting, its value and the repair."""
 
 import os
+import socket
+import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -75,6 +78,23 @@ def test_what_the_parser_refuses_exits_with_2(args, tmp_path):
     with pytest.raises(SystemExit) as exit:
         run(tmp_path / "x", *args)
     assert exit.value.code == 2 and not (tmp_path / "x").exists()
+
+
+def test_set_that_is_missing_is_one_line_at_once_without_a_network(tmp_path, capsys, monkeypatch):
+    def nothing_known(*_):
+        raise OSError(-3, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", nothing_known)
+    monkeypatch.setattr(urllib.request, "getproxies", dict)
+    builder = SimpleNamespace(
+        is_prepared=lambda: False,
+        info=SimpleNamespace(homepage="https://example.com/page"),
+        data_path=tmp_path / "cifar10/3.0.2",
+    )
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    monkeypatch.setattr("tensorflow_datasets.builder", lambda *_, **__: builder)
+    line = message_of(lambda: run(tmp_path / "x", "--data", "cifar10"), capsys)
+    assert f"--data cifar10 is not in {tmp_path}," in line and "without a network" in line
 
 
 def test_folder_of_another_run_is_refused(tmp_path, capsys):
