@@ -4,8 +4,8 @@ The repository itself is the source folder, so that a link between pages works a
 the site: the README is the first page, `docs/contents.md` its table of contents.
 """
 
+import importlib.metadata
 import shutil
-from importlib.metadata import version
 from pathlib import Path
 
 from sphinx.application import Sphinx
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 project = "optax_sam"
 author = "The optax_sam authors"
-release = version("optax_sam")
+release = importlib.metadata.version("optax_sam")
 
 extensions = [
     "myst_nb",
