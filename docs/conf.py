@@ -5,7 +5,7 @@ the site: the README is the first page, `docs/contents.md` its table of contents
 """
 
 import shutil
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 
 from sphinx.application import Sphinx
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 project = "optax_sam"
 author = "The optax_sam authors"
-release = version("optax_sam")
+version = release = metadata.version("optax_sam")
 
 extensions = [
     "myst_nb",
