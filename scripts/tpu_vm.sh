@@ -13,8 +13,8 @@ run() { if [[ ${DRY_RUN:-} ]]; then printf -v words ' %q' "$@" && echo "${words#
 
 cd "$(dirname "$0")/.."
 if [[ ! -x .venv/bin/python ]]; then
-  newest=$(command -v python3.14 python3.13 python3.12 python3.11 python3 | head -n 1)
-  run "${PYTHON:-$newest}" -m venv .venv
+  found=$(command -v python3.14 python3.13 python3.12 python3.11 python3 || true)
+  run "${PYTHON:-${found%%$'\n'*}}" -m venv .venv
   run .venv/bin/python -m pip install --quiet --editable '.[experiments]' 'jax[tpu]'
 fi
 run .venv/bin/python -m experiments.train "$@" --resume
