@@ -11,6 +11,11 @@ import optax
 from flax import linen as nn
 from jax import lax
 
+from experiments.models.resnet import ResNet
+from experiments.models.vit import Layer, VisionTransformer
+
+VOCABULARY = 1024
+
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
@@ -42,30 +47,6 @@ class Mlp(nn.Module):
         for _ in range(3):
             x = nn.relu(nn.Dense(self.width, dtype=self.dtype)(x))
         return nn.Dense(10, dtype=self.dtype)(x)
-
-
-class ResNet(nn.Module):
-    """A 3x3 stem and stages of residual blocks, of `width`, `2 width`, ... channels."""
-
-    width: int
-    dtype: Any = jnp.float32
-    stages: int = 3
-    blocks: int = 1
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        conv = partial(nn.Conv, kernel_size=(3, 3), use_bias=False, dtype=self.dtype)
-        norm = partial(nn.BatchNorm, use_running_average=False, momentum=0.9, dtype=self.dtype)
-        x = nn.relu(norm()(conv(self.width)(x)))
-        for stage in range(self.stages):
-            for block in range(self.blocks):
-                features, strides = self.width * 2**stage, 2 if stage and not block else 1
-                y = nn.relu(norm()(conv(features, strides=strides)(x)))
-                y = norm()(conv(features)(y))
-                if x.shape != y.shape:
-                    x = norm()(conv(features, kernel_size=(1, 1), strides=strides)(x))
-                x = nn.relu(x + y)
-        return nn.Dense(10, dtype=self.dtype)(x.mean((1, 2)))
 
 
 class Depthwise(nn.Module):
@@ -107,54 +88,58 @@ class ChannelsFirst(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Blocks of attention on tokens, or on patches of images; the mean is classified."""
+    """Two layers of attention on tokens; their mean is classified."""
 
     width: int
     dtype: Any = jnp.float32
-    depth: int = 2
-    heads: int = 4
-    patch: int = 16
 
     @nn.compact
-    def __call__(self, inputs: jax.Array) -> jax.Array:
-        dense, norm = partial(nn.Dense, dtype=self.dtype), partial(nn.LayerNorm, dtype=self.dtype)
-        if inputs.ndim == 2:
-            x = nn.Embed(1024, self.width, dtype=self.dtype)(inputs)
-        else:
-            sides = (self.patch, self.patch)
-            x = nn.Conv(self.width, sides, sides, dtype=self.dtype)(inputs)
-            x = x.reshape(x.shape[0], -1, self.width)
-        places = self.param("places", nn.initializers.normal(0.02), x.shape[1:])
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        x = nn.Embed(VOCABULARY, self.width, dtype=self.dtype)(tokens)
+        places = self.param("places", nn.initializers.normal(0.02), (1, *x.shape[1:]))
         x = x + places.astype(self.dtype)
-        for _ in range(self.depth):
-            attention: Any = nn.MultiHeadDotProductAttention(num_heads=self.heads, dtype=self.dtype)
-            x = x + attention(norm()(x))
-            x = x + dense(self.width)(nn.gelu(dense(4 * self.width)(norm()(x))))
-        return dense(10)(norm()(x).mean(1))
+        for _ in range(2):
+            x = Layer(4, self.dtype)(x, train=True)
+        return nn.Dense(10, dtype=self.dtype)(nn.LayerNorm(dtype=self.dtype)(x).mean(1))
+
+
+class Training(nn.Module):
+    """A network of the experiments, as it trains."""
+
+    network: Callable[..., nn.Module]
+    width: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        return self.network(10, width=self.width, dtype=self.dtype)(images, train=True)
 
 
 def make(name: str, batch_size: int, width: int | None = None, dtype: Any = jnp.float32) -> Problem:
     """One of `MODELS` with its own width, or another; computing in `dtype`."""
     module, usual, shape = MODELS[name]
-    tokens = 1024 if len(shape) == 1 and name == "transformer" else 0
-    return _problem(name, module(usual if width is None else width, dtype), (batch_size, *shape), tokens)
+    return _problem(name, module(usual if width is None else width, dtype), (batch_size, *shape))
 
 
+IMAGE = (32, 32, 3)
 MODELS: dict[str, tuple[Callable[[int, Any], nn.Module], int, tuple[int, ...]]] = {
     "mlp": (Mlp, 1024, (784,)),
-    "resnet": (ResNet, 16, (32, 32, 3)),
+    "resnet": (partial(Training, partial(ResNet, blocks=(1, 1, 1))), 16, IMAGE),
     "transformer": (Transformer, 128, (64,)),
-    "resnet18": (partial(ResNet, stages=4, blocks=2), 64, (32, 32, 3)),
-    "depthwise": (Depthwise, 16, (32, 32, 3)),
-    "channels_first": (ChannelsFirst, 16, (32, 32, 3)),
-    "vit_s": (partial(Transformer, depth=12, heads=6), 384, (224, 224, 3)),
+    "resnet18": (partial(Training, partial(ResNet, blocks=(2, 2, 2, 2))), 64, IMAGE),
+    "depthwise": (Depthwise, 16, IMAGE),
+    "channels_first": (ChannelsFirst, 16, IMAGE),
+    "vit_s": (partial(Training, VisionTransformer), 384, (224, 224, 3)),
 }
 """Network, its width, and the shape of one input."""
 
 
-def _problem(name: str, model: nn.Module, shape: tuple[int, ...], tokens: int) -> Problem:
+def _problem(name: str, model: nn.Module, shape: tuple[int, ...]) -> Problem:
     inputs, labels, init = jax.random.split(jax.random.key(0), 3)
-    given = jax.random.randint(inputs, shape, 0, tokens) if tokens else jax.random.normal(inputs, shape)
+    if name == "transformer":
+        given = jax.random.randint(inputs, shape, 0, VOCABULARY)
+    else:
+        given = jax.random.normal(inputs, shape)
     batch = {
         "input": given,
         "label": jax.random.randint(labels, shape[:1], 0, 10),

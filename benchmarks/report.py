@@ -1,6 +1,6 @@
 """Tables and a picture of what `benchmarks.steps` wrote.
 
-python -m benchmarks.report runs/benchmarks/steps.jsonl --picture docs/costs.png
+python -m benchmarks.report runs/benchmarks/steps.jsonl --picture docs/images/costs.png
 """
 
 import dataclasses

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from rich.progress import Progress
 
-from experiments.command_line import command_line, program
 from experiments.data import Data, load
 from experiments.methods import DEMO, METHODS
 from experiments.reports import comparison
@@ -25,6 +24,7 @@ from experiments.running.progress import progress_bar
 from experiments.running.runs import finished, set_aside_if_different
 from experiments.running.sharpness import MEASURED, measured
 from experiments.settings import Settings, Setup, require, setup_of
+from experiments.settings.command_line import command_line, program
 from experiments.train import Listener, resolved, run
 
 GROUPS = {"demo": DEMO, "all": tuple(METHODS)}

@@ -11,12 +11,12 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments.command_line import command_line
 from experiments.reports.curves import draw_curves
 from experiments.reports.groups import TASK, Group, Run, folders_of_runs, grouped, read_run, shown
 from experiments.reports.intervals import margin, share
 from experiments.running import records
 from experiments.settings import SettingsError
+from experiments.settings.command_line import command_line
 
 HEADINGS = ("runs", "test accuracy %", "n", "gradients / step", "time / SGD's", "share of SAM's gain %")
 

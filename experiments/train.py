@@ -16,14 +16,6 @@ import jax
 import numpy as np
 
 from experiments import methods
-from experiments.command_line import (
-    command_line,
-    defaults_in,
-    errors_in_one_line,
-    method_in,
-    program,
-    with_help_on,
-)
 from experiments.data import Data, load, with_defaults
 from experiments.models import check_model
 from experiments.running import sharpness
@@ -36,6 +28,14 @@ from experiments.running.progress import progress_bar
 from experiments.running.records import RunFolder, alone_in, check_folder, finite, sha256
 from experiments.running.training import TrainState
 from experiments.settings import Settings, check_ranges
+from experiments.settings.command_line import (
+    command_line,
+    defaults_in,
+    errors_in_one_line,
+    method_in,
+    program,
+    with_help_on,
+)
 from experiments.tasks import check_task
 from experiments.tuned import with_tuned
 
@@ -84,6 +84,7 @@ def train(settings: Settings) -> None:
 def resolved(settings: Settings) -> Settings:
     """Checks the settings, and fills in every default: tuned, the data set's, the task's."""
     check_ranges(settings)
+    methods.check_used(settings)
     settings = with_tuned(with_defaults(settings))
     check_model(settings)
     check_task(settings)

@@ -16,13 +16,13 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import methods
-from experiments.command_line import command_line, program
 from experiments.data import Data, fold, load, with_defaults
 from experiments.data.arrays import num_rows
 from experiments.running import records
 from experiments.running.programs import Programs, compile_programs, structure
 from experiments.running.progress import progress_bar
 from experiments.settings import Settings, SettingsError, Setup, require, setup_of
+from experiments.settings.command_line import command_line, program
 from experiments.train import resolved, train_epoch
 from experiments.tuned import DEFAULTS, file_of
 
@@ -184,7 +184,9 @@ def tune(settings: TuneSettings) -> None:
     check_parts(data, settings)
     for method in settings.methods:
         for point in points_of(method, settings, settings.points):
-            methods.check(with_point(settings, method, point, seed=0))
+            asked = with_point(settings, method, point, seed=0)
+            methods.check_used(asked)
+            methods.check(asked)
     for method in settings.methods:
         entry = search(method, data, settings)
         print_grid(method, entry)

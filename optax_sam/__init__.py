@@ -5,7 +5,6 @@ from optax_sam import schedules as schedules
 from optax_sam import sharpness as sharpness
 from optax_sam.hyperparameters import static_arguments as static_arguments
 from optax_sam.jaxprs import canonical_convolutions as canonical_convolutions
-from optax_sam.method import SharpnessAware as SharpnessAware
 from optax_sam.methods.adasam import adasam as adasam
 from optax_sam.methods.adasam import scale_by_adasam as scale_by_adasam
 from optax_sam.methods.aesam import aelooksam as aelooksam
@@ -47,8 +46,6 @@ from optax_sam.methods.usam import usam as usam
 from optax_sam.methods.vasso import vasso as vasso
 from optax_sam.methods.vsam import vsam as vsam
 from optax_sam.methods.wsam import wsam as wsam
-from optax_sam.optimizers import decoupled as decoupled
-from optax_sam.optimizers import followed_by as followed_by
 from optax_sam.oracle import Oracle as Oracle
 from optax_sam.pieces.ascents import in_proportion as in_proportion
 from optax_sam.pieces.ascents import in_turn as in_turn
@@ -109,10 +106,13 @@ from optax_sam.state import SharpnessAwareState as SharpnessAwareState
 from optax_sam.state import due as due
 from optax_sam.state import finite as finite
 from optax_sam.state import info as info
+from optax_sam.transformation import SharpnessAware as SharpnessAware
 from optax_sam.wrappers.accumulated import accumulated as accumulated
 from optax_sam.wrappers.over_draws import over_draws as over_draws
 from optax_sam.wrappers.over_draws import tilted as tilted
 from optax_sam.wrappers.per_device import per_device as per_device
 from optax_sam.wrappers.per_microbatch import per_microbatch as per_microbatch
+from optax_sam.wrappers.with_base import decoupled as decoupled
+from optax_sam.wrappers.with_base import followed_by as followed_by
 
 __version__ = "0.1.0"

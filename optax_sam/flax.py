@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 
 from optax_sam import means, sharding
-from optax_sam.method import SharpnessAware
+from optax_sam.transformation import SharpnessAware
 
 
 def apply_gradients(train_state: Any, *, grads: Any, **arguments: Any) -> Any:

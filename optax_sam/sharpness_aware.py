@@ -16,7 +16,6 @@ from jax import lax
 from optax_sam import checks, trees
 from optax_sam import state as states
 from optax_sam.hyperparameters import Scalar
-from optax_sam.method import Method, Outcome, SharpnessAware, from_method
 from optax_sam.oracle import Climb, First, Oracle, weighted_mean
 from optax_sam.pieces import combinations, selections
 from optax_sam.pieces.ascents import climb, evaluations
@@ -35,6 +34,7 @@ from optax_sam.pieces.protocols import (
 from optax_sam.pieces.reuse import nothing
 from optax_sam.pieces.starts import Ahead, at_params
 from optax_sam.state import SharpnessAwareState
+from optax_sam.transformation import Method, Outcome, SharpnessAware, from_method
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -55,6 +55,11 @@ def load(settings: Settings) -> Data:
     sees the same data. A large set is not read, but for a sample.
     """
     data = _read(settings)
+    if settings.workers and not data.streams:
+        raise SettingsError(
+            f"--workers {settings.workers} has nothing to do, since --data {settings.data} is read at once: "
+            "leave it out, or give --stream True"
+        )
     available, wanted = data.num_examples, settings.train_examples
     if wanted is not None and wanted > available:
         raise SettingsError(
@@ -82,6 +87,10 @@ def _read(settings: Settings) -> Data:
     if settings.stream and (name in in_memory or kind != "image"):
         raise SettingsError(
             f"--stream True is not for --data {name}: leave it out, or give a TFDS set of images"
+        )
+    if settings.data_dir is not None and name in ("digits", "stick_figures"):
+        raise SettingsError(
+            f"--data-dir {settings.data_dir} is not for --data {name}, which reads no files: leave it out"
         )
     if name in in_memory:
         return in_memory[name]()

@@ -205,18 +205,25 @@ def check(settings: Settings) -> None:
             f"--method {settings.method} needs a cheaper loss, which --data {settings.data} does not have: "
             "give images, or another method"
         )
-    for name in UNUSED.get(settings.method, ()):
+    try:
+        make(settings, _any_run(settings))
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise SettingsError(f"--method {settings.method}: {reason}") from error
+
+
+def check_used(settings: Settings) -> None:
+    """Refuses settings, given by the user, that a method which is an optimizer itself does not use."""
+    unused = UNUSED.get(settings.method, ())
+    if settings.method == "adasam" and not settings.decay_in_loss:
+        unused = (*unused, "weight_decay")
+    for name in unused:
         value = getattr(settings, name)
         if value != getattr(Settings, name):
             raise SettingsError(
                 f"{flag(name)} {value} is not used by --method {settings.method}, which is an optimizer "
                 "itself: leave it out"
             )
-    try:
-        make(settings, _any_run(settings))
-    except (ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise SettingsError(f"--method {settings.method}: {reason}") from error
 
 
 def _any_run(settings: Settings) -> Run:

@@ -1,20 +1,27 @@
 """Prints all recipes: `python -m experiments.recipes`."""
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 
-from experiments.recipes import RECIPES, recipe
+from experiments.recipes import RECIPES, Recipe, recipe
+
+
+def described(found: Recipe) -> Table:
+    """What is known of a recipe: its paper, what was published, what came out here, what it costs."""
+    table = Table.grid("name", "text", padding=(0, 2))
+    table.add_row("paper", f"{found.paper.title}, arXiv {found.paper.arxiv}")
+    for name in ("published", "ours", "cost"):
+        table.add_row(name, getattr(found, name))
+    return table
 
 
 def main() -> None:
-    """One table of names, papers, results and costs."""
-    table = Table("recipe", "paper", "published", "ours", "cost", show_lines=True)
-    table.columns[0].no_wrap = True
+    """Names, and what is known of each."""
+    console = Console()
     for name in RECIPES:
-        found = recipe(name)
-        paper = f"{found.paper.title}, arXiv {found.paper.arxiv}"
-        table.add_row(name, paper, found.published, found.ours, found.cost)
-    Console().print(table)
+        console.print(f"[bold]{name}[/bold]", highlight=False)
+        console.print(Padding(described(recipe(name)), (0, 0, 1, 2)))
 
 
 if __name__ == "__main__":

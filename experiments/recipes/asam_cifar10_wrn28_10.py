@@ -1,8 +1,8 @@
 """ASAM on CIFAR-10 with WRN-28-10: the authors' example."""
 
-from experiments.method_settings import MethodSettings
 from experiments.recipes import ASAM, Recipe
 from experiments.settings import Settings
+from experiments.settings.of_method import MethodSettings
 
 RECIPE = Recipe(
     paper=ASAM,

@@ -1,8 +1,8 @@
 """AUSAM on CIFAR-100 with WRN-28-10: the default run of the authors' script."""
 
-from experiments.method_settings import MethodSettings
 from experiments.recipes import AUSAM, Recipe
 from experiments.settings import Settings
+from experiments.settings.of_method import MethodSettings
 
 STEPS = 50_000 // 256  # of an epoch
 

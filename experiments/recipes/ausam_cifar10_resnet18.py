@@ -1,8 +1,8 @@
 """AUSAM on CIFAR-10 with ResNet-18, by the defaults of the authors' script."""
 
-from experiments.method_settings import MethodSettings
 from experiments.recipes import AUSAM, Recipe
 from experiments.settings import Settings
+from experiments.settings.of_method import MethodSettings
 
 STEPS = 50_000 // 256  # of an epoch
 

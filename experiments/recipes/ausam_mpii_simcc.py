@@ -1,8 +1,8 @@
 """AUSAM for human poses: SimCC on MPII; --data-dir names the folder with MPII's files."""
 
-from experiments.method_settings import MethodSettings
 from experiments.recipes import AUSAM, Recipe
 from experiments.settings import Settings
+from experiments.settings.of_method import MethodSettings
 
 STEPS = 25_000 // 64  # of an epoch, about: MPII's people are counted when they are read
 

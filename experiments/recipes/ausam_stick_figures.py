@@ -1,8 +1,8 @@
 """AUSAM for the poses of drawn figures: SimCC without a download."""
 
-from experiments.method_settings import MethodSettings
 from experiments.recipes import AUSAM, Recipe
 from experiments.settings import Settings
+from experiments.settings.of_method import MethodSettings
 
 STEPS = 6000 // 60  # of an epoch
 

@@ -1,8 +1,8 @@
 """AUSAM on Tiny ImageNet with ResNet-18."""
 
-from experiments.method_settings import MethodSettings
 from experiments.recipes import AUSAM, Recipe
 from experiments.settings import Settings
+from experiments.settings.of_method import MethodSettings
 
 STEPS = 100_000 // 128  # of an epoch
 

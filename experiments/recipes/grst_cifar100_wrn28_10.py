@@ -2,9 +2,9 @@
 
 import dataclasses
 
-from experiments.method_settings import MethodSettings
 from experiments.recipes import RST, Recipe
 from experiments.recipes import rst_cifar100_wrn28_10 as rst
+from experiments.settings.of_method import MethodSettings
 
 RECIPE = Recipe(
     paper=RST,

@@ -1,8 +1,8 @@
 """Look-LayerSAM on ImageNet with ViT-S/16: huge batches by LAMB, for many accelerators."""
 
-from experiments.method_settings import MethodSettings
 from experiments.recipes import LOOKSAM, Recipe
 from experiments.settings import Settings
+from experiments.settings.of_method import MethodSettings
 
 RECIPE = Recipe(
     paper=LOOKSAM,

@@ -1,8 +1,8 @@
 """PUGD on CIFAR-10: the settings of the authors' example, on another network."""
 
-from experiments.method_settings import MethodSettings
 from experiments.recipes import PUGD, Recipe
 from experiments.settings import Settings
+from experiments.settings.of_method import MethodSettings
 
 RECIPE = Recipe(
     paper=PUGD,

@@ -1,8 +1,8 @@
 """RST on CIFAR-10 with ResNet-18: SAM in half of the steps."""
 
-from experiments.method_settings import MethodSettings
 from experiments.recipes import RST, Recipe
 from experiments.settings import Settings
+from experiments.settings.of_method import MethodSettings
 
 RECIPE = Recipe(
     paper=RST,

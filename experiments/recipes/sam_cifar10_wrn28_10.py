@@ -1,8 +1,8 @@
 """SAM on CIFAR-10 with WRN-28-10, basic augmentation, 200 epochs."""
 
-from experiments.method_settings import MethodSettings
 from experiments.recipes import SAM, Recipe
 from experiments.settings import Settings
+from experiments.settings.of_method import MethodSettings
 
 RECIPE = Recipe(
     paper=SAM,

@@ -1,8 +1,8 @@
 """TSAM on CIFAR-100 with ResNet-18, with the numbers of the authors' checkpoint."""
 
-from experiments.method_settings import MethodSettings
 from experiments.recipes import TSAM, Recipe
 from experiments.settings import Settings
+from experiments.settings.of_method import MethodSettings
 
 RECIPE = Recipe(
     paper=TSAM,

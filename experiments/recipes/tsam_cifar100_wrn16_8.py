@@ -2,9 +2,9 @@
 
 import dataclasses
 
-from experiments.method_settings import MethodSettings
 from experiments.recipes import TSAM, Recipe
 from experiments.recipes import tsam_cifar100_resnet18 as resnet18
+from experiments.settings.of_method import MethodSettings
 
 RECIPE = Recipe(
     paper=TSAM,

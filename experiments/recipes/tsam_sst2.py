@@ -1,8 +1,8 @@
 """TSAM on the sentences of SST-2, with a small transformer from scratch."""
 
-from experiments.method_settings import MethodSettings
 from experiments.recipes import TSAM, Recipe
 from experiments.settings import Settings
+from experiments.settings.of_method import MethodSettings
 
 RECIPE = Recipe(
     paper=TSAM,

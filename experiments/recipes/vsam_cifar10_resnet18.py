@@ -1,8 +1,8 @@
 """vSAM on CIFAR-10 with ResNet-18, as the authors' script trains it."""
 
-from experiments.method_settings import MethodSettings
 from experiments.recipes import VSAM, Recipe
 from experiments.settings import Settings
+from experiments.settings.of_method import MethodSettings
 
 STEPS = 50_000 // 128  # of an epoch
 

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.method_settings import MethodSettings
 from experiments.methods import METHODS
 from experiments.methods.names import OPTIMIZERS, title
 from experiments.running import records
 from experiments.running.runs import is_set_aside
 from experiments.settings import SettingsError, Setup
+from experiments.settings.of_method import MethodSettings
 
 # Settings that each method has its own values of; they tell runs of one method apart.
 OWN = ("learning_rate", "weight_decay", *(field.name for field in dataclasses.fields(MethodSettings)))

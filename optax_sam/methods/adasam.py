@@ -10,9 +10,9 @@ import optax
 from optax_sam import checks, trees
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule, scaled
 from optax_sam.methods.sam import sam
-from optax_sam.optimizers import followed_by
 from optax_sam.pieces.ascents import in_proportion, in_turn, transformation
 from optax_sam.sharpness_aware import SharpnessAware
+from optax_sam.wrappers.with_base import followed_by
 
 
 class ScaleByAdaSAMState(NamedTuple):

@@ -10,9 +10,9 @@ import optax
 from optax_sam import checks, random_trees, trees
 from optax_sam import state as states
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule, at_step
-from optax_sam.method import Method, Outcome, SharpnessAware, from_method
 from optax_sam.oracle import First, Oracle
 from optax_sam.state import SharpnessAwareState
+from optax_sam.transformation import Method, Outcome, SharpnessAware, from_method
 from optax_sam.wrappers.per_microbatch import per_microbatch
 
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from optax_sam import checks, per_example
 from optax_sam.sharpness.balls import climbed
-from optax_sam.sharpness.means import standard_error
 from optax_sam.sharpness.problem import NotFiniteError, Point, Problem, alone, norm
 from optax_sam.sharpness.progress import shown
+from optax_sam.sharpness.standard_errors import standard_error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,9 +11,9 @@ from optax_sam import checks, random_trees
 from optax_sam.sharpness import products
 from optax_sam.sharpness.eigenvalues import krylov
 from optax_sam.sharpness.krylov import Basis
-from optax_sam.sharpness.means import standard_error
 from optax_sam.sharpness.problem import Problem, check_product, inner, random_vector
 from optax_sam.sharpness.progress import shown
+from optax_sam.sharpness.standard_errors import standard_error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,9 +4,9 @@ import dataclasses
 from typing import Any
 
 from optax_sam import checks
-from optax_sam.method import Outcome, SharpnessAware, from_method
 from optax_sam.oracle import Oracle
 from optax_sam.state import SharpnessAwareState
+from optax_sam.transformation import Outcome, SharpnessAware, from_method
 from optax_sam.wrappers.wrapper import Wrapper, method_of
 
 

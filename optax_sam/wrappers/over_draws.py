@@ -11,9 +11,9 @@ from jax import lax
 
 from optax_sam import checks, means, trees
 from optax_sam.hyperparameters import ScalarOrSchedule, at_step
-from optax_sam.method import Outcome, SharpnessAware, from_method
 from optax_sam.oracle import Oracle
 from optax_sam.state import SharpnessAwareState
+from optax_sam.transformation import Outcome, SharpnessAware, from_method
 from optax_sam.wrappers.wrapper import Wrapper, method_of, with_gradients_of
 
 

@@ -11,8 +11,8 @@ from jax.sharding import PartitionSpec
 
 from optax_sam import means, sharding, trees
 from optax_sam.closures import closed_over
-from optax_sam.method import SharpnessAware, from_method
 from optax_sam.oracle import Oracle
+from optax_sam.transformation import SharpnessAware, from_method
 from optax_sam.wrappers.slices import PerSlice
 from optax_sam.wrappers.wrapper import method_of
 

@@ -8,8 +8,8 @@ import jax
 from jax import lax
 
 from optax_sam import checks, means
-from optax_sam.method import SharpnessAware, from_method
 from optax_sam.oracle import Oracle
+from optax_sam.transformation import SharpnessAware, from_method
 from optax_sam.wrappers.slices import PerSlice
 from optax_sam.wrappers.wrapper import method_of
 

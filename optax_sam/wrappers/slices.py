@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import means, sharding, trees
-from optax_sam.method import Outcome
 from optax_sam.oracle import Evaluation, First, Oracle
 from optax_sam.state import SharpnessAwareState
+from optax_sam.transformation import Outcome
 from optax_sam.wrappers.wrapper import Wrapper, with_gradients_of
 
 

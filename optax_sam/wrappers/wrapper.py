@@ -4,8 +4,8 @@ import dataclasses
 from typing import Any
 
 from optax_sam import state as states
-from optax_sam.method import Method, SharpnessAware
 from optax_sam.state import SharpnessAwareState
+from optax_sam.transformation import Method, SharpnessAware
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

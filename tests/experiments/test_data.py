@@ -12,9 +12,9 @@ import pytest
 import optax_sam
 from experiments import data, train
 from experiments.data.arrays import in_batches
-from experiments.method_settings import MethodSettings
 from experiments.running.programs import compile_programs
 from experiments.settings import Settings
+from experiments.settings.of_method import MethodSettings
 from experiments.tasks.augment import AUGMENTATIONS, augment, mixup
 from experiments.tasks.classification import Classification, cross_entropy
 from tests.experiments.runs import run

@@ -11,10 +11,10 @@ import pytest
 import optax_sam
 from experiments import data, train
 from experiments.data.arrays import rows
-from experiments.method_settings import MethodSettings
 from experiments.optimizers import base_optimizer, schedule_of
 from experiments.running import programs
 from experiments.settings import Settings
+from experiments.settings.of_method import MethodSettings
 from tests.experiments.runs import run
 
 

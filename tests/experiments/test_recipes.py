@@ -8,10 +8,10 @@ import shlex
 import pytest
 
 from experiments import train, tuned
-from experiments.command_line import defaults_in
 from experiments.methods import accepted
 from experiments.recipes import RECIPES, __main__, recipe
 from experiments.settings import Settings
+from experiments.settings.command_line import defaults_in
 from tests.experiments.runs import ROOT, message_of, metrics
 
 PAGE = ROOT / "docs/experiments.md"

@@ -12,10 +12,10 @@ import time
 import pytest
 
 from experiments import train
-from experiments.command_line import command_line
-from experiments.method_settings import MethodSettings
 from experiments.methods import METHODS, accepted
 from experiments.settings import Settings, flag
+from experiments.settings.command_line import command_line
+from experiments.settings.of_method import MethodSettings
 from tests.experiments.runs import (
     METRICS,
     ROOT,

@@ -10,8 +10,8 @@ import optax
 import pytest
 
 import optax_sam
-from tests.quadratic import CURVATURE, INDICES, ROWS, START, gradient, length, losses, watched
 from tests.registry import GATED, VARIANTS, WRAPPED, assert_trees_equal
+from tests.traps.quadratic import CURVATURE, INDICES, ROWS, START, gradient, length, losses, watched
 
 every_method = pytest.mark.parametrize("name", WRAPPED)
 

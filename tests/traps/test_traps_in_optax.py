@@ -10,7 +10,7 @@ import optax
 import pytest
 from optax import contrib
 
-from tests.quadratic import CURVATURE, ROWS, START
+from tests.traps.quadratic import CURVATURE, ROWS, START
 
 pytestmark = pytest.mark.skipif(optax.__version__ != "0.2.8", reason="seen in optax 0.2.8; later mended?")
 

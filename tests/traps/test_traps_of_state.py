@@ -11,8 +11,8 @@ import pytest
 from flax import errors, nnx
 
 import optax_sam
-from tests.quadratic import INDICES, ROWS, START, gradient, losses
 from tests.registry import VARIANTS, WRAPPED, assert_trees_close, assert_trees_equal
+from tests.traps.quadratic import INDICES, ROWS, START, gradient, losses
 
 every_method = pytest.mark.parametrize("name", WRAPPED)
 

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from experiments.method_settings import MethodSettings
 from experiments.recipes import recipe
 from experiments.settings import DiskError, Settings, SettingsError
+from experiments.settings.of_method import MethodSettings
 
 
 def command_line(

@@ -12,7 +12,7 @@ import pytest
 
 import optax_sam
 from optax_sam import per_example, schedules
-from tests.refusals import (
+from tests.guarantees.refusals import (
     ANY_NUMBER,
     BATCH,
     BOOL,
@@ -35,7 +35,7 @@ from tests.refusals import (
     WATCHED,
     one_of,
 )
-from tests.refusals_of_the_family import FAMILY
+from tests.guarantees.refusals_of_the_family import FAMILY
 
 PUBLIC = {
     optax_sam.sam: {"rho": RADIUS},

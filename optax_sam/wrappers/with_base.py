@@ -12,8 +12,8 @@ import optax
 from optax_sam import checks, trees
 from optax_sam import state as states
 from optax_sam.hyperparameters import ScalarOrSchedule, at_step
-from optax_sam.method import Method, SharpnessAware
 from optax_sam.oracle import Oracle
+from optax_sam.transformation import Method, SharpnessAware
 from optax_sam.wrappers.wrapper import method_of
 
 

@@ -1,4 +1,4 @@
-"""Draws the pictures of `optax_sam.sharpness.plots`: `python docs/pictures.py`.
+"""Draws the pictures of `optax_sam.sharpness.plots`: `python docs/drawing/pictures.py`.
 
 SGD, SAM and vSAM on 500 digits of which a fifth have a random label; a net of two hidden layers with batch
 norm, 60 epochs, batch 50, three seeds (all but the accuracy: the first seed).
@@ -121,7 +121,7 @@ def watched(method, train, test, seed, program):
 
 
 def save(panel, name):
-    panel.figure.savefig(Path(__file__).parent / f"sharpness_{name}.png", dpi=110)
+    panel.figure.savefig(Path(__file__).parents[1] / "images" / f"sharpness_{name}.png", dpi=110)
     plt.close(panel.figure)
 
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import optax_sam
-from tests.refusals import (
+from tests.guarantees.refusals import (
     ANY_NUMBER,
     BOOL,
     COUNT,

@@ -61,7 +61,7 @@ AT_CONSTRUCTION = {
         "microbatch_size=3",
     ),
 }
-"""Messages that say more than `tests/test_refused_arguments.py` asks for."""
+"""Messages that say more than `tests/guarantees/test_refused_arguments.py` asks for."""
 
 
 @pytest.mark.parametrize("name", AT_CONSTRUCTION)

@@ -1,4 +1,4 @@
-"""Draws the diagrams of the documentation: `python docs/diagrams.py`."""
+"""Draws the diagrams of the documentation: `python docs/drawing/diagrams.py`."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ matplotlib.use("agg")
 from matplotlib import pyplot as plt  # noqa: E402 (after the choice of a backend)
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch  # noqa: E402
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parents[1] / "images"
 INK, MUTED = "#222222", "#777777"
 PIECE, ORACLE, GIVEN = "#dbe9f6", "#fde3c8", "#eeeeee"
 plt.rcParams.update({"font.size": 11, "svg.hashsalt": "optax_sam", "font.family": "DejaVu Sans"})
@@ -152,7 +152,13 @@ def house() -> None:
         d.box((11.2 + 15.5 * column, 43.4 - 6.6 * row), (14.4, 5.4), name, question)
     d.box((84, 58), (28, 7), "wrappers/", "a method over slices,\ndevices, draws")
     d.box((84, 42), (28, 7), "sharpness/", "what it is: measured,\ndrawn, never trained with")
-    d.box((18, 27.5), (28, 6), "method.py, state.py", "how a method is called,\nwhat it remembers", ORACLE)
+    d.box(
+        (18, 27.5),
+        (28, 6),
+        "transformation.py, state.py",
+        "how a method is called,\nwhat it remembers",
+        ORACLE,
+    )
     d.box(
         (51, 27.5), (28, 6), "oracle.py", "losses and gradients at a point,\non all or some examples", ORACLE
     )

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import tyro
 
-from experiments.method_settings import MethodSettings
+from experiments.settings.of_method import MethodSettings
 
 Change = Literal["crop", "flip", "cutout"]
 

@@ -1,0 +1,1 @@
+"""What every method promises, in every way of calling it."""
