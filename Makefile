@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # Tests of what needs newer packages: the experiments, and the adapters and pages for Flax's NNX.
-NOT_OLDEST := tests/experiments tests/benchmarks tests/documentation tests/methods/test_recipes.py \
-  tests/frameworks/test_flax.py optax_sam/flax.py
+NOT_OLDEST := tests/experiments tests/benchmarks tests/documentation tests/frameworks/test_flax.py \
+  optax_sam/flax.py
 export XLA_PYTHON_CLIENT_PREALLOCATE ?= false
 
 .PHONY: help demo test test-slow test-oldest check format bench bench-devices notebooks docs dist clean

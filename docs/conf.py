@@ -47,6 +47,7 @@ napoleon_use_rtype = False
 napoleon_custom_sections = [
     ("Cost", "notes_style"),
     ("Guarantees", "notes_style"),
+    ("Limits", "notes_style"),
     ("Deviations", "notes_style"),
 ]
 copybutton_prompt_text = r">>> |\.\.\. "

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import statistics
 import time
 from pathlib import Path
@@ -193,13 +194,17 @@ def step_times(
 def summary(results: list[dict[str, Any]], step_time_vs_sgd: float) -> dict[str, Any]:
     """One method's row of the table: means over seeds."""
     accuracies = [each["test_accuracy"] for each in results]
+
+    def mean(name: str) -> float:  # a diverged run has null where a number was not finite
+        return statistics.mean(math.nan if each[name] is None else each[name] for each in results)
+
     return {
-        "accuracy_mean": statistics.mean(accuracies),
+        "accuracy_mean": mean("test_accuracy"),
         "accuracy_std": statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
-        "gradients_per_step": statistics.mean(each["gradients_per_step"] for each in results),
+        "gradients_per_step": mean("gradients_per_step"),
         "step_time_vs_sgd": step_time_vs_sgd,
-        "top_eigenvalue": statistics.mean(each["top_eigenvalue"] for each in results),
-        "surrogate_gap": statistics.mean(each["surrogate_gap"] for each in results),
+        "top_eigenvalue": mean("top_eigenvalue"),
+        "surrogate_gap": mean("surrogate_gap"),
         "seeds": len(results),
     }
 

@@ -103,12 +103,10 @@ def transformation(name: str, value: Any, example: str) -> None:
         raise TypeError(f"{name}={value!r} is no Optax transformation: pass one, for example {example}.")
 
 
-def piece(name: str, value: Any, method: str) -> None:
+def piece(name: str, value: Any, method: str, example: str) -> None:
     """Refuses what is no piece of its kind, such as a factory that was not called."""
     if value is not None and (inspect.isroutine(value) or not hasattr(value, method)):
-        raise TypeError(
-            f"{name}={value!r} has no {method}: pass a {name}, with its brackets, as in always()."
-        )
+        raise TypeError(f"{name}={value!r} has no {method}: pass {example}, with its brackets.")
 
 
 def _static(name: str, value: Any) -> None:

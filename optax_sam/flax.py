@@ -7,10 +7,14 @@ from typing import Any
 
 import jax
 import optax
-from flax import nnx
 
 from optax_sam import means, sharding
 from optax_sam.transformation import SharpnessAware
+
+try:
+    from flax import nnx
+except ImportError as error:
+    raise ImportError("optax_sam.flax needs Flax, which is not installed: pip install flax.") from error
 
 
 def apply_gradients(train_state: Any, *, grads: Any, **arguments: Any) -> Any:

@@ -28,6 +28,12 @@ def psum_over_replicas(x: Any, params: Any) -> Any:
     return lax.psum(x, tuple(sorted(axes))) if axes else x
 
 
+def pmax_over_replicas(x: Any, params: Any) -> Any:
+    """The largest `x` of those devices of a surrounding `jax.shard_map` that have the same `params`."""
+    axes = _manual_axes(x) - _manual_axes(params)
+    return lax.pmax(x, tuple(sorted(axes))) if axes else x
+
+
 def _manual_axes(tree: Any) -> frozenset[str]:
     """The axes of the surrounding `jax.shard_map` along which any array of the tree differs."""
     return frozenset().union(*(_varying(jax.typeof(x)) for x in jax.tree.leaves(tree)))

@@ -66,17 +66,14 @@ class Assembly(Method):
 
     def init(self, params: Any) -> SharpnessAwareState:
         params = trees.plain(params)
-        key = jax.random.key_data(jax.random.key(self.seed, impl="threefry2x32"))
-        state = SharpnessAwareState(
-            step=jnp.zeros([], jnp.int32),
-            key=key,
+        state = states.initial(
+            self.seed,
             due=() if self.gate.needs_gradient else jnp.zeros([], bool),
             start=self.start.init(params),
             direction=self.direction.init(params),
             gate=self.gate.init(params),
             ascent=self.ascent.init(params),
             reuse=self.reuse.init(params),
-            diagnostics=states.no_diagnostics(),
         )
         return self._decide_next(state)
 
@@ -274,13 +271,10 @@ def sharpness_aware(
     """
     checks.transformation("ascent", ascent, "to_radius(0.05)")
     checks.seed(seed)
-    for name, piece, method in (
-        ("start", start, "begin"),
-        ("direction", direction, "read"),
-        ("gate", gate, "due"),
-        ("reuse", reuse, "recall"),
-    ):
-        checks.piece(name, piece, method)
+    checks.piece("start", start, "begin", "a start, such as at_params()")
+    checks.piece("direction", direction, "read", "a direction, such as gradient()")
+    checks.piece("gate", gate, "due", "a gate, such as every(5)")
+    checks.piece("reuse", reuse, "recall", "a reuse, such as nothing()")
     checks.function("selection", selection, "(oracle, here, there, context) -> oracle, such as everything")
     checks.function("combination", combination, "(grads, perturbed_grads, context) -> descent, such as unit")
     method = Assembly(
@@ -299,6 +293,11 @@ def sharpness_aware(
 
 def _check_fit(method: Assembly) -> None:
     """Refuses pieces that contradict each other."""
+    if method.start.follows_gate and method.gate.needs_gradient:
+        raise ValueError(
+            f"start={method.start!r} takes the gradient that the gate chooses, but gate={method.gate!r} must "
+            f"see it first: choose a gate that needs none, such as every(5), or at_params()."
+        )
     if not isinstance(method.start, Ahead):
         return
     if method.direction.needs_gradient:
@@ -323,8 +322,7 @@ def _context(
     state: SharpnessAwareState, kind: str, params: Any = None, oracle: Any = None, opt_state: Any = None
 ) -> Context:
     """What the pieces of one kind may know of the step that begins with `state`."""
-    key = jax.random.wrap_key_data(state.key, impl="threefry2x32")
-    key = jax.random.fold_in(jax.random.fold_in(key, state.step), _KINDS.index(kind))
+    key = jax.random.fold_in(jax.random.fold_in(states.key_of(state), state.step), _KINDS.index(kind))
     due = None if isinstance(state.due, tuple) else state.due
     return Context(state.step, key, params, oracle, due, opt_state)
 

@@ -62,6 +62,27 @@ class SharpnessAwareState(NamedTuple):
     diagnostics: Diagnostics
 
 
+def initial(seed: Any, **fields: Any) -> SharpnessAwareState:
+    """The state before the first step; a kind of piece that is not given remembers nothing."""
+    remembered = dict.fromkeys(("start", "direction", "gate", "ascent", "reuse"), ())
+    return SharpnessAwareState(
+        step=jnp.zeros([], jnp.int32),
+        key=jax.random.key_data(jax.random.key(seed, impl="threefry2x32")),
+        diagnostics=no_diagnostics(),
+        **remembered | fields,
+    )
+
+
+def key_of(state: SharpnessAwareState) -> jax.Array:
+    """The typed PRNG key of a method."""
+    return jax.random.wrap_key_data(state.key, impl="threefry2x32")
+
+
+def with_key_of_part(state: SharpnessAwareState, number: Any) -> SharpnessAwareState:
+    """The state with random numbers of its own for one of several draws or slices."""
+    return state._replace(key=jax.random.key_data(jax.random.fold_in(key_of(state), number)))
+
+
 def no_diagnostics() -> Diagnostics:
     """What is known before the first step."""
     size = len(MEASURED)
@@ -148,8 +169,8 @@ def check_no_multi_steps(opt_state: Any) -> None:
                 "state is that of optax.MultiSteps around a sharpness-aware method, which would "
                 "descend on the last micro-batch alone. Either put it behind, "
                 "optax.chain(sam, optax.MultiSteps(base, k)): every micro-batch has its own "
-                "perturbation (m-sharpness). Or pass a grad_fn (or an Oracle) that accumulates over "
-                "the micro-batches: the perturbation of the big batch."
+                "perturbation (m-sharpness). Or take optax_sam.accumulated(sam, k): the perturbation of "
+                "the big batch, cut into k slices in the program."
             )
 
 

@@ -118,15 +118,23 @@ class Method(abc.ABC):
         updates = like_params("grads", updates, params)
         if isinstance(oracle, GradientOracle):
             oracle = dataclasses.replace(oracle, grads=updates)
-        forced = perturb is not None and self.first_follows_gate
-        if isinstance(oracle, Oracle) and (oracle.method is not self or forced):
-            decided = state._replace(due=jnp.asarray(bool(perturb))) if forced else state
-            oracle = self.begin(decided, state, oracle.params, oracle.origin or oracle)
-            first = trees.like_masked(params, oracle.first.evaluation.grads)
-            updates = optax.tree.cast_like(first, updates)
+        if isinstance(oracle, Oracle):
+            updates, oracle = self.started(updates, state, params, oracle, perturb)
         perturb = None if perturb is None else bool(perturb)
         outcome = self.finish(updates, state, params, oracle, perturb)
         return jax.tree.unflatten(structure, jax.tree.leaves(outcome.descent)), outcome.state
+
+    def started(
+        self, grads: Any, state: SharpnessAwareState, params: Any, oracle: Oracle, perturb: bool | None
+    ) -> tuple[Any, Oracle]:
+        """The first gradient and its oracle; taken now if `value_and_grad` took none, or another branch's."""
+        forced = perturb is not None and self.first_follows_gate
+        if oracle.method is self and not forced:
+            return grads, oracle
+        decided = state._replace(due=jnp.asarray(bool(perturb))) if forced else state
+        oracle = self.begin(decided, state, oracle.params, oracle.origin or oracle)
+        first = trees.like_masked(params, oracle.first.evaluation.grads)
+        return optax.tree.cast_like(first, grads), oracle
 
     def with_params(self, oracle, grad_fn, params) -> Any:
         """The oracle with the full parameters; or the gradient function as one."""

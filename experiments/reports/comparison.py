@@ -18,14 +18,14 @@ from matplotlib import pyplot as plt  # noqa: E402 (after the choice of a backen
 from matplotlib import ticker  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 
+from optax_sam.sharpness.plots import COLOURS  # noqa: E402
+
 # From so many methods on, the table is in order of accuracy and says what is cheap.
 MANY = 12
 
 # A step's time relative to SGD's that counts as the same: repeated measurements differ by as much.
 FREE = 1.1
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; yellow, pale on white, is wine.
-COLOURS = ("#000000", "#D55E00", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#882255", "#E69F00")
 MARKERS = "osD^vP*X"
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.reports.comparison import COLOURS, name_at_margin, plt, spread_out
+from experiments.reports.comparison import name_at_margin, plt, spread_out
 from experiments.reports.groups import Group
 from experiments.reports.intervals import margin
+from optax_sam.sharpness.plots import COLOURS
 
 AXES = {
     "seconds": "training time (seconds)",

@@ -177,10 +177,13 @@ def sha256(tree: Any) -> str:
     return digest.hexdigest()
 
 
-def finite(line: dict[str, Any]) -> dict[str, Any]:
-    """Numbers that JSON cannot hold (a diverged loss) become null."""
-    bad = {k for k, v in line.items() if isinstance(v, float) and not math.isfinite(v)}
-    return {name: None if name in bad else value for name, value in line.items()}
+def finite(value: Any) -> Any:
+    """Numbers that JSON cannot hold (a diverged loss) become null, in dictionaries and lists too."""
+    if isinstance(value, dict):
+        return {name: finite(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -54,21 +54,11 @@ class BSAM(Method):
         params = trees.plain(params)
         zeros = trees.map_inexact(jnp.zeros_like, trees.widen(trees.memory_like(params)))
         scale = trees.map_inexact(lambda x: jnp.full_like(jnp.real(x), self.initial_scale), zeros)
-        return SharpnessAwareState(
-            step=jnp.zeros([], jnp.int32),
-            key=jax.random.key_data(jax.random.key(self.seed, impl="threefry2x32")),
-            due=jnp.ones([], bool),
-            start=(),
-            direction=(),
-            gate=(),
-            ascent=BSAMState(zeros, scale),
-            reuse=(),
-            diagnostics=states.no_diagnostics(),
-        )
+        return states.initial(self.seed, due=jnp.ones([], bool), ascent=BSAMState(zeros, scale))
 
     def begin(self, state: SharpnessAwareState, opt_state: Any, params: Any, oracle: Oracle) -> Oracle:
         del opt_state
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl="threefry2x32"), state.step)
+        key = jax.random.fold_in(states.key_of(state), state.step)
         scale = state.ascent.scale
         noise = trees.like_masked(scale, random_trees.standard_normal(key, params))
 

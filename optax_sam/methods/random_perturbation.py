@@ -82,7 +82,7 @@ def adaptive_random_perturbation(
 
     Args:
       noise_scale: standard deviation, in parts of the filter's norm; a number or a schedule. The authors
-        raise it along `optax_sam.schedules.increasing_cosine` to eleven times its value.
+        raise it along half a cosine to eleven times its value.
       fisher_weight: `eta`, 0 or more.
       fisher_decay: of `F`, from 0 to 1.
       alpha: weight of the noisy gradient, from 0 to 1: 1 is ARWP; 0.5 with `noise_scale=0.015` m-ARWP.

@@ -36,7 +36,7 @@ def reweighted_sam(
       ValueError: `rho` is negative, `difference_step` not above 0; `grad_fn` in place of an oracle.
 
     Cost:
-      2 gradients and one forward pass per step; no parameter-sized buffer.
+      2 gradients and two forward passes per step; no parameter-sized buffer.
 
     Guarantees:
       `weight=0` is SAM. `loss` is the plain mean; `grad_norm` is that of the weighted gradient.

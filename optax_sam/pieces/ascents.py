@@ -97,7 +97,7 @@ def to_radius(
       TypeError: `geometry` is none.
     """
     checks.number_or_schedule("rho", rho, low=0)
-    checks.piece("geometry", geometry, "steepest")
+    checks.piece("geometry", geometry, "steepest", "a geometry, such as euclidean()")
     return transformation(ToRadius(rho, euclidean() if geometry is None else geometry))
 
 

@@ -153,9 +153,9 @@ class DescentMomentum(Gradient):
 def descent_momentum(momentum: Scalar = 0.9) -> DescentMomentum:
     """`-v`: where the momentum `v` of the descent carries the parameters next (Momentum SAM).
 
-    `v` is that of the base optimizer, if the optimizer state that `value_and_grad` was given holds
-    exactly one tree called `trace` or `mu` shaped like the parameters; else the direction's own,
-    `v = momentum v + descent`.
+    With the start `ahead()`, `v` is that of the base optimizer, if the optimizer state that
+    `value_and_grad` was given holds exactly one tree called `trace` or `mu` shaped like the parameters.
+    Else, and with any other start, it is the direction's own, `v = momentum v + descent`.
 
     Args:
       momentum: from 0 to 1, of its own.
@@ -193,7 +193,7 @@ def previous_descent(of: Gradient | None = None) -> PreviousDescent:
       of: another direction, made of the descents in the place of gradients; `gradient()`, the descent
         itself, by default.
     """
-    checks.piece("of", of, "read")
+    checks.piece("of", of, "read", "a direction, such as gradient()")
     return PreviousDescent(gradient() if of is None else of)
 
 
@@ -224,6 +224,8 @@ class MeanOfPerturbed(Gradient):
 
     def write(self, state: Any, step: Gradients, context: Context) -> Any:
         del context
+        if step.perturbed is None:
+            return state
 
         def on_leaf(d, g):
             unit = trees.divide(g, trees.norm(g))

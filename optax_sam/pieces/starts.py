@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from optax_sam import checks, random_trees, trees
+from optax_sam import checks, random_trees, sharding, trees
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule, at_step
 from optax_sam.oracle import Evaluation, Oracle
 from optax_sam.pieces.geometry import filter_norms
@@ -222,6 +222,7 @@ class Reweighted(AtParams):
         slopes = jnp.nan_to_num(trees.times(weight, slopes))
         real = jnp.ones_like(slopes) if oracle.weights is None else oracle.weights.astype(slopes.dtype)
         largest = jnp.max(jnp.where(real != 0, slopes, -jnp.inf))
+        largest = sharding.pmax_over_replicas(largest, context.params)
         chances = jnp.where(real != 0, jnp.exp(slopes - largest), jnp.zeros_like(slopes)) * real
         return context.params, dataclasses.replace(
             oracle, weights=chances, weight_before_draw=oracle.whole_weight
@@ -233,7 +234,7 @@ def reweighted(weight: ScalarOrSchedule, difference_step: ScalarOrSchedule) -> R
 
     Example `i` counts `p_i`, proportional to `exp(weight n_i)` and to its own weight, where
     `n_i = |l_i(w + difference_step z) - l_i(w)| / difference_step` estimates the norm of its gradient
-    along random signs `z`. Costs one forward pass beside that of the gradient.
+    along random signs `z`. Costs two forward passes.
 
     Args:
       weight: of the norms; 0 is the plain mean. A number, or a schedule of the step count.

@@ -104,7 +104,8 @@ class WithVarianceRate:
             + ratio_gain * jnp.clip(_mean_relative_change(state.ratios), -1, 1)
             + variance_gain * jnp.clip(_mean_relative_change(state.variances), -1, 1)
         )
-        rate = jnp.clip(state.rate * growth, 1, int(self.max_rate * self.window))
+        most = max(1, int(self.max_rate * self.window))  # 1/49 times 49 is less than 1 in floating point
+        rate = jnp.clip(state.rate * growth, 1, most)
         return state._replace(rate=rate, probability=rate / self.window, used=jnp.zeros_like(state.used))
 
     def _looked_at(self, grads, perturbed_grads, params) -> tuple[list[Any], list[Any]]:

@@ -143,7 +143,8 @@ def surrogate_gap(
     with shown(progress, "surrogate gap", problem.count) as steps:
         for part, size in problem.parts(None):
             loss = part.finite_loss()
-            gaps.append(part.at(part.point.moved(climbed(part, rho))).finite_loss_within(rho) - loss)
+            moved = part.point.moved(climbed(part, part.gradient(), rho))
+            gaps.append(part.at(moved).finite_loss_within(rho) - loss)
             losses.append(loss)
             sizes.append(size)
             steps.advance()
@@ -222,10 +223,10 @@ def average_sharpness(
     return Rise(float(np.mean(rises)), standard_error(rises), loss, num_samples)
 
 
-def climbed(problem: Problem, rho: float) -> Floats:
+def climbed(problem: Problem, gradient: Floats, rho: float) -> Floats:
     """SAM's perturbation for the mean loss of a problem: `rho g / ||g||`."""
     zeros = jax.tree.map(jnp.zeros_like, trees.widen(problem.point.floats))
-    return _step(problem.point.floats, zeros, problem.gradient(), rho, 2.0 * rho, False, 0.0)
+    return _step(problem.point.floats, zeros, gradient, rho, 2.0 * rho, False, 0.0)
 
 
 def _highest_loss(

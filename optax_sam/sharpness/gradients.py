@@ -179,7 +179,7 @@ def psf_norm(
         for part, size in problem.parts(None):
             part.finite_loss()
             here = part.gradient()
-            there = part.at(part.point.moved(climbed(part, rho))).gradient()
+            there = part.at(part.point.moved(climbed(part, here, rho))).gradient()
             difference = [x - y for x, y in zip(there, here, strict=True)]
             found.append(_finite(np.array([float(norm(x)) for x in (difference, here, there)])))
             sizes.append(size)

@@ -16,14 +16,12 @@ try:
     from matplotlib import colors, pyplot, ticker
     from matplotlib.axes import Axes
 except ImportError as error:
-    raise ImportError(
-        'optax_sam.sharpness.plots draws with matplotlib: pip install "optax_sam[sharpness]".'
-    ) from error
+    raise ImportError("optax_sam.sharpness.plots draws with matplotlib: pip install matplotlib.") from error
 
 Curves = Mapping[str, Sequence[Any]]
 """Names and `(x, y)` or `(x, y, spread)`, arrays of equal length."""
 
-COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#882255", "#E69F00")
+COLOURS = ("#000000", "#D55E00", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#882255", "#E69F00")
 """Okabe and Ito's, which the colour-blind can tell apart; yellow, pale on white, is wine."""
 
 LARGE_RANGE = 30.0

@@ -73,7 +73,7 @@ def hessian_vector_product(
       batches: one batch, a tree whose leaves have the batch axis first; or many: a list, or anything that
         can be iterated over again. The loss is the mean over all examples, however many a batch has.
       vector: a tree like `params`.
-      progress: whether a bar is shown (with rich, `pip install "optax_sam[sharpness]"`).
+      progress: whether a bar is shown (with rich, `pip install rich`).
 
     Returns:
       A tree like `params`, in float32 or wider, split over devices as `params` is.

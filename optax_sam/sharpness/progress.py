@@ -45,7 +45,7 @@ def shown(progress: bool, name: str, total: int | None) -> Iterator[Steps]:
         from rich.progress import Progress
     except ImportError as error:
         raise ImportError(
-            'progress=True draws its bar with rich: pip install "optax_sam[sharpness]", or leave it out.'
+            "progress=True draws its bar with rich: pip install rich, or leave it out."
         ) from error
     with Progress(console=Console(stderr=True), transient=True) as bar:
         yield _Shown(bar, bar.add_task(name, total=total))

@@ -12,7 +12,7 @@ from jax import lax
 from optax_sam import checks, means, trees
 from optax_sam.hyperparameters import ScalarOrSchedule, at_step
 from optax_sam.oracle import Oracle
-from optax_sam.state import SharpnessAwareState
+from optax_sam.state import SharpnessAwareState, with_key_of_part
 from optax_sam.transformation import Outcome, SharpnessAware, from_method
 from optax_sam.wrappers.wrapper import Wrapper, method_of, with_gradients_of
 
@@ -33,7 +33,7 @@ class OverDraws(Wrapper):
     ) -> Outcome:
         def run(number, started):
             own = trees.like_masked(params, started.first.evaluation.grads)
-            outcome = self.inner.finish(own, _draw_state(state, number), params, started, perturb)
+            outcome = self.inner.finish(own, with_key_of_part(state, number), params, started, perturb)
             # An infinite loss, whose gradient may be finite, counts as the largest number.
             return outcome, jnp.nan_to_num(self.log_weight(outcome.loss, state.step))
 
@@ -60,12 +60,12 @@ class OverDraws(Wrapper):
         if self.num_draws > 1:  # `jax.disable_jit` knows no empty loop
             carry, _ = lax.scan(one_more, carry, jnp.arange(1, self.num_draws))
         descent, _, _, mean = carry
-        mean = with_gradients_of(state, mean, repeats=self.num_draws)
+        mean = with_gradients_of(state, optax.tree.cast_like(mean, state), repeats=self.num_draws)
         return Outcome(optax.tree.cast_like(descent, grads), mean._replace(key=state.key), first.loss)
 
     def _begin(self, number: Any, state, opt_state, params, oracle) -> Oracle:
         """The first gradient of one draw, with its own random numbers."""
-        return self.inner.begin(_draw_state(state, number), opt_state, params, oracle.with_key(number))
+        return self.inner.begin(with_key_of_part(state, number), opt_state, params, oracle.with_key(number))
 
 
 def over_draws(
@@ -114,9 +114,3 @@ def tilted(tilt: ScalarOrSchedule) -> Tilted:
     """Weights proportional to `exp(tilt loss)`: 0 is the plain mean, large values the worst draw."""
     checks.number_or_schedule("tilt", tilt)
     return Tilted(tilt)
-
-
-def _draw_state(state: SharpnessAwareState, number: Any) -> SharpnessAwareState:
-    """The state with the random key of one draw."""
-    key = jax.random.wrap_key_data(state.key, impl="threefry2x32")
-    return state._replace(key=jax.random.key_data(jax.random.fold_in(key, number)))

@@ -11,7 +11,7 @@ import optax
 
 from optax_sam import means, sharding, trees
 from optax_sam.oracle import Evaluation, First, Oracle
-from optax_sam.state import SharpnessAwareState
+from optax_sam.state import SharpnessAwareState, with_key_of_part
 from optax_sam.transformation import Outcome
 from optax_sam.wrappers.wrapper import Wrapper, with_gradients_of
 
@@ -146,6 +146,5 @@ def _of_slice(part: Any, shared: Shared, oracle: Oracle, rebuild: Callable[..., 
 
 def _slice_state(state: SharpnessAwareState, number: Any) -> SharpnessAwareState:
     """The state with random numbers of the slice's own; those of the first are the method's."""
-    key = jax.random.wrap_key_data(state.key, impl="threefry2x32")
-    own = jax.random.key_data(jax.random.fold_in(key, number))
-    return state._replace(key=jnp.where(number == 0, state.key, own))
+    own = with_key_of_part(state, number)
+    return own._replace(key=jnp.where(number == 0, state.key, own.key))

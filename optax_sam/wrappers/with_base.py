@@ -11,6 +11,7 @@ import optax
 
 from optax_sam import checks, trees
 from optax_sam import state as states
+from optax_sam.gradient_oracle import like_params
 from optax_sam.hyperparameters import ScalarOrSchedule, at_step
 from optax_sam.oracle import Oracle
 from optax_sam.transformation import Method, SharpnessAware
@@ -71,15 +72,15 @@ class Decoupled(FollowedBy):
             raise ValueError("params=None: pass the parameters, update(grads, state, params, ...).")
         own, base = state
         step = states.find(own).step
-        oracle = extra_args.get("oracle")
-        if isinstance(oracle, Oracle) and oracle.method is not self.inner:
-            start = self.inner.with_params(oracle, None, params)
-            oracle = self.inner.begin(own, own, start.params, start)
-            first = trees.like_masked(trees.plain(params), oracle.first.evaluation.grads)
+        oracle, plain = extra_args.get("oracle"), trees.plain(params)
+        if isinstance(oracle, Oracle):
+            oracle = self.inner.with_params(oracle, None, params)
+            grads = like_params("grads", updates, plain)
+            first, oracle = self.inner.started(grads, own, plain, oracle, extra_args.get("perturb"))
             updates = jax.tree.unflatten(jax.tree.structure(updates), jax.tree.leaves(first))
             extra_args = extra_args | {"oracle": oracle}
         descent, own = self.inner.update(updates, own, params, **extra_args)
-        based, base = self.base.update(updates, base, params, **extra_args)
+        based, base = self.base.update(updates, base, params, **extra_args | {"step": step})
         rate = at_step(self.learning_rate, step)
 
         def on_leaf(u, d, g):

@@ -143,3 +143,14 @@ def test_python_numbers_are_parameters_too():
     norms = optax_sam.per_example.gradient_norms(losses, {"w": 2.0}, jnp.arange(3.0))
     assert (loss, grads) == (2.0, {"w": 1.0})
     np.testing.assert_array_equal(norms, [0.0, 1.0, 2.0])
+
+
+def test_draws_of_a_method_that_remembers_keep_the_types_of_its_state():
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), init_params())
+    method = optax_sam.over_draws(optax_sam.vasso(0.1), 2, optax_sam.tilted(1.0))
+
+    def low(params, batch):
+        return losses(jax.tree.map(lambda x: x.astype(jnp.float32), params), batch)
+
+    _, state, _ = one_step(method, params, make_batch(), low)
+    assert jax.tree.map(jnp.result_type, state) == jax.tree.map(jnp.result_type, method.init(params))

@@ -9,7 +9,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 import optax_sam
 from tests.devices.test_devices import losses, placed_on
-from tests.registry import METHODS, VARIANTS, assert_trees_close, init_params, make_batch
+from tests.registry import CASES, METHODS, assert_trees_close, init_params, make_batch
 
 every_axis_type = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 
@@ -31,9 +31,9 @@ def on_eight_devices(step, kind, whole, split):
 
 
 @every_axis_type
-@pytest.mark.parametrize("name", [*WITHOUT_SCORES, "accumulated"])
+@pytest.mark.parametrize("name", [*WITHOUT_SCORES, "accumulated", "reweighted_sam"])
 def test_losses_are_averaged_over_devices_with_the_same_parameters(name, kind):
-    method = VARIANTS[name].make()
+    method = CASES[name].make()
 
     def step(params, state, batch, weights):
         loss, grads, oracle = method.value_and_grad(losses)(params, batch, state=state, weights=weights)

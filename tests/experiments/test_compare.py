@@ -1,58 +1,18 @@
-"""Curvature, the comparison with its table and picture, and tuning."""
+"""The comparison with its table and picture."""
 
 import dataclasses
 import json
+import math
 import re
 
-import jax
-import jax.flatten_util
-import jax.numpy as jnp
 import numpy as np
-import optax
-import pytest
-from flax import linen as nn
 
-from experiments import compare, data, methods, train, tune, tuned
-from experiments.models.network import Linen
+from experiments import compare, methods, train
 from experiments.reports import comparison, trajectories
 from experiments.reports.ranking import draw_ranking
-from experiments.running import programs, records
-from experiments.running.inputs import make_inputs
-from experiments.running.sharpness import top_eigenvalues
+from experiments.running import records
 from experiments.settings import Settings
 from tests.experiments.runs import message_of
-
-# Sharpness
-
-
-def test_the_top_eigenvalue_equals_the_dense_hessian():
-    class Tiny(nn.Module):
-        @nn.compact
-        def __call__(self, images, train):
-            x = nn.Conv(2, (3, 3), strides=4)(images)
-            x = nn.BatchNorm(use_running_average=not train)(x)
-            return nn.Dense(3)(jnp.tanh(x).reshape(len(images), -1))
-
-    settings = train.resolved(Settings(method="sgd", train_examples=60, batch_size=20))
-    loaded = data.load(settings)
-    label = loaded.train["label"] % 3
-    loaded = loaded._replace(train=loaded.train | {"label": label})
-    trainer = dataclasses.replace(programs.trainer_of(settings, loaded), network=Linen(Tiny()))
-    examples = make_inputs(settings, loaded, trainer.task).examples
-    images = trainer.task.prepare(loaded.train, examples.constants, None)["image"]
-    variables = Tiny().init(jax.random.key(1), images, train=False)
-    params, unravel = jax.flatten_util.ravel_pytree(variables["params"])
-
-    def loss(flat):
-        logits = Tiny().apply(variables | {"params": unravel(flat)}, images, train=False)
-        return optax.losses.softmax_cross_entropy_with_integer_labels(logits, label).mean()
-
-    expected = jnp.linalg.eigvalsh(jax.hessian(loss)(params))[-1]
-    found = top_eigenvalues(trainer, variables["params"], variables["batch_stats"], examples)
-    assert found.values[0] == pytest.approx(float(expected), rel=1e-4)
-
-
-# Comparison and tuning
 
 
 def test_comparison_writes_the_summary_and_the_picture_and_reuses_runs(tmp_path, capsys):
@@ -85,6 +45,16 @@ def test_comparison_writes_the_summary_and_the_picture_and_reuses_runs(tmp_path,
     assert (tmp_path / "sgd-seed0/metrics.jsonl").exists()
     again = json.loads((tmp_path / "summary.json").read_text())["methods"]["rst"]
     assert again["accuracy_mean"] == content["methods"]["rst"]["accuracy_mean"]
+
+
+def test_a_run_that_has_diverged_is_a_row_without_numbers(tmp_path):
+    sharpness = {"top_eigenvalue": math.nan, "surrogate_gap": None}
+    row = compare.summary([{"test_accuracy": 0.1, "gradients_per_step": 2.0} | sharpness] * 2, 1.5)
+    assert row["accuracy_mean"] == 0.1 and all(math.isnan(row[name]) for name in sharpness)
+    records.write_json(tmp_path / "summary.json", {"methods": {"sam": row}, "all": [math.inf]})
+    assert "NaN" not in (tmp_path / "summary.json").read_text()
+    read = records.read_json(tmp_path / "summary.json")
+    assert read["methods"]["sam"]["top_eigenvalue"] is None and read["all"] == [None]
 
 
 def test_trajectories_are_means_over_runs_of_the_recorded_epochs():
@@ -157,80 +127,6 @@ def test_labels_in_the_picture_never_overlap():
     assert (np.argsort(placed) == np.argsort(heights)).all()
 
 
-def test_every_method_is_tuned_with_the_same_budget_and_its_best_is_the_default():
-    assert set(tune.GRIDS) == set(methods.METHODS)
-    assert {len(points) for points in tune.GRIDS.values()} == {12}
-    entries = json.loads((tuned.FOLDER / "digits.json").read_text())["methods"]
-    assert set(entries) == set(methods.METHODS)
-    for name, entry in entries.items():
-        filled = train.resolved(Settings(method=name))
-        values = vars(filled) | vars(filled.method_settings)
-        assert [set(point) - {"accuracy_mean", "accuracy_std"} for point in entry["grid"]] == [
-            set(point) for point in tune.GRIDS[name]
-        ]
-        assert all(values[key] == value for key, value in entry["best"].items())
-
-
-@pytest.mark.parametrize("name", methods.METHODS)
-def test_every_point_of_a_grid_is_accepted(name):
-    set_ups = ({}, {"data": "fashion_mnist"}, {"data": "fashion_mnist", "optimizer": "adamw"})
-    for settings in (tune.TuneSettings(**set_up) for set_up in set_ups):
-        if name in methods.OPTIMIZERS and settings.optimizer != "sgd":
-            continue
-        points = tune.points_of(name, settings)
-        assert len(points) == 12
-        for point in points:
-            methods.check(tune.with_point(settings, name, point, seed=0))
-
-
-def test_fewer_points_are_spread_over_the_grid_and_sgds_lie_around_a_given_rate():
-    points = tune.points_of("sam", Settings(), 4)
-    assert [point["rho"] for point in points] == [tune.RADII[number] for number in (0, 4, 7, 11)]
-    decays = {point["weight_decay"] for point in tune.points_of("sgd", Settings(), 4)}
-    assert len(decays) == 3  # of both settings, not of the first alone
-    rates = {
-        point["learning_rate"] for point in tune.points_of("sgd", Settings(data="trec", learning_rate=0.4))
-    }
-    assert rates == {0.1, 0.2, 0.4, 0.8}
-    adaptive = tune.points_of("sgd", Settings(data="trec", optimizer="adamw"))
-    assert max(point["learning_rate"] for point in adaptive) == 0.004
-
-
-def test_every_task_has_a_file_of_its_own():
-    assert (
-        tuned.file_of(Settings()) == tuned.file_of(Settings(label_noise=0.2)) == tuned.FOLDER / "digits.json"
-    )
-    other = Settings(data="glue/sst2", optimizer="adamw", train_examples=500, label_noise=0.3)
-    assert tuned.file_of(other).name == "glue_sst2-adamw-train_examples_500-label_noise_0.3.json"
-    changed = Settings(data="cifar10", model="resnet8", augment=("crop", "flip"), quantize_bits=3)
-    assert tuned.file_of(changed).name == "cifar10-resnet8-quantize_bits_3-augment_crop_flip.json"
-
-
-def test_radii_of_other_data_sets_are_one_wide_grid_where_they_are_lengths():
-    points = {name: tune.points_of(name, Settings(data="cifar10")) for name in tune.GRIDS}
-    assert {point["rho"] for point in points["sam"]} == {point["rho"] for point in points["vsam"]}
-    assert points["sam"][0]["rho"] == 0.02 and points["sam"][-1]["rho"] == pytest.approx(1.7)
-    assert {point["window"] for point in points["vsam"]} == {10}
-    for name, step in (("asam", "rho"), ("pugd", "radius"), ("random_perturbation", "noise_scale")):
-        for point, lower in zip(tune.points_of(name, Settings()), points[name], strict=True):
-            assert lower == point | {step: pytest.approx(point[step] / 4, rel=0.06)}
-
-
-@pytest.mark.parametrize("name", methods.METHODS)
-def test_every_method_fits_into_the_training_loop(name):
-    """Its step traces, and gives back a state of the same shapes; nothing is compiled."""
-    settings = train.resolved(Settings(method=name, train_examples=60, batch_size=20))
-    loaded = data.load(settings)
-    trainer = programs.trainer_of(settings, loaded)
-    inputs = make_inputs(settings, loaded, trainer.task)
-    state = jax.eval_shape(trainer.init, inputs)
-    whole = name in methods.WHOLE_FIRST_EPOCH
-    batch = jax.tree.map(lambda array: array[:20], inputs.examples.train)
-    indices = jax.ShapeDtypeStruct((20,), jnp.int32)
-    after = jax.eval_shape(lambda *args: trainer.step(*args, whole), state, inputs, batch, indices)
-    assert after == state
-
-
 def test_groups_of_methods_stand_for_their_members():
     settings = compare.CompareSettings()
     assert compare.names(settings) == methods.DEMO
@@ -238,42 +134,3 @@ def test_groups_of_methods_stand_for_their_members():
     assert set(compare.names(everything)) == set(methods.METHODS)
     runs = compare.all_runs(dataclasses.replace(settings, methods=("demo", "asam", "sam")))
     assert list(runs) == [*methods.DEMO, "asam"]
-
-
-def test_tuning_writes_the_best_point(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(tuned, "FOLDER", tmp_path)
-    monkeypatch.setattr(tune, "GRIDS", {"sgd": tune.grid(learning_rate=[0.0, 0.1])})
-    flags = ["--folds", "2", "--parts", "1", "--points", "2", "--epochs", "3", "--weight-decay", "0.001"]
-    tune.main(["--methods", "sgd", *flags])
-    entry = json.loads((tmp_path / "digits.json").read_text())["methods"]["sgd"]
-    assert entry["best"] == {
-        "learning_rate": 0.1,
-        "weight_decay": 0.001,
-    }  # what is given for all belongs to it
-    assert len(entry["grid"]) == 2 and entry["trials_per_point"] == 1
-    assert "best" in capsys.readouterr().out
-
-
-def test_tuning_needs_parts_with_a_batch_and_methods_that_fit(tmp_path, monkeypatch, tfds_dir, capsys):
-    monkeypatch.setattr(tuned, "FOLDER", tmp_path)
-    monkeypatch.setenv("TFDS_DATA_DIR", tfds_dir)
-    for words, part in (
-        (["--data", "fashion_mnist", "--stream", "True"], "--data fashion_mnist"),
-        (["--batch-size", "300", "--folds", "2"], "--folds 2"),
-        (["--methods", "sgd", "adasam", "--optimizer", "lamb"], "--optimizer lamb"),
-    ):
-        assert part in message_of(lambda: tune.main(words), capsys)  # noqa: B023
-    assert not list(tmp_path.iterdir())
-    assert [point["rho"] for point in tune.points_of("sam", Settings(), 5)] == [
-        tune.RADII[number] for number in (0, 3, 6, 8, 11)
-    ]
-
-
-def test_what_was_tuned_for_a_part_of_the_data_is_not_taken_for_the_whole():
-    part = Settings(method="sam", data="fashion_mnist", train_examples=500, label_noise=0.2, augment=())
-    assert train.resolved(part).method_settings.rho == 0.57
-    assert train.resolved(dataclasses.replace(part, label_noise=None)).method_settings.rho is None
-    assert train.resolved(Settings(method="sam", data="fashion_mnist")).method_settings.rho is None
-    assert train.resolved(Settings(method="sam", train_examples=100)).method_settings.rho is None
-    assert train.resolved(Settings(method="sam", label_noise=0.2)).method_settings.rho == 1.1  # as usual
-    assert train.resolved(Settings(method="sam", model="vit_ti")).method_settings.rho is None

@@ -169,6 +169,26 @@ def test_decoupled_sharpness_of_plain_descent_is_coupled_sharpness():
     close(flatten(optax.apply_updates(params, updates)), run.params[0])
 
 
+def test_decoupled_sharpness_takes_the_branch_that_it_is_told():
+    """FGSAM+ takes another first gradient in unpaid steps: base and difference see the same one."""
+
+    def surrogate(params, batch):
+        return 3.0 * losses(params, batch)
+
+    batch = {k: jnp.asarray(v[0]) for k, v in BATCHES.items()}
+    inner, base = (
+        optax_sam.fgsam_plus(surrogate, RHO),
+        optax_sam.in_proportion(lambda step: -0.1 * (1.0 + jnp.asarray(step, float))),
+    )
+    whole = optax_sam.decoupled(inner, base, learning_rate=0.1)
+    for perturb in (True, False):
+        state = whole.init(PARAMS)
+        _, grads, oracle = whole.value_and_grad(losses)(PARAMS, batch, state=state)
+        updates, _ = whole.update(grads, state, PARAMS, oracle=oracle, perturb=perturb)
+        descent, _ = inner.update(grads, state[0], PARAMS, oracle=oracle, perturb=perturb)
+        close(flatten(updates), -0.1 * flatten(descent))
+
+
 def test_a_dynamic_mask_keeps_its_number_of_entries_in_double_precision():
     """Live entries without a gradient outrank dead ones there too."""
     with jax.enable_x64(True):

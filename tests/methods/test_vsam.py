@@ -89,3 +89,11 @@ def test_vsam_in_warm_up_is_sam(sam_run):
     run = train(optax_sam.vsam(rho=0.1, warmup_steps=STEPS))
     close(run.params, sam_run.params)
     np.testing.assert_array_equal(run.info["perturbed"], 1)
+
+
+def test_one_step_of_a_window_is_perturbed_however_the_least_rate_is_rounded():
+    gate = optax_sam.with_variance_rate(window=49, slices=7, max_rate=1 / 49)  # 1 / 49 * 49 < 1
+    state = gate.init(PARAMS)
+    state = state._replace(position=jnp.full_like(state.position, 97))  # the end of a window
+    after = gate.update(state, PARAMS, None, Context(jnp.array(97, jnp.int32), jax.random.key(0), PARAMS))
+    assert float(after.rate) == 1.0

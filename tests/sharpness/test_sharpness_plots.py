@@ -11,6 +11,7 @@ matplotlib.use("agg")
 
 from matplotlib import pyplot as plt  # noqa: E402 (after the choice of a backend)
 
+import optax_sam.flax  # noqa: E402
 from optax_sam.sharpness import Landscape, SpectralDensity, plots  # noqa: E402
 
 AXIS = np.linspace(-1, 1, 9)
@@ -119,7 +120,8 @@ def test_the_wrong_number_of_directions_or_axes_is_named():
         plots.trajectories({"loss": {"SGD": (EPOCHS, EPOCHS)}}, [])
 
 
-def test_without_matplotlib_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ImportError, match=r'pip install "optax_sam\[sharpness\]"'):
-        runpy.run_path(str(plots.__file__))
+@pytest.mark.parametrize(("module", "missing"), [(plots, "matplotlib"), (optax_sam.flax, "flax")])
+def test_what_is_missing_is_named(module, missing, monkeypatch):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ImportError, match=rf"pip install {missing}\.$"):
+        runpy.run_path(str(module.__file__))

@@ -20,6 +20,7 @@ from tests.methods.small import (
     one_step,
     perturbed,
     train,
+    train_base,
 )
 
 WINDOW = {"window": 6, "slices": 3, "max_rate": 0.4}
@@ -68,9 +69,9 @@ def test_friendly_looksam_is_either_of_the_two_at_its_limits(every_k):
         assert np.all(np.ptp(np.diff(flatten(run.after.direction.mean, axes=1), axis=0), axis=1) > 0)
 
 
-def test_asams_geometry_by_a_coin_is_asam_for_a_coin_of_two_heads(sgd_run):
+def test_asams_geometry_by_a_coin_is_asam_for_a_coin_of_two_heads():
     close(train(compositions.adaptive_rst(0.5, probability=1.0)).params, train(optax_sam.asam(0.5)).params)
-    close(train(compositions.adaptive_rst(0.5, probability=0.0)).params, sgd_run)
+    close(train(compositions.adaptive_rst(0.5, probability=0.0)).params, train_base())
 
 
 def test_gsam_of_slices_is_the_mean_of_their_gsams():
@@ -87,8 +88,19 @@ def test_gsam_of_slices_is_the_mean_of_their_gsams():
     assert optax_sam.info(state)["gradients"] == pytest.approx(2)
 
 
-def test_the_compositions_of_the_experiments_are_those_of_the_recipes():
-    run = train(compositions.drawn_vsam(NUM_EXAMPLES, rho=0.1, window=10))
-    assert run.info["gradients"][-1] < 0.75 * STEPS
-    run = train(compositions.friendly_looksam(0.1, every_k=4))
-    assert run.info["gradients"][-1] == STEPS + STEPS / 4
+def test_the_compositions_of_the_experiments_are_their_parts():
+    drawn = sharpness_aware(
+        to_radius(0.1),
+        start=drawn_by_score(NUM_EXAMPLES, fraction=0.5),
+        gate=with_variance_rate(10),
+        reuse=decayed_difference(0.7, 6),
+    )
+    friendly = sharpness_aware(
+        to_radius(0.1),
+        direction=optax_sam.batch_specific(1.0, 0.9),
+        gate=optax_sam.every(4),
+        reuse=optax_sam.orthogonal_component(0.7),
+    )
+    found = compositions.drawn_vsam(NUM_EXAMPLES, rho=0.1, window=10)
+    close(train(found).params, train(drawn).params)
+    close(train(compositions.friendly_looksam(0.1, every_k=4)).params, train(friendly).params)
