@@ -8,6 +8,7 @@ from typing import Any, Literal
 import jax
 import optax
 
+from experiments.running.training import mean_of_slices
 from optax_sam import SharpnessAware
 
 Step = Callable[[Any, Any, Any, Any], tuple[Any, Any, Any, jax.Array]]
@@ -158,7 +159,7 @@ def _with(method: SharpnessAware, tx: Any, perturb: bool | None) -> Build:
             first = method.value_and_grad(loss_fn, has_aux=True)
             (loss, new), grads, oracle = first(params, batch, state=state, indices=batch["index"])
             updates, state = tx.update(grads, state, params, oracle=oracle, **extra)
-            return optax.apply_updates(params, updates), _without_slices(new, stats), state, loss
+            return optax.apply_updates(params, updates), mean_of_slices(new, stats), state, loss
 
         return tx.init, step
 
@@ -175,8 +176,3 @@ def _gradient(losses: Losses, stats: Any, batch: Any) -> Callable[[Any], Any]:
 
 def _contrib_ascent() -> optax.GradientTransformation:
     return optax.chain(optax.contrib.normalize(), optax.sgd(RHO))
-
-
-def _without_slices(new: Any, old: Any) -> Any:
-    """Statistics as they were: the mean over slices of the batch, where there are slices."""
-    return jax.tree.map(lambda x, y: x.mean(0) if x.ndim > y.ndim else x, new, old)

@@ -31,7 +31,7 @@ def all_cases() -> list[Case]:
         Case("sgd, again", sgd, 1),
         Case("optax.contrib.sam, opaque", contrib_sam, 2),
         Case("optax.contrib.sam, transparent", contrib_sam_transparent, 2, False),
-        *seeds(),
+        *first_papers(),
         *gates(),
         *directions(),
         *combinations(),
@@ -41,7 +41,7 @@ def all_cases() -> list[Case]:
     ]
 
 
-def seeds() -> list[Case]:
+def first_papers() -> list[Case]:
     """SAM, and the methods of the papers that the library began with."""
     peer = "optax.contrib.sam, opaque"
     ausam = optax_sam.ausam(NUM_EXAMPLES)

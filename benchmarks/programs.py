@@ -2,13 +2,9 @@
 
 import datetime
 import gc
-import importlib.metadata
 import json
 import os
-import platform
 import resource
-import shlex
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +12,8 @@ from typing import Any
 
 import jax
 import numpy as np
+
+from experiments.running import records
 
 CLOCKS = ("wall", "cpu", "pages")
 
@@ -125,15 +123,10 @@ def verdict(ratio: Mapping[str, float], limit: float, rounds: int) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """What else decides the numbers: machine, versions, command."""
-    packages = ("jax", "jaxlib", "optax", "flax", "numpy")
-    return {
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "device": jax.devices()[0].device_kind,
-        "machine": {"system": platform.platform(), "cores": os.cpu_count(), "load": os.getloadavg()},
-        "versions": {p: importlib.metadata.version(p) for p in packages},
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
-    }
+    """What else decides the numbers: machine and its load, versions, source, command."""
+    found = records.environment()
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return found | {"started": started, "machine": found["machine"] | {"load": os.getloadavg()}}
 
 
 def append_lines(file: Path, lines: Sequence[Mapping[str, Any]]) -> None:

@@ -138,8 +138,8 @@ def record(
 
 
 def limited(name: str, other: str, most: float, times: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """How a case stands to a limit on its time. Where a gate is averaged, rounds differ by chance: the
-    mean is what it costs."""
+    """How a case stands to a limit on its time, by the median over rounds. Where a program decides, rounds
+    differ by its chance."""
     ratios = times[name] / times[other]
     found = programs.summary(ratios)
     return {

@@ -22,11 +22,12 @@ from experiments.running import records
 from experiments.running.inputs import with_numbers
 from experiments.running.programs import Programs, compile_programs
 from experiments.running.progress import progress_bar
-from experiments.running.runs import finished, set_aside_if_different
+from experiments.running.queue import finished, set_aside_if_different
+from experiments.running.run import Listener, run
 from experiments.running.sharpness import MEASURED, measured
 from experiments.settings import Settings, Setup, require, setup_of
 from experiments.settings.command_line import command_line, program
-from experiments.train import Listener, resolved, run
+from experiments.settings.defaults import resolved
 
 GROUPS = {"demo": DEMO, "all": tuple(METHODS)}
 
@@ -67,7 +68,7 @@ def compare(settings: CompareSettings) -> None:
     data = load(runs["sgd"][0])
     with progress_bar() as bar:
         programs = compiled(runs, data, bar)
-        results = {name: trained(runs[name], data, programs[name], bar) for name in names(settings)}
+        results = {name: results_of(runs[name], data, programs[name], bar) for name in names(settings)}
         first_runs = {name: group[0] for name, group in runs.items()}
         ratios = step_times(first_runs, data, programs, settings.timing_rounds, bar)
     methods = {name: summary(results[name], ratios[name]) for name in results}
@@ -132,7 +133,7 @@ def compiled(runs: dict[str, list[Settings]], data: Data, bar: Progress) -> dict
     return programs
 
 
-def trained(runs: list[Settings], data: Data, programs: Programs, bar: Progress) -> list[dict[str, Any]]:
+def results_of(runs: list[Settings], data: Data, programs: Programs, bar: Progress) -> list[dict[str, Any]]:
     """Results of one method's runs; those finished before come from their folders."""
     steps = runs[0].epochs * programs.steps_per_epoch
     task = bar.add_task(runs[0].method, total=steps * len(runs))
@@ -141,13 +142,13 @@ def trained(runs: list[Settings], data: Data, programs: Programs, bar: Progress)
         set_aside_if_different(settings)
         result = finished(settings)
         if not result or "surrogate_gap" not in result:
-            result = train_one(settings, data, programs, functools.partial(bar.update, task))
+            result = result_of(settings, data, programs, functools.partial(bar.update, task))
         results.append(result)
         bar.update(task, completed=(number + 1) * steps, accuracy=result["test_accuracy"])
     return results
 
 
-def train_one(settings: Settings, data: Data, programs: Programs, listener: Listener) -> dict[str, Any]:
+def result_of(settings: Settings, data: Data, programs: Programs, listener: Listener) -> dict[str, Any]:
     """Trains one network and adds the sharpness where it ended to its result."""
     result, state = run(settings, data, programs, listener)
     last = records.read_metrics(settings.out / "metrics.jsonl")[-1]

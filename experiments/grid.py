@@ -14,11 +14,11 @@ import tyro
 from experiments import methods
 from experiments.running import records
 from experiments.running.processes import in_processes
-from experiments.running.runs import finished, set_aside_if_different, trained
+from experiments.running.queue import finished, set_aside_if_different, trained
 from experiments.settings import Settings, SettingsError, Setup, flag, require, setup_of
 from experiments.settings.command_line import command_line, program
+from experiments.settings.defaults import resolved
 from experiments.settings.of_method import MethodSettings
-from experiments.train import resolved
 
 METHOD_SETTINGS = tuple(field.name for field in dataclasses.fields(MethodSettings))
 OF_EVERY_METHOD = ("method", "seed", *(field.name for field in dataclasses.fields(Setup)))

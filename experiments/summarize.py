@@ -81,7 +81,7 @@ def read(folders: Sequence[Path]) -> list[Run]:
         if run is None:
             print(f"left out: {folder} is not finished", file=sys.stderr)
             continue
-        decisive = {name: value for name, value in run.settings.items() if name not in records.FREE}
+        decisive = {name: value for name, value in run.settings.items() if name not in records.MAY_CHANGE}
         first = found.setdefault(str(sorted(decisive.items())), run)
         if first is not run:
             print(f"left out: {folder} is the same run as {first.folder}", file=sys.stderr)

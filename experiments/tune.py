@@ -21,9 +21,10 @@ from experiments.data.arrays import num_rows
 from experiments.running import records
 from experiments.running.programs import Programs, compile_programs, structure
 from experiments.running.progress import progress_bar
+from experiments.running.run import train_epoch
 from experiments.settings import Settings, SettingsError, Setup, require, setup_of
 from experiments.settings.command_line import command_line, program
-from experiments.train import resolved, train_epoch
+from experiments.settings.defaults import resolved
 from experiments.tuned import DEFAULTS, file_of
 
 Point = dict[str, Any]

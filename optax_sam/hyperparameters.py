@@ -53,6 +53,21 @@ class Linear:
         return part * self.end + (1 - part) * self.start
 
 
+@dataclasses.dataclass(frozen=True)
+class Reciprocal:
+    """`1 / probability(t)`, and 1 where the probability is 0: then the value is never used.
+
+    Attributes:
+      probability: a number, or a schedule of the step count.
+    """
+
+    probability: ScalarOrSchedule
+
+    def __call__(self, step: Any) -> Any:
+        p = jnp.asarray(at_step(self.probability, step), float)
+        return 1 / jnp.where(p > 0, p, jnp.ones_like(p))
+
+
 def static_arguments(method: Callable[..., Any]) -> tuple[str, ...]:
     """The arguments of a method that shape the compiled program, and must be Python values.
 

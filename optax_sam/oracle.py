@@ -203,9 +203,7 @@ class Oracle:
 
     def loss_at(self, params: Any) -> jax.Array:
         """The mean of the losses at `params`, `float[]`: one forward pass, to be differentiated."""
-        structure = jax.tree.structure(params) if self.structure is None else self.structure
-        point = jax.tree.unflatten(structure, jax.tree.leaves(params))
-        losses = self._checked(self._call(point, self.batch)[0])
+        losses = self._checked(self._call(self._as_given(params), self.batch)[0])
         return weighted_mean(losses, self.weights, params)
 
     def losses_at(self, params: Any) -> jax.Array:
@@ -222,13 +220,17 @@ class Oracle:
         return sharding.join_rows(losses, like=jax.tree.leaves(self.batch)[0])
 
     def _forward(self, params: Any) -> jax.Array:
-        structure = jax.tree.structure(params) if self.structure is None else self.structure
+        def losses_of(params):
+            return self._checked(self._call(self._as_given(params), self.batch)[0])
 
-        def losses_of(leaves):
-            return self._checked(self._call(jax.tree.unflatten(structure, leaves), self.batch)[0])
-
-        losses = canonical_convolutions(losses_of)(jax.tree.leaves(params))
+        losses = canonical_convolutions(losses_of)(params)
         return losses.astype(trees.accumulator_dtype(losses.dtype))
+
+    def _as_given(self, params: Any) -> Any:
+        """`params` with the structure of those that the user's function takes."""
+        return (
+            params if self.structure is None else jax.tree.unflatten(self.structure, jax.tree.leaves(params))
+        )
 
     def without_padding(self) -> "Oracle":
         """The oracle with a real row in the place of each row of padding."""
@@ -245,8 +247,7 @@ class Oracle:
         def scaled_loss(floats):
             supply = iter(floats)
             point = [next(supply) if d else x for x, d in zip(leaves, differentiable, strict=True)]
-            structure = treedef if self.structure is None else self.structure
-            losses, aux = self._call(jax.tree.unflatten(structure, point), self.batch)
+            losses, aux = self._call(self._as_given(jax.tree.unflatten(treedef, point)), self.batch)
             losses = self._checked(losses)
             loss = weighted_mean(losses, self.weights, floats)
             scaled = loss if self.loss_scale is None else trees.times(self.loss_scale, loss)

@@ -5,14 +5,10 @@ the name of the family in the authors' code, and the mean over training, which i
 gradients cost: a step takes `1 + mean` gradients.
 """
 
-import dataclasses
-from typing import Any
-
 import jax.numpy as jnp
 import optax
 
 from optax_sam import checks
-from optax_sam.hyperparameters import ScalarOrSchedule, at_step
 
 
 def constant(probability: float) -> optax.Schedule:
@@ -58,21 +54,6 @@ def cosine(total_steps: int) -> optax.Schedule:
     checks.integer("total_steps", total_steps, low=1)
     decay = optax.cosine_decay_schedule(1.0, total_steps)
     return lambda step: decay(jnp.asarray(step, float))
-
-
-@dataclasses.dataclass(frozen=True)
-class Reciprocal:
-    """`1 / probability(t)`, and 1 where the probability is 0: then the value is never used.
-
-    Attributes:
-      probability: a number, or a schedule of the step count.
-    """
-
-    probability: ScalarOrSchedule
-
-    def __call__(self, step: Any) -> Any:
-        p = jnp.asarray(at_step(self.probability, step), float)
-        return 1 / jnp.where(p > 0, p, jnp.ones_like(p))
 
 
 def _switch(before: float, after: float, total_steps: int, at: float) -> optax.Schedule:

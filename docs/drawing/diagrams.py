@@ -133,7 +133,7 @@ def house() -> None:
         (34.5, 53),
         (61, 5),
         "sharpness_aware.py",
-        "the order of the pieces in a step; the only lax.cond",
+        "the order of the pieces in a step; the gate's lax.cond",
         ORACLE,
     )
     d.frame((3, 33), (63, 16), "pieces/")

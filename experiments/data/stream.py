@@ -2,8 +2,6 @@
 
 import logging
 import math
-import multiprocessing
-import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Sequence
@@ -16,6 +14,7 @@ import numpy as np
 from experiments.data import imagenet
 from experiments.data.arrays import Batch
 from experiments.data.prepared import test_split
+from experiments.running.processes import end_with_parent
 from experiments.settings import SettingsError
 
 # Together with a network, so much fits into the memory of every common accelerator.
@@ -182,12 +181,6 @@ def _copied(batches: grain.DatasetIterator) -> Batches:
 
 def _start_worker(worker: int, count: int) -> None:
     """A worker neither outlives its killed parent, nor reports Ctrl-C or the lack of OpenCV beside it."""
-
-    def end_with_parent() -> None:
-        parent: Any = multiprocessing.parent_process()
-        parent.join()
-        os._exit(1)
-
     threading.Thread(target=end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.getLogger("absl").setLevel(logging.ERROR)

@@ -74,7 +74,7 @@ METHODS: dict[str, Factory | None] = {
 DEMO = ("sgd", "sam", "rst", "grst", "vsam", "pugd", "tsam", "ausam")
 
 # They stand in the place of SGD, not before it.
-OPTIMIZERS = ("decoupled_wsam", "adasam", "bsam")
+WHOLE_OPTIMIZERS = ("decoupled_wsam", "adasam", "bsam")
 
 # Settings of the base optimizer that they do without; the prior of bSAM is its decay.
 UNUSED = {

@@ -52,7 +52,7 @@ NOTES = {
 
 
 # The base optimizers, where they train alone.
-OPTIMIZERS = {"sgd": "SGD", "adamw": "AdamW", "lamb": "LAMB"}
+BASE_TITLES = {"sgd": "SGD", "adamw": "AdamW", "lamb": "LAMB"}
 
 
 def title(name: str) -> str:

@@ -24,7 +24,7 @@ from optax_sam.sharpness.plots import COLOURS  # noqa: E402
 MANY = 12
 
 # A step's time relative to SGD's that counts as the same: repeated measurements differ by as much.
-FREE = 1.1
+AS_CHEAP = 1.1
 
 MARKERS = "osD^vP*X"
 
@@ -73,7 +73,7 @@ def print_table(rows: Rows) -> None:
             print(f"{title(name)}: {NOTES[name]}")
     if many and "sam" in rows:
         names = ", ".join(title(name) for name in as_cheap_as_sgd(rows)) or "none"
-        print(f"as accurate as SAM within its deviation, in at most {FREE:g} times SGD's time: {names}")
+        print(f"as accurate as SAM within its deviation, in at most {AS_CHEAP:g} times SGD's time: {names}")
 
 
 def as_cheap_as_sgd(rows: Rows) -> list[str]:
@@ -82,7 +82,7 @@ def as_cheap_as_sgd(rows: Rows) -> list[str]:
     return [
         name
         for name, row in rows.items()
-        if row["accuracy_mean"] >= least and row["step_time_vs_sgd"] <= FREE and name != "sgd"
+        if row["accuracy_mean"] >= least and row["step_time_vs_sgd"] <= AS_CHEAP and name != "sgd"
     ]
 
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.methods import METHODS
-from experiments.methods.names import OPTIMIZERS, title
+from experiments.methods.names import BASE_TITLES, title
 from experiments.running import records
-from experiments.running.runs import is_set_aside
+from experiments.running.queue import is_set_aside
 from experiments.settings import SettingsError, Setup
 from experiments.settings.of_method import MethodSettings
 
@@ -19,7 +19,9 @@ from experiments.settings.of_method import MethodSettings
 OWN = ("learning_rate", "weight_decay", *(field.name for field in dataclasses.fields(MethodSettings)))
 
 # The others make another task, on which methods are compared.
-TASK = tuple(field.name for field in dataclasses.fields(Setup) if field.name not in (*records.FREE, *OWN))
+TASK = tuple(
+    field.name for field in dataclasses.fields(Setup) if field.name not in (*records.MAY_CHANGE, *OWN)
+)
 
 
 class Run(NamedTuple):
@@ -120,7 +122,7 @@ def grouped(found: Sequence[Run]) -> list[Group]:
 def key(settings: Mapping[str, Any]) -> str:
     """All settings that decide numbers, the seed aside."""
     return json.dumps(
-        {name: settings[name] for name in sorted(settings) if name not in (*records.FREE, "seed")}
+        {name: settings[name] for name in sorted(settings) if name not in (*records.MAY_CHANGE, "seed")}
     )
 
 
@@ -139,7 +141,7 @@ def label(settings: Mapping[str, Any], all_settings: Sequence[Mapping[str, Any]]
         name for name in TASK if differ(name, all_settings)
     ]
     parts = [f"{name.replace('_', ' ')} {shown(settings.get(name))}" for name in names]
-    alone = OPTIMIZERS.get(settings.get("optimizer", "sgd"), "SGD")
+    alone = BASE_TITLES.get(settings.get("optimizer", "sgd"), "SGD")
     name = alone if settings["method"] == "sgd" else title(settings["method"])
     return ", ".join([name, *parts])
 

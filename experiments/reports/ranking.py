@@ -8,6 +8,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from experiments.methods.names import title
+from experiments.reports.comparison import AS_CHEAP
 
 SLOW, FAST, PLAIN = "#D55E00", "#009E73", "#555555"
 SHOWN = 0.08  # below SGD's accuracy by so much, a dot stands at the edge with its value beside it
@@ -82,4 +83,4 @@ def draw_dots(panel: Axes, values: Mapping[str, float]) -> None:
 
 def colour(cost: float) -> str:
     """Green for what costs what SGD costs, orange for what costs what SAM costs, grey between."""
-    return FAST if cost <= 1.1 else SLOW if cost >= 1.9 else PLAIN
+    return FAST if cost <= AS_CHEAP else SLOW if cost >= 1.9 else PLAIN

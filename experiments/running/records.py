@@ -25,7 +25,7 @@ from experiments.running.events import add_events, begin_events
 from experiments.settings import DiskError, InUseError, Settings, SettingsError, flag
 
 # Settings that may change from a run to its resumption: they do not decide any number.
-FREE = ("out", "resume", "data_dir", "checkpoint_every", "workers", "fsdp", "distributed", "profile")
+MAY_CHANGE = ("out", "resume", "data_dir", "checkpoint_every", "workers", "fsdp", "distributed", "profile")
 
 
 class RunFolder:
@@ -132,7 +132,7 @@ def differences(settings: Settings) -> dict[str, tuple[Any, Any]]:
     if not file.exists():
         return {}
     before, now = read_json(file).get("settings", {}), as_json(settings)
-    names = [name for name in now if name not in FREE and before.get(name) != now[name]]
+    names = [name for name in now if name not in MAY_CHANGE and before.get(name) != now[name]]
     return {name: (now[name], before.get(name)) for name in names}
 
 

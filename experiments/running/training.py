@@ -92,7 +92,7 @@ class Trainer:
         method = methods.make(settings, run, numbers)
         if method is None:
             return None, base
-        return method, method if settings.method in methods.OPTIMIZERS else optax.chain(method, base)
+        return method, method if settings.method in methods.WHOLE_OPTIMIZERS else optax.chain(method, base)
 
     def init(self, inputs: Inputs) -> TrainState:
         """The state before the first step."""
@@ -160,10 +160,7 @@ class Trainer:
                 indices=indices,
                 whole_batch=whole_batch,
             )
-            # Methods that cut the batch into slices return the statistics of each.
-            batch_stats = jax.tree.map(
-                lambda new, old: new.mean(0) if new.ndim > old.ndim else new, batch_stats, state.batch_stats
-            )
+            batch_stats = mean_of_slices(batch_stats, state.batch_stats)
             extra = {"oracle": oracle}
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **extra)
         return TrainState(
@@ -203,3 +200,8 @@ def mean_gradient(losses: Callable[..., Any]) -> Callable[..., Any]:
 def _keys(inputs: Inputs) -> jax.Array:
     """Keys of the initial weights, of the order of examples, and of everything else."""
     return jax.random.split(jax.random.key(inputs.numbers["seed"]), 3)
+
+
+def mean_of_slices(new: Any, old: Any) -> Any:
+    """Batch statistics as they were; methods that cut the batch into slices return those of each."""
+    return jax.tree.map(lambda x, y: x.mean(0) if x.ndim > y.ndim else x, new, old)

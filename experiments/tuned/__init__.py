@@ -21,7 +21,7 @@ DEFAULTS: Mapping[str, dict[str, Any]] = {
 
 # Settings that make another task of the same data and network; numbers tuned for one are not given to
 # another. Passes, batch size and the like are not among them: a longer training may use them.
-TASK = (
+TUNED_FOR = (
     "model",
     "quantize_bits",
     "optimizer",
@@ -53,7 +53,7 @@ def tuned(settings: Setup) -> Mapping[str, dict[str, Any]]:
 def file_of(settings: Setup) -> Path:
     """The file of a task, named after the data and every setting that is not the data set's usual one."""
     settings, usual = with_defaults(settings), with_defaults(Setup(data=settings.data))
-    values = {name: getattr(settings, name) for name in TASK}
+    values = {name: getattr(settings, name) for name in TUNED_FOR}
     parts = [part(name, value) for name, value in values.items() if value != getattr(usual, name)]
     return FOLDER / ("-".join([settings.data.replace("/", "_"), *parts]) + ".json")
 

@@ -60,7 +60,6 @@ def fgsam(
     Deviations:
       the uploaded code mixes by `(1 - mix) g + mix g_s`; the algorithm of the paper is followed.
     """
-    checks.function("surrogate_losses", surrogate_losses, "surrogate_losses(params, batch) -> [batch]")
     checks.number_or_schedule("mix", mix)
     return sharpness_aware(to_radius(rho), selection=on_surrogate(surrogate_losses), combination=plus(mix))
 

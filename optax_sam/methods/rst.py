@@ -1,10 +1,9 @@
 """RST and G-RST, randomized sharpness-aware training."""
 
-from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
+from optax_sam.hyperparameters import Reciprocal, Scalar, ScalarOrSchedule
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.combinations import mix
 from optax_sam.pieces.gates import with_probability
-from optax_sam.schedules import Reciprocal
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 

@@ -25,7 +25,7 @@ class MaskState(NamedTuple):
 
     Attributes:
       mask: `bool` trees like the parameters: which entries are perturbed. Changes when it is renewed.
-      evaluations: `float32[]`, gradients that the last step took to renew it, in full batches.
+      evaluations: `float32[]`, gradients that the last step took to renew it, in units of the first one.
     """
 
     mask: Any

@@ -10,6 +10,7 @@ from optax_sam import checks, per_example, sharding
 from optax_sam.oracle import Evaluation, Oracle
 from optax_sam.pieces.protocols import Context
 from optax_sam.pieces.selections import check_fraction, draw, number_of
+from optax_sam.pieces.starts import AtParams
 
 
 class ScoreState(NamedTuple):
@@ -26,7 +27,7 @@ class ScoreState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class DrawnByScore:
+class DrawnByScore(AtParams):
     """See `drawn_by_score`."""
 
     num_examples: int
@@ -37,9 +38,6 @@ class DrawnByScore:
     strata: int
 
     needs_oracle: ClassVar[bool] = True
-    perturbs: ClassVar[bool] = False
-    follows_gate: ClassVar[bool] = False
-    reweights: ClassVar[bool] = False
 
     @property
     def evaluations(self) -> int:

@@ -25,7 +25,7 @@ CASES = [
 ROOT = Path(__file__).parents[2]
 KEYS = {"model", "case", "flops", "flops_ratio", "bytes", "temp_bytes", "state_bytes", "seconds", "rounds"}
 KEYS |= {"wall_ratio", "cpu_ratio", "milliseconds", "gradients", "limits", "exact", "batch_size", "dtype"}
-KEYS |= {"started", "device", "machine", "versions", "command"}
+KEYS |= {"started", "device", "machine", "versions", "command", "source_revision"}
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import pytest
 
 import optax_sam
 from optax_sam import schedules
+from optax_sam.hyperparameters import Reciprocal
 
 TOTAL = 1000
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # to compile
@@ -112,7 +113,7 @@ def test_family_is_a_probability_of_rst(family):
 
 
 def test_reciprocal_is_one_where_the_probability_is_zero():
-    found = values(schedules.Reciprocal(schedules.increasing(0.5, 10)), np.arange(11))
+    found = values(Reciprocal(schedules.increasing(0.5, 10)), np.arange(11))
     np.testing.assert_allclose(found, [1, *(10 / np.arange(1, 11))], rtol=1e-6)
 
 

@@ -10,6 +10,7 @@ from experiments import data, train
 from experiments.running.checkpoints import Checkpoint, Checkpoints
 from experiments.running.records import alone_in, sha256
 from experiments.settings import Settings, SettingsError
+from experiments.settings.defaults import resolved
 from tests.experiments.runs import TINY, contents, message_of, outcome, run
 
 EPOCHS = 3
@@ -21,7 +22,7 @@ def finished(tmp_path_factory, compiled_once):
     """Folder and last state of a finished run."""
     out = tmp_path_factory.mktemp("finished") / "x"
     run(out, *FLAGS)
-    settings = train.resolved(Settings(method="vsam", train_examples=60, batch_size=20, out=out))
+    settings = resolved(Settings(method="vsam", train_examples=60, batch_size=20, out=out))
     loaded = data.load(settings)
     programs = train.compile_programs(dataclasses.replace(settings, epochs=EPOCHS), loaded)
     return out, Checkpoints(out).restore(programs.init(programs.inputs(settings, loaded))).state

@@ -7,11 +7,12 @@ import re
 
 import numpy as np
 
-from experiments import compare, methods, train
+from experiments import compare, methods
 from experiments.reports import comparison, trajectories
 from experiments.reports.ranking import draw_ranking
 from experiments.running import records
 from experiments.settings import Settings
+from experiments.settings.defaults import resolved
 from tests.experiments.runs import message_of
 
 
@@ -72,7 +73,7 @@ def test_trajectories_are_means_over_runs_of_the_recorded_epochs():
 
 
 def test_run_with_other_settings_is_set_aside(tmp_path):
-    settings = train.resolved(Settings(method="sgd", out=tmp_path / "sgd-seed0", resume=True))
+    settings = resolved(Settings(method="sgd", out=tmp_path / "sgd-seed0", resume=True))
     records.RunFolder(settings)
     compare.set_aside_if_different(settings)
     assert [path.name for path in tmp_path.iterdir()] == ["sgd-seed0"]

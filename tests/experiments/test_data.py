@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 import optax_sam
-from experiments import data, train
+from experiments import data
 from experiments.data.arrays import in_batches
 from experiments.running.programs import compile_programs
 from experiments.settings import Settings
+from experiments.settings.defaults import resolved
 from experiments.settings.of_method import MethodSettings
 from experiments.tasks.augment import AUGMENTATIONS, augment, mixup
 from experiments.tasks.classification import Classification, cross_entropy
@@ -107,7 +108,7 @@ def test_flip_mirrors_and_cutout_zeroes_a_square():
 
 
 def test_ausam_hears_which_examples_it_sees(monkeypatch):
-    settings = train.resolved(Settings(method="ausam", train_examples=60, batch_size=20, label_noise=0.0))
+    settings = resolved(Settings(method="ausam", train_examples=60, batch_size=20, label_noise=0.0))
     loaded = data.load(settings)
     # Each image says its own number, so that indices can be checked against what is seen.
     image = np.broadcast_to(np.arange(60, dtype=np.uint8)[:, None, None, None], (60, 8, 8, 1))
@@ -147,7 +148,7 @@ def test_batch_statistics_come_from_the_clean_pass():
         settings = Settings(
             method=method, learning_rate=0.0, method_settings=MethodSettings(**method_settings)
         )
-        settings = train.resolved(dataclasses.replace(settings, train_examples=60, batch_size=20))
+        settings = resolved(dataclasses.replace(settings, train_examples=60, batch_size=20))
         loaded = data.load(settings)
         programs = compile_programs(settings, loaded)
         inputs = programs.inputs(settings, loaded)

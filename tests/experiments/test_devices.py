@@ -8,9 +8,11 @@ import sys
 import jax
 import pytest
 
-from experiments import data, train
+from experiments import data
 from experiments.running import devices, programs
+from experiments.running.checkpoints import Checkpoints
 from experiments.settings import Settings
+from experiments.settings.defaults import resolved
 from tests.experiments.runs import ROOT, TINY, message_of, metrics, one_device, run
 
 FLAGS = [*TINY, "--method", "sam", "--rho", "0.1", "--learning-rate", "0.02"]
@@ -40,7 +42,7 @@ def alone(tmp_path_factory):
 def test_a_run_on_four_devices_goes_on_on_two_and_ends_as_on_one(fsdp, alone, on, tmp_path, monkeypatch):
     out, flags = tmp_path / "x", [*FLAGS, *["--fsdp"] * fsdp, "--epochs", "4"]
     on(4)
-    saved, original = [], train.Checkpoints.save
+    saved, original = [], Checkpoints.save
 
     def save(self, checkpoint):
         original(self, checkpoint)
@@ -50,7 +52,7 @@ def test_a_run_on_four_devices_goes_on_on_two_and_ends_as_on_one(fsdp, alone, on
             raise InterruptedError
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.Checkpoints, "save", save)
+        patch.setattr(Checkpoints, "save", save)
         with pytest.raises(InterruptedError):
             run(out, *flags)
     kernel = saved[-1].state.params["Conv_1"]["kernel"]
@@ -70,7 +72,7 @@ def test_as_many_devices_as_divide_the_batch_are_used(on):
 
 def test_each_device_has_its_share_of_the_batch(on):
     on(4)
-    settings = train.resolved(Settings(method="sgd", train_examples=60, batch_size=20))
+    settings = resolved(Settings(method="sgd", train_examples=60, batch_size=20))
     loaded = data.load(settings)
     compiled = programs.compile_programs(settings, loaded)
     text = compiled.steps.as_text()

@@ -6,11 +6,12 @@ import time
 
 import pytest
 
-from experiments import grid, train
+from experiments import grid
 from experiments.running import runs
 from experiments.running.programs import structure
 from experiments.running.records import RunFolder, alone_in
 from experiments.settings import Settings
+from experiments.settings.defaults import resolved
 from tests.experiments.runs import TINY, message_of, metrics, one_device, outcome, run
 
 FLAGS = [*TINY, "--epochs", "2"]
@@ -78,13 +79,13 @@ def test_programs_are_shared_by_seeds_and_radii_and_finished_runs_are_left_alone
 
 
 def test_equal_programs_are_told_by_the_settings():
-    sam = train.resolved(Settings(method="sam"))
+    sam = resolved(Settings(method="sam"))
     own = dataclasses.replace(sam.method_settings, rho=0.3)
     assert structure(dataclasses.replace(sam, method_settings=own, seed=3, learning_rate=1.0)) == structure(
         sam
     )
     assert structure(dataclasses.replace(sam, momentum=0.8)) != structure(sam)
-    bsam = train.resolved(Settings(method="bsam"))
+    bsam = resolved(Settings(method="bsam"))
     assert structure(dataclasses.replace(bsam, weight_decay=0.1)) != structure(bsam)
 
 
@@ -122,7 +123,7 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path, capsys):
 
 
 def test_runs_in_the_hands_of_another_process_are_passed_over(tmp_path, compiled, capsys):
-    held = train.resolved(asked("method=sgd", train_examples=60, batch_size=20, epochs=2)["sgd-seed0"])
+    held = resolved(asked("method=sgd", train_examples=60, batch_size=20, epochs=2)["sgd-seed0"])
     held = dataclasses.replace(held, out=tmp_path / "sgd-seed0")
     RunFolder(held)
     with alone_in(held.out):

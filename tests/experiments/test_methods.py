@@ -5,16 +5,17 @@ import jax.flatten_util
 import jax.numpy as jnp
 import pytest
 
-from experiments import data, methods, train
+from experiments import data, methods
 from experiments.running import programs
 from experiments.running.inputs import make_inputs
 from experiments.settings import Settings
+from experiments.settings.defaults import resolved
 
 
 @pytest.mark.parametrize("name", methods.METHODS)
 def test_every_method_fits_into_the_training_loop(name):
     """Its step traces, and gives back a state of the same shapes; nothing is compiled."""
-    settings = train.resolved(Settings(method=name, train_examples=60, batch_size=20))
+    settings = resolved(Settings(method=name, train_examples=60, batch_size=20))
     loaded = data.load(settings)
     trainer = programs.trainer_of(settings, loaded)
     inputs = make_inputs(settings, loaded, trainer.task)

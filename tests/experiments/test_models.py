@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import data, train
+from experiments import data
 from experiments.models import MODELS, module
 from experiments.running import programs
 from experiments.running.inputs import make_inputs
 from experiments.settings import Settings
+from experiments.settings.defaults import resolved
 
 PUBLISHED = {
     ("resnet18", 10, 32): 11_173_962,
@@ -41,7 +42,7 @@ def test_the_parameters_are_as_many_as_published(name, classes, side, as_optax_p
 
 @pytest.mark.parametrize("name", ["conv", "mobilenet", "vit_ti"])
 def test_a_step_in_low_precision_keeps_the_state_as_it_was(name, as_optax_promotes):
-    settings = train.resolved(Settings(method="sam", model=name, dtype="bfloat16", train_examples=60))
+    settings = resolved(Settings(method="sam", model=name, dtype="bfloat16", train_examples=60))
     loaded = data.load(settings)
     trainer = programs.trainer_of(settings, loaded)
     inputs = make_inputs(settings, loaded, trainer.task)
@@ -56,7 +57,7 @@ def test_the_nnx_network_trains_as_the_linen_one_does():
     """The same weights, in two libraries: a few steps of SAM end at the same weights and statistics."""
     ends = {}
     for name in ("conv", "conv_nnx"):
-        settings = train.resolved(Settings(model=name, train_examples=60, batch_size=20, learning_rate=0.1))
+        settings = resolved(Settings(model=name, train_examples=60, batch_size=20, learning_rate=0.1))
         loaded = data.load(settings)
         compiled = programs.compile_programs(settings, loaded)
         inputs = compiled.inputs(settings, loaded)

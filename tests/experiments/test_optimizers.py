@@ -9,11 +9,12 @@ import optax
 import pytest
 
 import optax_sam
-from experiments import data, train
+from experiments import data
 from experiments.data.arrays import rows
 from experiments.optimizers import base_optimizer, schedule_of
 from experiments.running import programs
 from experiments.settings import Settings
+from experiments.settings.defaults import resolved
 from experiments.settings.of_method import MethodSettings
 from tests.experiments.runs import run
 
@@ -65,7 +66,7 @@ def test_decay_in_the_loss_is_perturbed_and_decay_after_the_method_is_not(decay_
         decay_in_loss=decay_in_loss,
         method_settings=MethodSettings(rho=0.3),
     )
-    settings = train.resolved(settings)
+    settings = resolved(settings)
     loaded = data.load(settings)
     trainer = programs.trainer_of(settings, loaded)
     inputs = programs.make_inputs(settings, loaded, trainer.task)

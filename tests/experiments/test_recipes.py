@@ -12,6 +12,7 @@ from experiments.methods import accepted
 from experiments.recipes import RECIPES, __main__, recipe
 from experiments.settings import Settings
 from experiments.settings.command_line import defaults_in
+from experiments.settings.defaults import resolved
 from tests.experiments.runs import ROOT, message_of, metrics
 
 PAGE = ROOT / "docs/experiments.md"
@@ -73,7 +74,7 @@ def test_recipe_is_sound_and_its_file_is_named_after_it(name):
     assert settings.data.split("/")[-1].removesuffix("2012") in words
     assert str(settings.out) == f"runs/{name}" and ("lsq" in words) == (settings.quantize_bits == 4)
     assert found.paper.arxiv and found.source and found.differs
-    train.resolved(settings)
+    resolved(settings)
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name not in DEMOS])
@@ -133,7 +134,7 @@ COMMANDS = re.findall(r"^(python -m experiments.train .*?)(?: +#|$)", PAGE.read_
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_of_the_page_are_sound(command, monkeypatch, capsys):
     seen = []
-    monkeypatch.setattr(train, "train", lambda settings: seen.append(train.resolved(settings)))
+    monkeypatch.setattr(train, "train", lambda settings: seen.append(resolved(settings)))
     try:
         train.main(shlex.split(command)[3:])
     except SystemExit as exit:

@@ -9,12 +9,13 @@ import optax
 import pytest
 from flax import linen as nn
 
-from experiments import data, train
+from experiments import data
 from experiments.models.network import Linen
 from experiments.running import programs
 from experiments.running.inputs import make_inputs
 from experiments.running.sharpness import top_eigenvalues
 from experiments.settings import Settings
+from experiments.settings.defaults import resolved
 
 
 def test_the_top_eigenvalue_equals_the_dense_hessian():
@@ -25,7 +26,7 @@ def test_the_top_eigenvalue_equals_the_dense_hessian():
             x = nn.BatchNorm(use_running_average=not train)(x)
             return nn.Dense(3)(jnp.tanh(x).reshape(len(images), -1))
 
-    settings = train.resolved(Settings(method="sgd", train_examples=60, batch_size=20))
+    settings = resolved(Settings(method="sgd", train_examples=60, batch_size=20))
     loaded = data.load(settings)
     label = loaded.train["label"] % 3
     loaded = loaded._replace(train=loaded.train | {"label": label})

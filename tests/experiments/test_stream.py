@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import data, train
+from experiments import data
 from experiments.data import imagenet, stream, tiny_imagenet
 from experiments.data.feed import Feed
 from experiments.data.prepared import builder_of
 from experiments.data.stream import Reading, Stream
+from experiments.running.checkpoints import Checkpoints
 from experiments.settings import SettingsError
 from tests.experiments import runs
 
@@ -283,7 +284,7 @@ def test_interrupted_streamed_run_ends_with_the_numbers_of_a_whole_one(
 ):
     args = ["--data", "fashion_mnist", "--data-dir", tfds_dir, "--stream", "True", "--method", "ausam"]
     args += ["--train-examples", "130", "--batch-size", "40", "--epochs", "3", "--label-noise", "0.3"]
-    original = train.Checkpoints.save
+    original = Checkpoints.save
 
     def few(builder):
         learnt, tested = stream.streams(builder)
@@ -298,7 +299,7 @@ def test_interrupted_streamed_run_ends_with_the_numbers_of_a_whole_one(
         raise InterruptedError
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.Checkpoints, "save", save)
+        patch.setattr(Checkpoints, "save", save)
         with pytest.raises(InterruptedError):
             runs.run(tmp_path / "x", *args)
     runs.run(tmp_path / "x", *args, "--resume")

@@ -10,7 +10,7 @@ from experiments import summarize
 from experiments.reports import intervals
 from experiments.running.records import as_json
 from experiments.settings import Settings
-from experiments.train import resolved
+from experiments.settings.defaults import resolved
 from tests.experiments.runs import message_of
 
 EPOCHS = 3

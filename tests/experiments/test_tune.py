@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from experiments import methods, train, tune, tuned
+from experiments import methods, tune, tuned
 from experiments.settings import Settings
+from experiments.settings.defaults import resolved
 from tests.experiments.runs import message_of
 
 
@@ -16,7 +17,7 @@ def test_every_method_is_tuned_with_the_same_budget_and_its_best_is_the_default(
     entries = json.loads((tuned.FOLDER / "digits.json").read_text())["methods"]
     assert set(entries) == set(methods.METHODS)
     for name, entry in entries.items():
-        filled = train.resolved(Settings(method=name))
+        filled = resolved(Settings(method=name))
         values = vars(filled) | vars(filled.method_settings)
         assert [set(point) - {"accuracy_mean", "accuracy_std"} for point in entry["grid"]] == [
             set(point) for point in tune.GRIDS[name]
@@ -28,7 +29,7 @@ def test_every_method_is_tuned_with_the_same_budget_and_its_best_is_the_default(
 def test_every_point_of_a_grid_is_accepted(name):
     set_ups = ({}, {"data": "fashion_mnist"}, {"data": "fashion_mnist", "optimizer": "adamw"})
     for settings in (tune.TuneSettings(**set_up) for set_up in set_ups):
-        if name in methods.OPTIMIZERS and settings.optimizer != "sgd":
+        if name in methods.WHOLE_OPTIMIZERS and settings.optimizer != "sgd":
             continue
         points = tune.points_of(name, settings)
         assert len(points) == 12
@@ -100,9 +101,9 @@ def test_tuning_needs_parts_with_a_batch_and_methods_that_fit(tmp_path, monkeypa
 
 def test_what_was_tuned_for_a_part_of_the_data_is_not_taken_for_the_whole():
     part = Settings(method="sam", data="fashion_mnist", train_examples=500, label_noise=0.2, augment=())
-    assert train.resolved(part).method_settings.rho == 0.57
-    assert train.resolved(dataclasses.replace(part, label_noise=None)).method_settings.rho is None
-    assert train.resolved(Settings(method="sam", data="fashion_mnist")).method_settings.rho is None
-    assert train.resolved(Settings(method="sam", train_examples=100)).method_settings.rho is None
-    assert train.resolved(Settings(method="sam", label_noise=0.2)).method_settings.rho == 1.1  # as usual
-    assert train.resolved(Settings(method="sam", model="vit_ti")).method_settings.rho is None
+    assert resolved(part).method_settings.rho == 0.57
+    assert resolved(dataclasses.replace(part, label_noise=None)).method_settings.rho is None
+    assert resolved(Settings(method="sam", data="fashion_mnist")).method_settings.rho is None
+    assert resolved(Settings(method="sam", train_examples=100)).method_settings.rho is None
+    assert resolved(Settings(method="sam", label_noise=0.2)).method_settings.rho == 1.1  # as usual
+    assert resolved(Settings(method="sam", model="vit_ti")).method_settings.rho is None

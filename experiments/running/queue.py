@@ -15,8 +15,8 @@ from experiments.data import Data, load
 from experiments.running import records
 from experiments.running.programs import Programs, compile_programs, structure
 from experiments.running.progress import progress_bar
+from experiments.running.run import run
 from experiments.settings import InUseError, Settings, SettingsError
-from experiments.train import run
 
 
 def set_aside_if_different(settings: Settings) -> None:
