@@ -168,7 +168,7 @@ def divide(tree: Any, divisor: Any) -> Any:
             return lax.complex(on_leaf(x.real), on_leaf(x.imag))
         small = jnp.asarray(2.0 ** (-jnp.finfo(x.dtype).maxexp // 2), x.dtype)
         of_kind = safe.astype(x.dtype)
-        factor = jnp.where(of_kind * small > 1, small, jnp.ones_like(small))
+        factor = jnp.maximum(small, (of_kind * small <= 1).astype(x.dtype))  # 1, or `small`
         return jnp.where(zero, jnp.zeros_like(x), (x * factor) / (of_kind * factor))
 
     return map_wide(on_leaf, tree)

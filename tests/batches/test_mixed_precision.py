@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from flax.training.dynamic_scale import DynamicScale
+from jax.sharding import AxisType
 
 import optax_sam
 from tests.registry import (
@@ -228,6 +229,8 @@ def test_a_python_number_is_a_loss_scale_on_every_device():
         state = method.init(params)
         return method.value_and_grad(losses)(params, make_batch(), state=state, loss_scale=8.0)[:2]
 
-    with jax.set_mesh(jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])):
+    with jax.set_mesh(
+        jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:2])
+    ):
         _, grads = first(params)
     assert grads["bias"].dtype == jnp.float32

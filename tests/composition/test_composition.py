@@ -212,7 +212,7 @@ def test_inside_multi_steps_the_step_refuses_and_names_both_repairs(name):
     method = METHODS[name].make()
     tx = optax.MultiSteps(optax.chain(method, optax.sgd(0.1)), 4)
     state = tx.init(init_params())
-    with pytest.raises(ValueError, match=r"chain\(sam, optax.MultiSteps\(base, k\)\)(.|\n)*grad_fn"):
+    with pytest.raises(ValueError, match=r"chain\(sam, optax.MultiSteps\(base, k\)\).*accumulated\(sam, k\)"):
         method.value_and_grad(losses)(init_params(), make_batch(), state=state, indices=make_indices())
 
 
@@ -223,6 +223,7 @@ def test_state_without_ours_is_refused():
         )
 
 
+@pytest.mark.skipif(not hasattr(optax, "microbatching"), reason="Optax has it since 0.2.7")
 @pytest.mark.parametrize("name", ["sam", "rst", "vsam"])
 def test_accumulated_gradient_function_is_the_big_batch(name):
     method, params = VARIANTS[name].make(), init_params()

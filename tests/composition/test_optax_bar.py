@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import optax_sam
 from tests.composition.chains import remember
@@ -212,7 +212,7 @@ def test_explicit_sharding_types_of_the_state_are_stable(name):
         heights = jnp.sum(jnp.sin(params["kernel"].astype(jnp.float32)))
         return x * heights + jnp.square(x) * jnp.sum(params["bias"].astype(jnp.float32))
 
-    mesh = jax.make_mesh((8,), ("data",))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
     typeof = functools.partial(jax.tree.map, jax.typeof)
     with jax.set_mesh(mesh):
         place = lambda x, *spec: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))
