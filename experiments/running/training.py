@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 import optax_sam
 from experiments import methods
 from experiments.data.arrays import Batch, rows
+from experiments.methods.optimizers import base_optimizer, schedule_of
 from experiments.models.network import Network
-from experiments.optimizers import base_optimizer, schedule_of
 from experiments.running.devices import split_rows
 from experiments.running.inputs import Examples, Inputs
 from experiments.settings import Settings

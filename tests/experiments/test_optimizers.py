@@ -11,7 +11,7 @@ import pytest
 import optax_sam
 from experiments import data
 from experiments.data.arrays import rows
-from experiments.optimizers import base_optimizer, schedule_of
+from experiments.methods.optimizers import base_optimizer, schedule_of
 from experiments.running import programs
 from experiments.settings import Settings
 from experiments.settings.defaults import resolved
