@@ -7,7 +7,7 @@ import time
 import pytest
 
 from experiments import grid
-from experiments.running import runs
+from experiments.running import queue
 from experiments.running.programs import structure
 from experiments.running.records import RunFolder, alone_in
 from experiments.settings import Settings
@@ -20,13 +20,13 @@ FLAGS = [*TINY, "--epochs", "2"]
 @pytest.fixture
 def compiled(monkeypatch):
     """Settings of what has been compiled."""
-    found, compile_programs = [], runs.compile_programs
+    found, compile_programs = [], queue.compile_programs
 
     def counted(settings, data):
         found.append(settings)
         return compile_programs(settings, data)
 
-    monkeypatch.setattr(runs, "compile_programs", counted)
+    monkeypatch.setattr(queue, "compile_programs", counted)
     return found
 
 
@@ -95,8 +95,8 @@ def test_failed_runs_are_told_at_the_end_and_the_others_go_on(tmp_path, compiled
             raise RuntimeError("out of memory\nand much more")
         return counted(settings, data)
 
-    counted = runs.compile_programs
-    monkeypatch.setattr(runs, "compile_programs", compile_programs)
+    counted = queue.compile_programs
+    monkeypatch.setattr(queue, "compile_programs", compile_programs)
     args = ["method=rst,sam,sgd", "rho=-1,0.1", "batch-size=20,61", "learning-rate=1e30"]
     assert sweep(tmp_path, *args) == 1
     printed = capsys.readouterr()
@@ -136,7 +136,7 @@ def test_runs_in_the_hands_of_another_process_are_passed_over(tmp_path, compiled
 
 def test_two_processes_share_the_work(tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", one_device()["XLA_FLAGS"])
-    train_run, mine = runs.run, []
+    train_run, mine = queue.run, []
 
     def patient(settings, data, programs, listener):
         """Waits, at work in its first folder, for the other process to finish a run."""
@@ -150,7 +150,7 @@ def test_two_processes_share_the_work(tmp_path, monkeypatch):
         mine.append(settings.out.name)
         return result
 
-    monkeypatch.setattr(runs, "run", patient)
+    monkeypatch.setattr(queue, "run", patient)
     assert sweep(tmp_path, "method=sgd,sam", "seed=0,1", "--processes", "2") == 0
     folders = [path.parent for path in tmp_path.glob("*/result.json")]
     assert len(folders) == 4 and 0 < len(set(mine)) == len(mine) < 4
