@@ -90,7 +90,13 @@ def test_a_sharded_batch_gives_the_trajectory_of_one_device(name, kind):
     assert_trees_close(jax.device_get(got), wanted, rtol=1e-4, atol=1e-5)
 
 
-@every_method
+# What keeps something beside the gradients, or looks at examples; the others stand among the slow tests.
+PER_DEVICE = ("looksam", "friendly_sam", "momentum_sam", "sparse_sam", "reweighted_sam", "bilateral_sam")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in PER_DEVICE else pytest.param(n, marks=pytest.mark.slow) for n in FAMILY]
+)
 def test_one_perturbation_per_device_is_one_per_slice(name):
     method = made(name)
 
