@@ -264,6 +264,9 @@ def sharpness_aware(
     Raises:
       TypeError: `ascent` is no Optax transformation, another piece is none of its kind, or `seed` is no
         integer.
+      ValueError: two pieces contradict each other: `ahead()` with a direction that needs the step's
+        gradient or with a gate, selection, combination or reuse; a start that follows the gate with a
+        gate that must see the gradient.
 
     Example:
       >>> from optax_sam import every, sharpness_aware, to_radius

@@ -194,6 +194,15 @@ AT_TRACE = {
         ValueError,
         "leave combination and reuse out",
     ),
+    "a gate that must see the gradient that it chooses": (
+        lambda: optax_sam.sharpness_aware(
+            optax_sam.to_radius(0.1),
+            start=optax_sam.on_surrogate_between(losses),
+            gate=optax_sam.when_gradient_is_large(1.0),
+        ),
+        ValueError,
+        "must see it first",
+    ),
     "decoupled without params": (
         lambda: _update(
             optax_sam.decoupled(optax_sam.wsam(), optax.sgd(0.1), 0.1),

@@ -239,3 +239,11 @@ def test_a_split_batch_needs_two_halves():
     method = optax_sam.random_perturbation()
     with pytest.raises(ValueError, match="2 parts do not divide the batch of 3 examples"):
         one_step(method, batch=jax.tree.map(lambda x: jnp.asarray(x[0][:3]), BATCHES))
+
+
+def test_a_mean_of_perturbed_gradients_waits_in_unpaid_steps():
+    direction = optax_sam.mean_of_perturbed(0.9, refresh_steps=3)
+    method = optax_sam.sharpness_aware(optax_sam.to_radius(RHO), direction=direction, gate=optax_sam.every(2))
+    kept = flatten(train(method).after.direction, axes=1)
+    moved = np.any(np.diff(kept, axis=0) != 0, axis=1)
+    np.testing.assert_array_equal(moved, np.arange(1, len(kept)) % 2 == 0)
