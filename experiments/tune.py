@@ -184,10 +184,9 @@ def tune(settings: TuneSettings) -> None:
     data = load(resolved(Settings(method="sgd", **setup_of(settings))))
     check_parts(data, settings)
     for method in settings.methods:
+        methods.check_used(Settings(method=method, **setup_of(settings)))
         for point in points_of(method, settings, settings.points):
-            asked = with_point(settings, method, point, seed=0)
-            methods.check_used(asked)
-            methods.check(asked)
+            methods.check(with_point(settings, method, point, seed=0))
     for method in settings.methods:
         entry = search(method, data, settings)
         print_grid(method, entry)

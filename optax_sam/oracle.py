@@ -228,9 +228,8 @@ class Oracle:
 
     def _as_given(self, params: Any) -> Any:
         """`params` with the structure of those that the user's function takes."""
-        return (
-            params if self.structure is None else jax.tree.unflatten(self.structure, jax.tree.leaves(params))
-        )
+        leaves, structure = jax.tree.flatten(params)  # new containers: a loss may write into a Flax module
+        return jax.tree.unflatten(structure if self.structure is None else self.structure, leaves)
 
     def without_padding(self) -> "Oracle":
         """The oracle with a real row in the place of each row of padding."""

@@ -111,7 +111,7 @@ class Method(abc.ABC):
         del extra_args
         if params is None:
             raise ValueError("params=None: pass the parameters, update(grads, state, params, ...).")
-        self._check_call(oracle, grad_fn, perturb)
+        self.check_call(oracle, grad_fn, perturb)
         structure = jax.tree.structure(updates)
         oracle = self.with_params(oracle, grad_fn, params)
         params = jax.tree.map(jnp.asarray, trees.plain(params))
@@ -156,7 +156,7 @@ class Method(abc.ABC):
             )
         return dataclasses.replace(oracle, params=params)
 
-    def _check_call(self, oracle: Any, grad_fn: Any, perturb: Any) -> None:
+    def check_call(self, oracle: Any, grad_fn: Any, perturb: Any) -> None:
         if (oracle is None) == (grad_fn is None):
             given = "none" if oracle is None else "both"
             raise ValueError(

@@ -58,7 +58,7 @@ def load(settings: Settings) -> Data:
     if settings.workers and not data.streams:
         raise SettingsError(
             f"--workers {settings.workers} has nothing to do, since --data {settings.data} is read at once: "
-            "leave it out, or give --stream True"
+            "leave it out, or stream a set of images"
         )
     available, wanted = data.num_examples, settings.train_examples
     if wanted is not None and wanted > available:

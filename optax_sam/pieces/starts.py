@@ -221,9 +221,11 @@ class Reweighted(AtParams):
         slopes = jnp.abs(there - oracle.losses_at(context.params)) / jnp.asarray(step).astype(there.dtype)
         slopes = jnp.nan_to_num(trees.times(weight, slopes))
         real = jnp.ones_like(slopes) if oracle.weights is None else oracle.weights.astype(slopes.dtype)
-        largest = jnp.max(jnp.where(real != 0, slopes, -jnp.inf))
+        largest = lax.stop_gradient(jnp.max(jnp.where(real != 0, slopes, -jnp.inf)))
         largest = sharding.pmax_over_replicas(largest, context.params)
-        chances = jnp.where(real != 0, jnp.exp(slopes - largest), jnp.zeros_like(slopes)) * real
+        least = jnp.finfo(slopes.dtype).tiny ** 0.5  # 0 would make the example padding
+        chances = jnp.maximum(jnp.exp(slopes - largest), least)
+        chances = jnp.where(real != 0, chances, jnp.zeros_like(slopes)) * real
         return context.params, dataclasses.replace(
             oracle, weights=chances, weight_before_draw=oracle.whole_weight
         )

@@ -268,6 +268,8 @@ def _range(landscape: Landscape) -> tuple[float, float]:
 def _extremes(values: np.ndarray) -> tuple[float, float]:
     """The smallest and the largest finite value; above 0 no more than a factor of a million apart."""
     finite = values[np.isfinite(values)]
+    if not finite.size:  # a diverged run
+        return 0.0, 0.0
     low, high = float(finite.min()), float(finite.max())
     return (max(low, 1e-6 * high) if low >= 0 else low), high
 

@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from optax_sam import checks, trees
@@ -72,8 +73,9 @@ class Decoupled(FollowedBy):
             raise ValueError("params=None: pass the parameters, update(grads, state, params, ...).")
         own, base = state
         step = states.find(own).step
-        oracle, plain = extra_args.get("oracle"), trees.plain(params)
+        oracle, plain = extra_args.get("oracle"), jax.tree.map(jnp.asarray, trees.plain(params))
         if isinstance(oracle, Oracle):
+            self.inner.check_call(oracle, extra_args.get("grad_fn"), extra_args.get("perturb"))
             oracle = self.inner.with_params(oracle, None, params)
             grads = like_params("grads", updates, plain)
             first, oracle = self.inner.started(grads, own, plain, oracle, extra_args.get("perturb"))

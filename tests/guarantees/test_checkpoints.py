@@ -1,6 +1,6 @@
 """States on disk: restored in the middle of a cycle, and as an earlier release has saved them.
 
-`python -m tests.test_checkpoints 0.1.0` keeps the states of a release in `tests/guarantees/states/`.
+`python -m tests.guarantees.test_checkpoints 0.1.0` keeps the states of a release in `states/` beside it.
 """
 
 import functools
