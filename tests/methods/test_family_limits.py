@@ -247,3 +247,12 @@ def test_a_mean_of_perturbed_gradients_waits_in_unpaid_steps():
     kept = flatten(train(method).after.direction, axes=1)
     moved = np.any(np.diff(kept, axis=0) != 0, axis=1)
     np.testing.assert_array_equal(moved, np.arange(1, len(kept)) % 2 == 0)
+
+
+def test_decoupled_takes_a_python_number_as_a_parameter():
+    params = {"w": jnp.ones(2), "b": 0.5}
+    whole = optax_sam.decoupled(optax_sam.wsam(RHO), optax.sgd(0.1), learning_rate=0.1)
+    quadratic = lambda p, batch: batch * (jnp.sum(p["w"] ** 2) + p["b"] ** 2)
+    _, grads, oracle = whole.value_and_grad(quadratic)(params, jnp.ones(3), state=whole.init(params))
+    updates, _ = whole.update(grads, whole.init(params), params, oracle=oracle)
+    assert float(updates["b"]) < 0

@@ -125,3 +125,8 @@ def test_what_is_missing_is_named(module, missing, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ImportError, match=rf"pip install {missing}\.$"):
         runpy.run_path(str(module.__file__))
+
+
+def test_a_diverged_run_leaves_its_panel_empty():
+    nothing = np.full(5, np.nan)
+    plots.trajectories({"loss": {"SGD": (EPOCHS, nothing)}})
