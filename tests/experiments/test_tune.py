@@ -107,3 +107,13 @@ def test_what_was_tuned_for_a_part_of_the_data_is_not_taken_for_the_whole():
     assert resolved(Settings(method="sam", train_examples=100)).method_settings.rho is None
     assert resolved(Settings(method="sam", label_noise=0.2)).method_settings.rho == 1.1  # as usual
     assert resolved(Settings(method="sam", model="vit_ti")).method_settings.rho is None
+
+
+def test_adasam_is_tuned_without_a_decay_and_refused_with_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tuned, "FOLDER", tmp_path)
+    monkeypatch.setattr(tune, "search", lambda method, data, settings: {"best": {}})
+    monkeypatch.setattr(tune, "print_grid", lambda method, entry: None)
+    tune.main(["--methods", "adasam"])
+    assert "adasam" in json.loads((tmp_path / "digits.json").read_text())["methods"]
+    refused = ["--methods", "adasam", "--weight-decay", "0.1"]
+    assert "--weight-decay 0.1" in message_of(lambda: tune.main(refused), capsys)

@@ -256,3 +256,10 @@ def test_decoupled_takes_a_python_number_as_a_parameter():
     _, grads, oracle = whole.value_and_grad(quadratic)(params, jnp.ones(3), state=whole.init(params))
     updates, _ = whole.update(grads, whole.init(params), params, oracle=oracle)
     assert float(updates["b"]) < 0
+
+
+def test_the_loss_of_reweighted_sam_is_the_plain_mean_where_weights_underflow():
+    steep = lambda p, batch: 1e3 * jnp.arange(1.0, 5.0) * jnp.sum(p**2) * batch
+    method = optax_sam.reweighted_sam(RHO, weight=50.0, difference_step=0.001)
+    loss, _, _ = method.value_and_grad(steep)(jnp.ones(2), jnp.ones(4), state=method.init(jnp.ones(2)))
+    np.testing.assert_allclose(loss, 5e3, rtol=1e-5)
