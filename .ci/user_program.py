@@ -24,5 +24,5 @@ def step(
 
 assert_type(optax_sam.sam(rho=0.05), optax_sam.SharpnessAware)
 assert_type(optax_sam.rst(0.05, probability=optax.constant_schedule(0.5)), optax_sam.SharpnessAware)
-composed = optax_sam.sharpness_aware(optax_sam.to_radius(0.05), gate=optax_sam.every(5))
+composed = optax_sam.sharpness_aware(optax_sam.ascents.to_radius(0.05), gate=optax_sam.gates.every(5))
 assert_type(composed, optax_sam.SharpnessAware)

@@ -74,9 +74,9 @@ def gates() -> list[Case]:
         *gated(
             sharpness_aware(
                 to_radius(RHO),
-                start=optax_sam.drawn_by_score(NUM_EXAMPLES),
-                gate=optax_sam.with_variance_rate(window=10),
-                reuse=optax_sam.decayed_difference(0.7, steps=6),
+                start=optax_sam.starts.drawn_by_score(NUM_EXAMPLES),
+                gate=optax_sam.gates.with_variance_rate(window=10),
+                reuse=optax_sam.reuses.decayed_difference(0.7, steps=6),
             ),
             "ausam's draw, vsam's gate",
             shut=0.75,

@@ -103,10 +103,63 @@ def transformation(name: str, value: Any, example: str) -> None:
         raise TypeError(f"{name}={value!r} is no Optax transformation: pass one, for example {example}.")
 
 
-def piece(name: str, value: Any, method: str, example: str) -> None:
-    """Refuses what is no piece of its kind, such as a factory that was not called."""
-    if value is not None and (inspect.isroutine(value) or not hasattr(value, method)):
-        raise TypeError(f"{name}={value!r} has no {method}: pass {example}, with its brackets.")
+def piece(name: str, value: Any, base: type, example: str) -> None:
+    """Refuses what is no piece of its kind: a factory that was not called, a record without its members."""
+    if value is None or isinstance(value, base):
+        return
+    missing = sorted(n for n in dir(base) if not n.startswith("_") and not hasattr(value, n))
+    if inspect.isroutine(value) or isinstance(value, type) or missing:
+        raise TypeError(
+            f"{name}={value!r} is no {base.__name__}, for it has no {', '.join(missing) or 'instance'}: pass "
+            f"{example}, with its brackets, or inherit from optax_sam.pieces.bases.{base.__name__}."
+        )
+
+
+def instance(name: str, maker: Any, value: Any, kind: type) -> None:
+    """Refuses what a piece returns if it is of another type."""
+    if not isinstance(value, kind):
+        raise ValueError(
+            f"{name}={maker!r} returned {_article(value, kind.__name__)}: return step.oracle, or the oracle of "
+            f"other examples that its methods make."
+        )
+
+
+def like_params(name: str, maker: Any, value: Any, params: Any) -> None:
+    """Refuses what a piece returns if it is no tree like the parameters."""
+    _check_tree(name, maker, value, params, "the parameters")
+    for (path, x), p in zip(jax.tree.leaves_with_path(value), jax.tree.leaves(params), strict=True):
+        kinds = [jax.numpy.issubdtype(leaf.dtype, np.complexfloating) for leaf in (x, p)]
+        if jax.numpy.issubdtype(p.dtype, np.inexact) and (
+            not jax.numpy.issubdtype(x.dtype, np.inexact) or kinds[0] > kinds[1]
+        ):
+            raise ValueError(
+                f"{name}={maker!r} returned {x.dtype} at {jax.tree_util.keystr(path)}, where the parameter has "
+                f"{p.dtype}: return floats of any width, complex ones for complex parameters alone."
+            )
+
+
+def kept(name: str, maker: Any, value: Any, before: Any) -> None:
+    """Refuses a new state that has another structure, shapes or dtypes than the one before."""
+    _check_tree(name, maker, value, before, "its state before")
+    for (path, x), y in zip(jax.tree.leaves_with_path(value), jax.tree.leaves(before), strict=True):
+        if (got := jax.typeof(x).dtype) != (wanted := jax.typeof(y).dtype):
+            raise ValueError(
+                f"{name}={maker!r} returned a state of dtype {got} at {jax.tree_util.keystr(path)}, which was "
+                f"{wanted} before: cast it, x.astype(old.dtype)."
+            )
+
+
+def _check_tree(name: str, maker: Any, value: Any, like: Any, words: str) -> None:
+    if (got := jax.tree.structure(value)) != (wanted := jax.tree.structure(like)):
+        raise ValueError(
+            f"{name}={maker!r} returned a tree of the structure {got}, {words} has {wanted}: return the same."
+        )
+    for (path, x), y in zip(jax.tree.leaves_with_path(value), jax.tree.leaves(like), strict=True):
+        if (got := np.shape(x)) != (wanted := np.shape(y)):
+            raise ValueError(
+                f"{name}={maker!r} returned the shape {got} at {jax.tree_util.keystr(path)}, {words} has "
+                f"{wanted} there: return the same."
+            )
 
 
 def _static(name: str, value: Any) -> None:

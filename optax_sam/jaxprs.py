@@ -55,17 +55,22 @@ def canonical_convolutions(fn: Callable[..., Any]) -> Callable[..., Any]:
     checks.function("fn", fn, "a function of pytrees of arrays, such as jax.grad(loss)")
 
     @functools.wraps(fn)
-    def canonical(*args, **kwargs):
+    def rewritten(*args, **kwargs):
         if jax.default_backend() != "cpu":
             return fn(*args, **kwargs)
         jaxpr, shape = jax.make_jaxpr(fn, return_shape=True)(*args, **kwargs)
-        if not _has_convolution(jaxpr.jaxpr):
-            flat = jex.jaxpr_as_fun(jaxpr)(*jax.tree.leaves((args, kwargs)))
-        else:
-            flat = _evaluate(jaxpr.jaxpr, jaxpr.consts, jax.tree.leaves((args, kwargs)))
+        flat = canonical(jaxpr)(*jaxpr.consts, *jax.tree.leaves((args, kwargs)))
         return jax.tree.unflatten(jax.tree.structure(shape), flat)
 
-    return canonical
+    return rewritten
+
+
+def canonical(closed: jex.ClosedJaxpr) -> Callable[..., list[Any]]:
+    """A jaxpr as a function of its constants and arguments; on a CPU with canonical convolutions."""
+    jaxpr, number = closed.jaxpr, len(closed.consts)
+    if jax.default_backend() == "cpu" and _has_convolution(jaxpr):
+        return lambda *arrays: _evaluate(jaxpr, arrays[:number], arrays[number:])
+    return lambda *arrays: jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, arrays[:number]))(*arrays[number:])
 
 
 def _evaluate(jaxpr: jex.Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:

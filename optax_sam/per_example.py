@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from optax_sam import checks, ghost_norms, trees
-from optax_sam.oracle import Oracle
+from optax_sam.examples import Rows, check_rows, size_of
+from optax_sam.jaxprs import canonical_convolutions
+from optax_sam.objective import like_params, mean_loss
 
 
 def losses(
@@ -40,7 +42,7 @@ def losses(
     Cost:
       one forward pass.
     """
-    one = jax.vmap(lambda example: _oracle_of(loss_fn, example).loss_at(params))
+    one = jax.vmap(lambda example: _loss_of_one(loss_fn, params, example))
     return _in_microbatches(one, loss_fn, batch, microbatch_size)
 
 
@@ -58,7 +60,7 @@ def gradients(
     Cost:
       one gradient, computed example by example; a parameter-sized buffer for each example.
     """
-    one = jax.vmap(lambda example: _oracle_of(loss_fn, example).evaluate(params).grads)
+    one = jax.vmap(lambda example: _gradient_of_one(loss_fn, params, example))
     return _in_microbatches(one, loss_fn, batch, microbatch_size)
 
 
@@ -95,19 +97,26 @@ def gradient_norms(
 
     def loss(chosen, example):
         given = dict(enumerate(leaves)) | dict(zip(floats, chosen, strict=True))
-        return _oracle_of(loss_fn, example).loss_at(jax.tree.unflatten(treedef, given.values()))
+        return _loss_of_one(loss_fn, jax.tree.unflatten(treedef, given.values()), example)
 
     def norms(batch):
         if any(jnp.iscomplexobj(x) for x in leaves):
-            return jax.vmap(lambda x: trees.norm(_oracle_of(loss_fn, x).evaluate(params).grads))(batch)
+            return jax.vmap(lambda x: trees.norm(_gradient_of_one(loss_fn, params, x)))(batch)
         return ghost_norms.norms(loss, [leaves[n] for n in floats], batch)
 
     return _in_microbatches(norms, loss_fn, batch, microbatch_size)
 
 
-def _oracle_of(loss_fn: Callable[[Any, Any], Any], example: Any) -> Oracle:
-    """The oracle of a batch of one example."""
-    return Oracle(loss_fn, jax.tree.map(lambda x: x[None], example))
+def _loss_of_one(loss_fn: Callable[[Any, Any], Any], params: Any, example: Any) -> jax.Array:
+    """The loss of a batch of one example."""
+    return mean_loss(loss_fn, params, jax.tree.map(lambda x: x[None], example))
+
+
+def _gradient_of_one(loss_fn: Callable[[Any, Any], Any], params: Any, example: Any) -> Any:
+    """Its gradient, zeros for integer leaves."""
+    params = jax.tree.map(jnp.asarray, params)
+    gradient = jax.grad(lambda p: _loss_of_one(loss_fn, p, example), allow_int=True)
+    return like_params("gradient", canonical_convolutions(gradient)(params), params)
 
 
 def _in_microbatches(
@@ -118,10 +127,11 @@ def _in_microbatches(
 ) -> Any:
     """`of_many` of all examples, or of so many at once."""
     checks.function("loss_fn", loss_fn, "loss_fn(params, batch) -> [batch]")
-    size = Oracle(loss_fn, batch).size
+    batch = jax.tree.map(jnp.asarray, batch)
+    check_rows(Rows(batch))
+    size = size_of(batch)
     if size is None:
         raise ValueError("batch has no arrays: pass a pytree with the examples on the first axis.")
-    batch = jax.tree.map(jnp.asarray, batch)
     if microbatch_size is None:
         return of_many(batch)
     checks.integer("microbatch_size", microbatch_size, low=1)

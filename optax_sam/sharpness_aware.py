@@ -15,26 +15,15 @@ from jax import lax
 
 from optax_sam import checks, trees
 from optax_sam import state as states
+from optax_sam.aliases import Grads, Params
 from optax_sam.hyperparameters import Scalar
-from optax_sam.oracle import Climb, First, Oracle, weighted_mean
-from optax_sam.pieces import combinations, selections
-from optax_sam.pieces.ascents import climb, evaluations
-from optax_sam.pieces.directions import gradient
-from optax_sam.pieces.gates import always
-from optax_sam.pieces.protocols import (
-    Combination,
-    Context,
-    Direction,
-    Gate,
-    Gradients,
-    Reuse,
-    Selection,
-    Start,
-)
-from optax_sam.pieces.reuse import nothing
-from optax_sam.pieces.starts import Ahead, at_params
+from optax_sam.meter import Spent, metered, spend
+from optax_sam.objective import Evaluation
+from optax_sam.pieces import bases, combinations, directions, gates, reuses, selections, starts
+from optax_sam.pieces.bases import Combination, Direction, Gate, Reuse, Selection, Start, Step
 from optax_sam.state import SharpnessAwareState
-from optax_sam.transformation import Method, Outcome, SharpnessAware, from_method
+from optax_sam.step_oracle import Given, StepOracle
+from optax_sam.transformation import Begun, Climb, Method, Outcome, SharpnessAware, from_method
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,9 +41,7 @@ class Assembly(Method):
 
     @property
     def needs_oracle(self) -> bool:
-        chosen = self.selection is not selections.everything
-        pieces = (self.start, self.direction, self.combination, self.reuse)
-        return chosen or any(getattr(piece, "needs_oracle", False) for piece in pieces)
+        return any(piece.needs_oracle for piece in self._pieces)
 
     @property
     def perturbs_at_start(self) -> bool:
@@ -64,168 +51,198 @@ class Assembly(Method):
     def first_follows_gate(self) -> bool:
         return self.start.follows_gate
 
-    def init(self, params: Any) -> SharpnessAwareState:
+    @property
+    def _pieces(self) -> tuple[bases.Piece, ...]:
+        """All pieces but the ascent, which may be any Optax transformation."""
+        return self.start, self.direction, self.gate, self.selection, self.combination, self.reuse
+
+    def init(self, params: Params) -> SharpnessAwareState:
         params = trees.plain(params)
-        state = states.initial(
-            self.seed,
+        state = states.initial(self.seed)
+        first = Step(jnp.full([], -1, jnp.int32), base_key=states.key_of(state))
+        state = state._replace(
             due=() if self.gate.needs_gradient else jnp.zeros([], bool),
-            start=self.start.init(params),
-            direction=self.direction.init(params),
-            gate=self.gate.init(params),
             ascent=self.ascent.init(params),
-            reuse=self.reuse.init(params),
+            **{kind: getattr(self, kind).init(params, first._replace(kind=kind).key) for kind in REMEMBERING},
         )
         return self._decide_next(state)
 
-    def due(self, state: SharpnessAwareState, grads: Any) -> jax.Array:
+    def due(self, state: SharpnessAwareState, grads: Grads) -> jax.Array:
         if not self.gate.needs_gradient or grads is None:
             return states.due(state)
-        return self.gate.due(state.gate, grads, _context(state, "gate"))
+        return self.gate.due(state.gate, step_of(state, "gate", first=Evaluation(grads)))
 
-    def begin(self, state: SharpnessAwareState, opt_state: Any, params: Any, oracle: Oracle) -> Oracle:
-        context = _context(state, "start", params, oracle, opt_state)
-        point, seen = self.start.begin(state.start, context)
-        climbed = None
-        if self._is_ahead:
-            climbed = self._climb(None, state, params, oracle, opt_state)
-            point = oracle.moved(climbed.perturbation, params)
-            climbed = climbed._replace(perturbation=None)
-        found = seen.evaluate(point)
-        if self.start.reweights:
-            found = found._replace(loss=weighted_mean(found.losses, oracle.weights, params))
-        first = First(None if point is params else point, found, climbed)
-        return dataclasses.replace(seen, method=self, first=first, origin=oracle)
+    def settle(self, mean: SharpnessAwareState, old: SharpnessAwareState) -> SharpnessAwareState:
+        settled = {k: getattr(self, k).settle(getattr(mean, k), getattr(old, k)) for k in REMEMBERING}
+        for kind in REMEMBERING:
+            checks.kept(f"{kind}.settle", getattr(self, kind), settled[kind], getattr(old, kind))
+        return mean._replace(**settled)
+
+    def begin(self, state: SharpnessAwareState, given: Given) -> Begun:
+        oracle = StepOracle(given, given.examples, given.params, given.params)
+        step = step_of(state, "start", params=given.params, oracle=oracle, opt_state=given.opt_state)
+        with metered() as meter:
+            began = self.start.begin(state.start, step, lambda: self._climb(state, step))
+            first = began.oracle.evaluate_unjudged(began.point)
+        climb = began.climb and began.climb._replace(perturbation=None)
+        point = None if began.point is given.params else began.point
+        examples = began.oracle.examples
+        begun = Begun(first, point, examples, examples.total, climb, meter.spent.as_arrays())
+        if any(piece.asks_anew for piece in self._pieces) or bases.asks_anew(self.ascent):
+            # The loss is called for all shapes now, as it is now; nothing of this is computed.
+            taken_up = self._taken_up(first.grads, begun, state, given.params, given)
+            jax.eval_shape(lambda: self._perturbed_step(*taken_up))
+        return begun
 
     def finish(
         self,
-        grads: Any,
+        grads: Grads,
+        begun: Begun,
         state: SharpnessAwareState,
-        params: Any,
-        oracle: Any,
+        params: Params,
+        given: Given,
         perturb: bool | None,
     ) -> Outcome:
-        here = oracle.first.evaluation._replace(grads=grads)
-        grad_norm = trees.norm(grads)
-        if self._is_ahead:
-            return self._step_from_ahead(here, grad_norm, state, params, oracle)
+        arguments = self._taken_up(grads, begun, state, params, given)
         decision = self.gate.constant if perturb is None else perturb
-
-        def paid():
-            return self._perturbed_step(here, grad_norm, state, params, oracle)
-
-        def unpaid():
-            return self._plain_step(here, grad_norm, state, params, oracle)
-
         if decision is None:
-            outcome = Outcome(*lax.cond(self.due(state, grads), paid, unpaid))
+            due = self.due(state, grads)
+            paid, unpaid = (lambda f=f: f(*arguments) for f in (self._perturbed_step, self._plain_step))
+            outcome = Outcome(*lax.cond(due, paid, unpaid))
         else:
-            outcome = paid() if decision else unpaid()
+            outcome = (self._perturbed_step if decision else self._plain_step)(*arguments)
         return outcome._replace(state=self._decide_next(outcome.state))
 
-    def _perturbed_step(self, here, grad_norm, state, params, oracle) -> Outcome:
-        context = {kind: _context(state, kind, params, oracle) for kind in _KINDS}
-        climbed = self._climb(here.grads, state, params, oracle)
-        point = oracle.moved(climbed.perturbation, params)
-        seen = self.selection(oracle, here, point, context["selection"])
-        there = seen.with_key(1).evaluate(point)
-        there = there._replace(grads=trees.like_masked(params, there.grads))
-        descent = self.combination(here.grads, there.grads, context["combination"])
-        perturbed_grad_norm = trees.norm(there.grads)
-        finite = jnp.isfinite(grad_norm) & jnp.isfinite(perturbed_grad_norm)
-        made = Gradients(here.grads, descent, climbed.direction, there.grads)
-        new = self._with_pieces(
+    def _taken_up(self, grads, begun, state, params, given) -> tuple[SharpnessAwareState, Step, Begun]:
+        """The step where `begin` has left it, its first gradient judged."""
+        point = given.params if begun.point is None else begun.point
+        examples = given.examples if begun.examples is None else begun.examples
+        oracle = StepOracle(given, examples, point, params)
+        first = begun.first._replace(grads=grads, norm=trees.norm(grads))
+        spent = begun.spent.plus(Spent(0.0, jnp.isfinite(first.norm)))
+        return (
             state,
-            finite,
-            start=self.start.update(state.start, here, there, context["start"]),
-            direction=self.direction.write(state.direction, made, context["direction"]),
-            gate=self.gate.update(state.gate, here.grads, there.grads, context["gate"]),
-            ascent=climbed.state,
-            reuse=self.reuse.refresh(state.reuse, here.grads, there.grads, context["reuse"]),
+            step_of(state, "start", params=params, oracle=oracle, first=first),
+            begun._replace(spent=spent),
         )
-        further = sum(
-            getattr(piece, "evaluations", 0) for piece in (self.start, self.combination, self.reuse)
-        )
-        further += self.direction.evaluations(context["direction"]) + evaluations(climbed.state)
+
+    def _perturbed_step(self, state: SharpnessAwareState, step: Step, begun: Begun) -> Outcome:
+        with metered() as meter:
+            spend(*begun.spent)
+            if begun.climb is None:
+                climbed = self._climb(state, step)
+                point = step.oracle.moved(climbed.perturbation)
+                step = step._replace(
+                    direction=climbed.direction, perturbation=climbed.perturbation, point=point
+                )
+                seen = self.selection.select(step._replace(kind="selection"))
+                checks.instance("selection", self.selection, seen, StepOracle)
+                there = seen.with_key(1).evaluate(point)
+                same = seen.examples.see_the_same(step.oracle.examples)
+            else:
+                climbed, there, same = begun.climb, step.first, False
+                direction = trees.like_masked(step.params, climbed.direction)
+                step = step._replace(direction=direction, point=step.oracle.point)
+            step = step._replace(perturbed=there)
+            descent = self.combination.combine(step._replace(kind="combination"))
+            checks.like_params("combination", self.combination, descent, step.grads)
+            if descent is not there.grads and descent is not step.grads:
+                spend(0.0, trees.all_finite(descent))
+            step = step._replace(descent=descent)
+            new = {
+                "start": self.start.update(state.start, step._replace(kind="start")),
+                "direction": self.direction.write(climbed.direction_state, step._replace(kind="direction")),
+                "gate": self.gate.update(state.gate, step._replace(kind="gate")),
+                "ascent": climbed.ascent_state,
+                "reuse": self.reuse.refresh(state.reuse, step._replace(kind="reuse")),
+            }
+        is_first = there is step.first
         diagnostics = states.diagnostics(
             state.diagnostics,
-            cost=(1 + further) * oracle.fraction + seen.fraction,
+            meter.spent,
             perturbed=True,
-            finite=finite,
-            loss=here.loss,
-            perturbed_loss=there.loss if _see_the_same(seen, oracle) else None,
-            grad_norm=grad_norm,
-            perturbed_grad_norm=perturbed_grad_norm,
+            loss=step.first.loss,
+            perturbed_loss=there.loss if same else None,
+            grad_norm=step.first.norm,
+            perturbed_grad_norm=None if is_first else there.norm,
             perturbation_norm=climbed.length,
         )
-        new = new._replace(diagnostics=diagnostics)
-        return Outcome(optax.tree.cast_like(descent, here.grads), new, there.loss)
+        return self._outcome(state, step, new, diagnostics, meter.spent, there.loss)
 
-    def _plain_step(self, here, grad_norm, state, params, oracle) -> Outcome:
-        context = {kind: _context(state, kind, params, oracle) for kind in _KINDS}
-        descent, reuse_state = self.reuse.recall(state.reuse, here.grads, context["reuse"])
-        made, finite = Gradients(here.grads, descent), jnp.isfinite(grad_norm)
-        new = self._with_pieces(
-            state,
-            finite,
-            direction=self.direction.write(state.direction, made, context["direction"]),
-            gate=self.gate.update(state.gate, here.grads, None, context["gate"]),
-            reuse=reuse_state,
-        )
+    def _plain_step(self, state: SharpnessAwareState, step: Step, begun: Begun) -> Outcome:
+        with metered() as meter:
+            spend(*begun.spent)
+            descent, reuse = self.reuse.recall(state.reuse, step._replace(kind="reuse"))
+            checks.like_params("reuse", self.reuse, descent, step.grads)
+            if descent is not step.grads:
+                spend(0.0, trees.all_finite(descent))
+            step = step._replace(descent=descent)
+            new = {
+                "direction": self.direction.write(state.direction, step._replace(kind="direction")),
+                "gate": self.gate.update(state.gate, step._replace(kind="gate")),
+                "reuse": reuse,
+            }
         diagnostics = states.diagnostics(
             state.diagnostics,
-            cost=oracle.fraction,
+            meter.spent,
             perturbed=False,
-            finite=finite,
-            loss=here.loss,
-            grad_norm=grad_norm,
+            loss=step.first.loss,
+            grad_norm=step.first.norm,
         )
-        new = new._replace(diagnostics=diagnostics)
-        return Outcome(optax.tree.cast_like(descent, here.grads), new, here.loss)
+        return self._outcome(state, step, new, diagnostics, meter.spent, step.first.loss)
 
-    def _step_from_ahead(self, here, grad_norm, state, params, oracle) -> Outcome:
-        """The step whose one gradient was taken at the perturbed point."""
-        context = _context(state, "direction", params, oracle)
-        climbed, finite = oracle.first.climb, jnp.isfinite(grad_norm)
-        direction = trees.like_masked(params, climbed.direction)
-        made = Gradients(here.grads, here.grads, direction, here.grads)
-        new = self._with_pieces(
-            state,
-            finite,
-            direction=self.direction.write(state.direction, made, context),
-            ascent=climbed.state,
-        )
-        further = self.direction.evaluations(context) + evaluations(climbed.state)
-        diagnostics = states.diagnostics(
-            state.diagnostics,
-            cost=(1 + further) * oracle.fraction,
-            perturbed=True,
-            finite=finite,
-            loss=here.loss,
-            grad_norm=grad_norm,
-            perturbation_norm=climbed.length,
-        )
-        new = self._decide_next(new._replace(diagnostics=diagnostics))
-        return Outcome(here.grads, new, here.loss)
+    def _climb(self, state: SharpnessAwareState, step: Step) -> Climb:
+        direction, direction_state = self.direction.read(state.direction, step._replace(kind="direction"))
+        # Ahead of the step's gradient the full parameters are in sight, and only the direction tells the mask.
+        params = trees.like_masked(direction, step.params)
+        checks.like_params("direction", self.direction, direction, params)
+        uphill = optax.tree.conj(direction)
+        extra = {"step": step.count, "key": step._replace(kind="ascent").key, "oracle": step.oracle}
+        perturbation, ascent_state, length = bases.climb(self.ascent, uphill, state.ascent, params, **extra)
+        checks.like_params("ascent", self.ascent, perturbation, params)
+        return Climb(direction, perturbation, length, direction_state, ascent_state)
 
-    def _climb(self, grads, state, params, oracle, opt_state=None) -> Climb:
-        """The perturbation, along the direction that the piece finds."""
-        context = _context(state, "direction", params, oracle, opt_state)
-        direction = self.direction.read(state.direction, grads, context)
-        return climb(self.ascent, direction, state.ascent, _context(state, "ascent", params, oracle))
-
-    @property
-    def _is_ahead(self) -> bool:
-        return isinstance(self.start, Ahead)
-
-    def _with_pieces(self, state, finite, **pieces) -> SharpnessAwareState:
-        """The state with the pieces' new states, unless a gradient of this step was not finite."""
-        kept = {name: trees.where(finite, new, getattr(state, name)) for name, new in pieces.items()}
-        return state._replace(step=optax.safe_increment(state.step), **kept)
+    def _outcome(
+        self,
+        state: SharpnessAwareState,
+        step: Step,
+        new: dict[str, Any],
+        diagnostics: states.Diagnostics,
+        spent: Spent,
+        loss: Any,
+    ) -> Outcome:
+        """The descent in the gradient's dtypes; pieces that have seen what is not finite keep their state."""
+        for kind, own in new.items():
+            checks.kept(kind, getattr(self, kind), own, getattr(state, kind))
+        old = {kind: getattr(state, kind) for kind in new}
+        kept = trees.where(spent.finite, new, old)
+        after = state._replace(step=optax.safe_increment(state.step), diagnostics=diagnostics, **kept)
+        return Outcome(optax.tree.cast_like(step.descent, step.grads), after, loss)
 
     def _decide_next(self, state: SharpnessAwareState) -> SharpnessAwareState:
         if self.gate.needs_gradient:
             return state
-        return state._replace(due=self.gate.due(state.gate, None, _context(state, "gate")))
+        return state._replace(due=self.gate.due(state.gate, step_of(state, "gate")))
+
+
+NEUTRAL = {
+    "start": starts.at_params,
+    "direction": directions.gradient,
+    "gate": gates.always,
+    "selection": selections.everything,
+    "combination": combinations.perturbed,
+    "reuse": reuses.nothing,
+}
+"""The answers that make SAM: what is not given."""
+
+REMEMBERING = ("start", "direction", "gate", "reuse")
+"""The kinds of pieces whose state is kept, beside the ascent."""
+
+
+def step_of(state: SharpnessAwareState, kind: str, **known: Any) -> Step:
+    """What the pieces may know of the step that begins with `state`."""
+    due = None if isinstance(state.due, tuple) else state.due
+    return Step(state.step, due=due, base_key=states.key_of(state), kind=kind, **known)
 
 
 def sharpness_aware(
@@ -234,62 +251,63 @@ def sharpness_aware(
     start: Start | None = None,
     direction: Direction | None = None,
     gate: Gate | None = None,
-    selection: Selection = selections.everything,
-    combination: Combination = combinations.perturbed,
+    selection: Selection | None = None,
+    combination: Combination | None = None,
     reuse: Reuse | None = None,
     seed: Scalar = 0,
 ) -> SharpnessAware:
     """A sharpness-aware method from its pieces: one answer to each of seven questions.
 
-    With `g` the first gradient and `d` the direction, a perturbed step descends along
-    `combination(g, grad L(w + ascent(d)))`, an unperturbed one along `reuse(g)`; the gate decides
-    which. All that is not given is neutral, so that `sharpness_aware(to_radius(rho))` is SAM.
+    With `g` the first gradient and `d` the direction, a perturbed step descends along the combination of `g`
+    and `grad L(w + ascent(d))`, an unperturbed one along what the reuse makes of `g`; the gate decides
+    which. All that is not given is neutral, so that `sharpness_aware(ascents.to_radius(rho))` is SAM.
 
     Args:
       ascent: how far uphill: any Optax transformation, from the direction (for complex leaves, its
         conjugate) to the perturbation: `optax.scale(0.1)`, not `optax.sgd(0.1)`, which points downhill.
-        It gets the step count as the extra argument `step`. For a part of the parameters,
+        It gets the extra arguments `step` (the step count), `key` and `oracle`. For a part of the parameters,
         `optax.masked(to_radius(rho), mask)`; for a radius per group, `optax.partition({...}, labels)`.
-      start: where and on which examples the first gradient is; `at_params()`.
-      direction: what points uphill; `gradient()`.
-      gate: whether a step is perturbed; `always()`.
-      selection: which examples see the second gradient; `everything`.
-      combination: how the two gradients become one; `perturbed`.
-      reuse: what an unperturbed step remembers; `nothing()`.
+      start: where and on which examples the first gradient is; `starts.at_params()`.
+      direction: what points uphill; `directions.gradient()`.
+      gate: whether a step is perturbed; `gates.always()`.
+      selection: which examples see the second gradient; `selections.everything()`.
+      combination: how the two gradients become one; `combinations.perturbed()`.
+      reuse: what an unperturbed step remembers; `reuses.nothing()`.
       seed: an integer, or an integer array, for the pieces that draw.
 
     Returns:
       A `SharpnessAware` transformation.
 
     Raises:
-      TypeError: `ascent` is no Optax transformation, another piece is none of its kind, or `seed` is no
-        integer.
-      ValueError: two pieces contradict each other: `ahead()` with a direction that needs the step's
+      TypeError: `ascent` is no Optax transformation, another piece is none of its kind (all that it lacks is
+        named), or `seed` is no integer.
+      ValueError: two pieces contradict each other: `starts.ahead()` with a direction that needs the step's
         gradient or with a gate, selection, combination or reuse; a start that follows the gate with a
-        gate that must see the gradient.
+        gate that must see the gradient. In a step, a piece returns a tree that is not like the parameters, or
+        a state that is not like its state before.
 
     Example:
-      >>> from optax_sam import every, sharpness_aware, to_radius
-      >>> method = sharpness_aware(to_radius(0.05), gate=every(5))
+      >>> from optax_sam import ascents, gates, sharpness_aware
+      >>> method = sharpness_aware(ascents.to_radius(0.05), gate=gates.every(5))
     """
-    checks.transformation("ascent", ascent, "to_radius(0.05)")
+    checks.transformation("ascent", ascent, "ascents.to_radius(0.05)")
     checks.seed(seed)
-    checks.piece("start", start, "begin", "a start, such as at_params()")
-    checks.piece("direction", direction, "read", "a direction, such as gradient()")
-    checks.piece("gate", gate, "due", "a gate, such as every(5)")
-    checks.piece("reuse", reuse, "recall", "a reuse, such as nothing()")
-    checks.function("selection", selection, "(oracle, here, there, context) -> oracle, such as everything")
-    checks.function("combination", combination, "(grads, perturbed_grads, context) -> descent, such as unit")
-    method = Assembly(
-        ascent=ascent,
-        start=at_params() if start is None else start,
-        direction=gradient() if direction is None else direction,
-        gate=always() if gate is None else gate,
-        selection=selection,
-        combination=combination,
-        reuse=nothing() if reuse is None else reuse,
-        seed=seed,
-    )
+    checks.piece("start", start, Start, "starts.at_params()")
+    checks.piece("direction", direction, Direction, "directions.gradient()")
+    checks.piece("gate", gate, Gate, "gates.every(5)")
+    checks.piece("selection", selection, Selection, "selections.everything()")
+    checks.piece("combination", combination, Combination, "combinations.unit()")
+    checks.piece("reuse", reuse, Reuse, "reuses.nothing()")
+    given = {
+        "start": start,
+        "direction": direction,
+        "gate": gate,
+        "selection": selection,
+        "combination": combination,
+        "reuse": reuse,
+    }
+    pieces: Any = {kind: NEUTRAL[kind]() if piece is None else piece for kind, piece in given.items()}
+    method = Assembly(ascent=ascent, seed=seed, **pieces)
     _check_fit(method)
     return from_method(method)
 
@@ -299,40 +317,19 @@ def _check_fit(method: Assembly) -> None:
     if method.start.follows_gate and method.gate.needs_gradient:
         raise ValueError(
             f"start={method.start!r} takes the gradient that the gate chooses, but gate={method.gate!r} must "
-            f"see it first: choose a gate that needs none, such as every(5), or at_params()."
+            f"see it first: choose a gate that needs none, such as gates.every(5), or starts.at_params()."
         )
-    if not isinstance(method.start, Ahead):
+    if not method.start.climbs:
         return
     if method.direction.needs_gradient:
         raise ValueError(
-            f"direction={method.direction!r} needs the gradient of the step, but start=ahead() moves before "
-            f"it is taken: choose a direction that needs none, such as previous_descent(), or at_params()."
+            f"direction={method.direction!r} needs the gradient of the step, but start={method.start!r} moves "
+            f"before it is taken: choose a direction that needs none, such as directions.previous_descent(), "
+            f"or starts.at_params()."
         )
-    if method.gate.constant is not True or method.selection is not selections.everything:
-        raise ValueError(
-            "start=ahead() takes the one gradient of the step itself: leave gate and selection out."
-        )
-    if method.combination is not combinations.perturbed or method.reuse != nothing():
-        raise ValueError(
-            "start=ahead() descends along the one gradient of the step: leave combination and reuse out."
-        )
-
-
-_KINDS = ("start", "direction", "gate", "selection", "combination", "reuse", "ascent")
-
-
-def _context(
-    state: SharpnessAwareState, kind: str, params: Any = None, oracle: Any = None, opt_state: Any = None
-) -> Context:
-    """What the pieces of one kind may know of the step that begins with `state`."""
-    key = jax.random.fold_in(jax.random.fold_in(states.key_of(state), state.step), _KINDS.index(kind))
-    due = None if isinstance(state.due, tuple) else state.due
-    return Context(state.step, key, params, oracle, due, opt_state)
-
-
-def _see_the_same(oracle: Any, other: Any) -> bool:
-    """Whether two oracles have the same losses of the same examples."""
-    if oracle is other:
-        return True
-    pairs = zip(jax.tree.leaves(oracle.batch), jax.tree.leaves(other.batch), strict=True)
-    return oracle.losses is other.losses and all(x is y for x, y in pairs)
+    for name in ("gate", "selection", "combination", "reuse"):
+        if (piece := getattr(method, name)) != NEUTRAL[name]():
+            raise ValueError(
+                f"{name}={piece!r}, but start={method.start!r} takes the one gradient of the step itself, and "
+                f"descends along it: leave {name} out."
+            )

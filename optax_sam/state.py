@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 from optax_sam import trees
+from optax_sam.meter import Spent
 
 MEASURED = ("loss", "perturbed_loss", "grad_norm", "perturbed_grad_norm", "perturbation_norm")
 
@@ -64,7 +65,7 @@ class SharpnessAwareState(NamedTuple):
 
 def initial(seed: Any, **fields: Any) -> SharpnessAwareState:
     """The state before the first step; a kind of piece that is not given remembers nothing."""
-    remembered = dict.fromkeys(("start", "direction", "gate", "ascent", "reuse"), ())
+    remembered = dict.fromkeys(("due", "start", "direction", "gate", "ascent", "reuse"), ())
     return SharpnessAwareState(
         step=jnp.zeros([], jnp.int32),
         key=jax.random.key_data(jax.random.key(seed, impl="threefry2x32")),
@@ -104,12 +105,10 @@ def measured(**values: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     return jnp.where(known, numbers, jnp.zeros_like(numbers)), known
 
 
-def diagnostics(
-    old: Diagnostics, *, cost: Any, perturbed: bool, finite: jax.Array, **values: jax.Array | None
-) -> Diagnostics:
+def diagnostics(old: Diagnostics, spent: Spent, *, perturbed: bool, **values: Any) -> Diagnostics:
     """What a step measured, after what was measured before it; the values are named as in `MEASURED`."""
     numbers, known = measured(**values)
-    paid = jnp.asarray(cost, jnp.float32)
+    paid, finite = spent.as_arrays()
     return Diagnostics(
         values=numbers,
         known=known,

@@ -1,7 +1,6 @@
 """How every method is called: the training step, the transformation, and what both refuse."""
 
 import abc
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,12 +9,55 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_sam import checks, trees
+from optax_sam import checks, meter, trees
 from optax_sam import state as states
-from optax_sam.closures import as_of_now
-from optax_sam.gradient_oracle import GradientOracle, like_params
-from optax_sam.oracle import Oracle
+from optax_sam.aliases import Grads, OptState, Params
+from optax_sam.examples import Examples, Rows
+from optax_sam.identity import check_same
+from optax_sam.objective import ONLY_GRAD_FN, Arguments, Evaluation, GradientFunction, like_params
+from optax_sam.oracle import Oracle, Started, given_by, started
 from optax_sam.state import SharpnessAwareState
+from optax_sam.step_oracle import Given
+
+
+class Climb(NamedTuple):
+    """A perturbation that was made.
+
+    Attributes:
+      direction: what pointed uphill.
+      perturbation: a tree like the parameters; None where it is no longer needed.
+      length: `float[]`, the L2 norm of the perturbation.
+      direction_state: of the direction, after it.
+      ascent_state: of the ascent, after it.
+    """
+
+    direction: Grads
+    perturbation: Grads
+    length: jax.Array
+    direction_state: Any
+    ascent_state: Any
+
+
+class Begun(NamedTuple):
+    """The beginning of a step: arrays alone, so that it may leave a loop over slices.
+
+    Attributes:
+      first: the first evaluation, not yet judged.
+      point: where it was taken; None for the parameters themselves.
+      examples: what it saw; None for all that the step was given.
+      total: `float[]`, the sum of the weights of what it stands for; None where all examples count alike.
+      climb: the perturbation that led to the point; None where none has.
+      spent: so far.
+      parts: what a wrapper keeps for its end.
+    """
+
+    first: Evaluation
+    point: Params = None
+    examples: Examples | None = None
+    total: Any = None
+    climb: Climb | None = None
+    spent: meter.Spent = meter.Spent()
+    parts: Any = None
 
 
 class Outcome(NamedTuple):
@@ -27,9 +69,21 @@ class Outcome(NamedTuple):
       loss: at the perturbed point, or at the start in an unperturbed step; None where not known.
     """
 
-    descent: Any
+    descent: Grads
     state: SharpnessAwareState
     loss: Any
+
+
+class Probe:
+    """In the place of an oracle: `update` raises the method that it belongs to, wherever it stands."""
+
+
+class Found(Exception):
+    """Carries a method out of a chain that was asked with a `Probe`."""
+
+    def __init__(self, method: "Method"):
+        super().__init__("a probe is no oracle")
+        self.method = method
 
 
 class Method(abc.ABC):
@@ -50,50 +104,60 @@ class Method(abc.ABC):
         """Whether the first gradient of a perturbed step is another one than that of an unpaid step."""
         return False
 
-    def due(self, state: SharpnessAwareState, grads: Any) -> jax.Array:
+    @property
+    def of_step(self) -> "Method":
+        """The method whose step `value_and_grad` begins."""
+        return self
+
+    def due(self, state: SharpnessAwareState, grads: Grads) -> jax.Array:
         """Whether the next step is perturbed; `grads` only for gates that must see them."""
         del grads
         return states.due(state)
 
+    def settle(self, mean: SharpnessAwareState, old: SharpnessAwareState) -> SharpnessAwareState:
+        """The mean of the states of several slices or draws, repaired where a mean is no state."""
+        del old
+        return mean
+
     @abc.abstractmethod
-    def init(self, params: Any) -> SharpnessAwareState:
+    def init(self, params: Params) -> SharpnessAwareState:
         """The initial state."""
 
     @abc.abstractmethod
-    def begin(self, state: SharpnessAwareState, opt_state: Any, params: Any, oracle: Oracle) -> Oracle:
+    def begin(self, state: SharpnessAwareState, given: Given) -> Begun:
         """Takes the first gradient, where and on which examples the method wants it."""
 
     @abc.abstractmethod
     def finish(
         self,
-        grads: Any,
+        grads: Grads,
+        begun: Begun,
         state: SharpnessAwareState,
-        params: Any,
-        oracle: Any,
+        params: Params,
+        given: Given,
         perturb: bool | None,
     ) -> Outcome:
         """Takes the further gradients, and makes one of all."""
 
     def update(
         self,
-        updates: Any,
+        updates: Grads,
         state: SharpnessAwareState,
-        params: Any = None,
+        params: Params = None,
         *,
         oracle: Oracle | None = None,
-        grad_fn: Callable[[Any], Any] | None = None,
+        grad_fn: Callable[[Params], Grads] | None = None,
         perturb: bool | None = None,
         **extra_args: Any,
-    ) -> tuple[Any, SharpnessAwareState]:
+    ) -> tuple[Grads, SharpnessAwareState]:
         """Turns the first gradient of a step into the sharpness-aware one.
 
         Args:
           updates: the gradient that `value_and_grad` returned, or the user's own at `params`.
           state: the state of this transformation.
           params: the parameters.
-          oracle: what `value_and_grad` returned, or an `Oracle` made by hand; with one that was not
-            started by this method, the method takes its first gradient itself and does not read
-            `updates`.
+          oracle: what `value_and_grad` returned, or an `Oracle` made by hand; with one made by hand the
+            method takes its first gradient itself and does not read `updates`.
           grad_fn: in place of an oracle, `grad_fn(params) -> grads`, of the same examples.
           perturb: None lets the gate decide inside the program; True or False compiles that branch
             alone.
@@ -104,59 +168,55 @@ class Method(abc.ABC):
 
         Raises:
           ValueError: `params` is missing; not exactly one of `oracle` and `grad_fn`; the method needs
-            what `grad_fn` cannot give; a tree that differs from `params`; `perturb=False` for a
-            method whose first gradient is already perturbed.
+            what `grad_fn` cannot give; the oracle was started by another method; a tree that differs from
+            `params`; `perturb=False` for a method whose first gradient is already perturbed.
           TypeError: `perturb` is an array.
         """
         del extra_args
+        if isinstance(oracle, Probe):
+            raise Found(self)
         if params is None:
             raise ValueError("params=None: pass the parameters, update(grads, state, params, ...).")
         self.check_call(oracle, grad_fn, perturb)
         structure = jax.tree.structure(updates)
-        oracle = self.with_params(oracle, grad_fn, params)
-        params = jax.tree.map(jnp.asarray, trees.plain(params))
-        updates = like_params("grads", updates, params)
-        if isinstance(oracle, GradientOracle):
-            oracle = dataclasses.replace(oracle, grads=updates)
-        if isinstance(oracle, Oracle):
-            updates, oracle = self.started(updates, state, params, oracle, perturb)
+        check_visible(params, oracle, grad_fn)
+        arrays = jax.tree.map(jnp.asarray, trees.plain(params))
+        updates = like_params("grads", updates, arrays)
+        if oracle is None:
+            given = given_by_function(grad_fn, params, arrays)
+            begun = Begun(Evaluation(updates), spent=meter.Spent(1.0))
+        else:
+            updates, begun, given = self.started(updates, state, arrays, params, oracle, perturb)
         perturb = None if perturb is None else bool(perturb)
-        outcome = self.finish(updates, state, params, oracle, perturb)
+        outcome = self.finish(updates, begun, state, arrays, given, perturb)
         return jax.tree.unflatten(structure, jax.tree.leaves(outcome.descent)), outcome.state
 
     def started(
-        self, grads: Any, state: SharpnessAwareState, params: Any, oracle: Oracle, perturb: bool | None
-    ) -> tuple[Any, Oracle]:
-        """The first gradient and its oracle; taken now if `value_and_grad` took none, or another branch's."""
-        forced = perturb is not None and self.first_follows_gate
-        if oracle.method is self and not forced:
-            return grads, oracle
+        self,
+        grads: Grads,
+        state: SharpnessAwareState,
+        visible: Params,
+        params: Params,
+        oracle: Oracle,
+        perturb: bool | None,
+    ) -> tuple[Grads, Begun, Given]:
+        """The first gradient and what belongs to it; taken now, if `value_and_grad` did not, or otherwise."""
+        step = oracle._started
+        if step is not None and step.method is not None:
+            check_same(step.method, self)
+        told = None if step is None else step.perturb
+        forced = perturb is not None and self.first_follows_gate and perturb != told
+        if step is not None and not forced:
+            return grads, step.begun, step.given
         decided = state._replace(due=jnp.asarray(bool(perturb))) if forced else state
-        oracle = self.begin(decided, state, oracle.params, oracle.origin or oracle)
-        first = trees.like_masked(params, oracle.first.evaluation.grads)
-        return optax.tree.cast_like(first, grads), oracle
-
-    def with_params(self, oracle, grad_fn, params) -> Any:
-        """The oracle with the full parameters; or the gradient function as one."""
-        hidden = trees.has_masked(params)
-        if oracle is None:
-            if hidden:
-                raise ValueError(
-                    "grad_fn is given inside optax.masked or optax.partition, where the full "
-                    "parameters are out of sight: pass the oracle of value_and_grad, or "
-                    "oracle=Oracle(losses, batch, params=params)."
-                )
-            return GradientOracle(grad_fn, jax.tree.structure(params))
-        if oracle.params is not None:
-            return oracle
-        if hidden:
-            raise ValueError(
-                "oracle.params=None inside optax.masked or optax.partition, where the full "
-                "parameters are out of sight: pass oracle=Oracle(losses, batch, params=params)."
-            )
-        return dataclasses.replace(oracle, params=params)
+        full = params if oracle.params is None else oracle.params
+        given = given_by(oracle, full, state) if step is None else step.given
+        begun = self.begin(decided, given)
+        first = trees.like_masked(visible, begun.first.grads)
+        return optax.tree.cast_like(first, grads), begun, given
 
     def check_call(self, oracle: Any, grad_fn: Any, perturb: Any) -> None:
+        """Refuses arguments of `update` that do not go together."""
         if (oracle is None) == (grad_fn is None):
             given = "none" if oracle is None else "both"
             raise ValueError(
@@ -171,10 +231,7 @@ class Method(abc.ABC):
         if grad_fn is not None and not callable(grad_fn):
             raise TypeError(f"grad_fn={grad_fn!r} is no function: pass grad_fn(params) -> grads.")
         if grad_fn is not None and self.needs_oracle:
-            raise ValueError(
-                "grad_fn is given, but this method needs examples, losses or a start of its own: "
-                "pass the oracle of value_and_grad, or oracle=optax_sam.Oracle(losses, batch)."
-            )
+            raise ValueError(ONLY_GRAD_FN)
         if perturb is not None and not isinstance(perturb, bool | np.bool_):
             raise TypeError(
                 f"perturb={perturb!r} is no Python bool: pass None, or a Python bool "
@@ -185,6 +242,29 @@ class Method(abc.ABC):
                 "perturb=False, but this method's first gradient is already perturbed: pass "
                 "perturb=None or True."
             )
+
+
+def check_visible(params: Params, oracle: Oracle | None, grad_fn: Any) -> None:
+    """Refuses a step inside `optax.masked` or `optax.partition` that does not know the full parameters."""
+    if not trees.has_masked(params):
+        return
+    if grad_fn is not None:
+        raise ValueError(
+            "grad_fn is given inside optax.masked or optax.partition, where the full "
+            "parameters are out of sight: pass the oracle of value_and_grad, or "
+            "oracle=Oracle(losses, batch, params=params)."
+        )
+    if oracle.params is None:
+        raise ValueError(
+            "oracle.params=None inside optax.masked or optax.partition, where the full "
+            "parameters are out of sight: pass oracle=Oracle(losses, batch, params=params)."
+        )
+
+
+def given_by_function(grad_fn: Callable[[Params], Grads], params: Params, arrays: Params) -> Given:
+    """What a step is given by a gradient function."""
+    objective = GradientFunction(grad_fn, jax.tree.structure(params))
+    return Given(objective, Examples(Rows(())), Arguments([]), arrays)
 
 
 class SharpnessAware(optax.GradientTransformationExtraArgs):
@@ -201,22 +281,23 @@ class SharpnessAware(optax.GradientTransformationExtraArgs):
         return bound.__self__
 
     def value_and_grad(
-        self, loss_fn: Callable[[Any, Any], Any], has_aux: bool = False
-    ) -> Callable[..., tuple[Any, Any, Oracle]]:
+        self, loss_fn: Callable[..., Any], has_aux: bool = False
+    ) -> Callable[..., tuple[Any, Grads, Oracle]]:
         """The first gradient of a step, where and on which examples the method wants it.
 
         Args:
-          loss_fn: `loss_fn(params, batch)` returns one loss per example, shape `[batch]`, or
+          loss_fn: `loss_fn(params, batch, *args)` returns one loss per example, shape `[batch]`, or
             `(losses, aux)` with `has_aux`. A scalar (their mean) is accepted by methods that need no
             losses of single examples.
           has_aux: whether `loss_fn` returns a pair.
 
         Returns:
-          A function `(params, batch, *, state, indices=None, weights=None, whole_batch=False, key=None,
+          A function `(params, batch, *args, state, indices=None, weights=None, whole_batch=False, key=None,
           loss_scale=None)` that returns `loss, grads, oracle`, or `(loss, aux), grads, oracle`. `state`
-          is any optimizer state that holds this transformation's; the other arguments are those of
-          `Oracle`. Pass the gradient and the oracle on: `tx.update(grads, state, params, oracle=oracle)`.
-          Later passes see the variables that `loss_fn` closes over as they were in the first one.
+          is any optimizer state that holds this transformation's; `args` go to every pass unchanged; the
+          others are those of `Oracle`. Pass the gradient and the oracle on:
+          `tx.update(grads, state, params, oracle=oracle)`. Later passes see what `loss_fn` closes over as it
+          was in the first one.
 
         Raises:
           ValueError: `state` holds no state of ours, several, or one inside `optax.MultiSteps`; see
@@ -237,20 +318,18 @@ class SharpnessAware(optax.GradientTransformationExtraArgs):
         checks.function("loss_fn", loss_fn, "loss_fn(params, batch) -> [batch]")
 
         def value_and_grad(
-            params,
-            batch,
-            *,
-            state,
-            indices=None,
-            weights=None,
-            whole_batch=False,
-            key=None,
-            loss_scale=None,
-        ) -> tuple[Any, Any, Oracle]:
-            own = states.find(state)
-            states.check_no_multi_steps(state)
+            params: Params,
+            batch: Any,
+            *args: Any,
+            state: OptState,
+            indices: Any = None,
+            weights: Any = None,
+            whole_batch: bool = False,
+            key: Any = None,
+            loss_scale: Any = None,
+        ) -> tuple[Any, Grads, Oracle]:
             oracle = Oracle(
-                as_of_now(loss_fn),
+                loss_fn,
                 batch,
                 params=params,
                 has_aux=has_aux,
@@ -259,15 +338,13 @@ class SharpnessAware(optax.GradientTransformationExtraArgs):
                 whole_batch=whole_batch,
                 key=key,
                 loss_scale=loss_scale,
+                args=args,
             )
-            oracle = self.method.begin(own, state, oracle.params, oracle)
-            first = oracle.first.evaluation
-            grads = jax.tree.unflatten(jax.tree.structure(params), jax.tree.leaves(first.grads))
-            return (first.loss, first.aux) if has_aux else first.loss, grads, oracle
+            return begin(self.method.of_step, oracle, state)
 
         return value_and_grad
 
-    def due(self, state: Any, grads: Any = None) -> jax.Array:
+    def due(self, state: OptState, grads: Grads = None) -> jax.Array:
         """Whether the next step will pay for a perturbed gradient, `bool[]`, read from the state.
 
         Args:
@@ -278,6 +355,27 @@ class SharpnessAware(optax.GradientTransformationExtraArgs):
           ValueError: `state` holds no state of ours, or several; the gate must see `grads`.
         """
         return self.method.due(states.find(state), grads)
+
+
+def begin(
+    method: Method, oracle: Oracle, opt_state: OptState, is_sure: bool = False
+) -> tuple[Any, Grads, Oracle]:
+    """The beginning of a step: `loss, grads, oracle`, the loss with aux where the oracle has it.
+
+    Args:
+      method: whose step it is.
+      oracle: with the full parameters.
+      opt_state: of the whole optimizer.
+      is_sure: whether the step is known to be this method's, and not to be compared at its end.
+    """
+    own = states.find(opt_state)
+    states.check_no_multi_steps(opt_state)
+    given = given_by(oracle, oracle.params, opt_state)
+    begun = method.begin(own, given)
+    first = begun.first
+    grads = jax.tree.unflatten(jax.tree.structure(oracle.params), jax.tree.leaves(first.grads))
+    step = Started(None if is_sure else method, given, begun)
+    return (first.loss, first.aux) if oracle.has_aux else first.loss, grads, started(oracle, step)
 
 
 def from_method(method: Method) -> SharpnessAware:

@@ -4,6 +4,7 @@ Integer leaves, `None`, and zero-size leaves pass through every function here un
 inexact (float or complex) leaves are read or written.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -139,6 +140,12 @@ def inner(tree: Any, other: Any) -> jax.Array:
     parts = [jnp.sum((jnp.conj(x) * y.astype(x.dtype)).real) for x, y in pairs if is_inexact(x)]
     wide = jnp.float64 if any(x.dtype == jnp.float64 for x in parts) else jnp.float32
     return sum((x.astype(wide) for x in parts), jnp.zeros([], wide))
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Whether every entry of every inexact leaf is finite, `bool[]`."""
+    found = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree) if is_inexact(x) and x.size]
+    return functools.reduce(jnp.logical_and, found, jnp.ones([], bool))
 
 
 def perpendicular(tree: Any, to: Any) -> Any:

@@ -200,7 +200,7 @@ def _slices(loop: str = "scan") -> Callable[[Any], Any]:
 
 
 def _every_third(rho: float = 0.05) -> optax_sam.SharpnessAware:
-    return optax_sam.sharpness_aware(optax_sam.to_radius(rho), gate=optax_sam.every(3))
+    return optax_sam.sharpness_aware(optax_sam.ascents.to_radius(rho), gate=optax_sam.gates.every(3))
 
 
 VARIANTS: dict[str, Case] = {

@@ -96,7 +96,7 @@ def sampa_step(
     checks.number("mix", mix, low=0, high=1)
     if devices is not None and len(devices) != 2:
         raise ValueError(f"devices are {len(devices)}: pass two, such as jax.devices()[:2], or None.")
-    ascent = optax_sam.to_radius(rho)
+    ascent = optax_sam.ascents.to_radius(rho)
 
     def mean_loss(params: Any, batch: Any) -> jax.Array:
         return jnp.mean(loss_fn(params, batch))

@@ -10,7 +10,8 @@ import optax
 from optax_sam import checks, trees
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule, scaled
 from optax_sam.methods.sam import sam
-from optax_sam.pieces.ascents import in_proportion, in_turn, transformation
+from optax_sam.pieces.ascents import chained, in_proportion
+from optax_sam.pieces.bases import transformation
 from optax_sam.sharpness_aware import SharpnessAware
 from optax_sam.wrappers.with_base import followed_by
 
@@ -129,4 +130,4 @@ def adasam(
     """
     checks.number_or_schedule("learning_rate", learning_rate, low=0)
     descent = in_proportion(scaled(learning_rate, -1))
-    return followed_by(sam(rho), in_turn(scale_by_adasam(b1, b2, epsilon), descent))
+    return followed_by(sam(rho), chained(scale_by_adasam(b1, b2, epsilon), descent))

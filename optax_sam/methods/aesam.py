@@ -4,7 +4,7 @@ from optax_sam import checks
 from optax_sam.hyperparameters import Linear, Scalar, ScalarOrSchedule
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.gates import when_gradient_is_large
-from optax_sam.pieces.reuse import orthogonal_component
+from optax_sam.pieces.reuses import orthogonal_component
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 

@@ -9,10 +9,12 @@ import optax
 
 from optax_sam import checks, random_trees, trees
 from optax_sam import state as states
+from optax_sam.aliases import Grads, Params
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule, at_step
-from optax_sam.oracle import First, Oracle
+from optax_sam.meter import Spent, metered, spend
 from optax_sam.state import SharpnessAwareState
-from optax_sam.transformation import Method, Outcome, SharpnessAware, from_method
+from optax_sam.step_oracle import Given, StepOracle
+from optax_sam.transformation import Begun, Method, Outcome, SharpnessAware, from_method
 from optax_sam.wrappers.per_microbatch import per_microbatch
 
 
@@ -56,22 +58,28 @@ class BSAM(Method):
         scale = trees.map_inexact(lambda x: jnp.full_like(jnp.real(x), self.initial_scale), zeros)
         return states.initial(self.seed, due=jnp.ones([], bool), ascent=BSAMState(zeros, scale))
 
-    def begin(self, state: SharpnessAwareState, opt_state: Any, params: Any, oracle: Oracle) -> Oracle:
-        del opt_state
+    def begin(self, state: SharpnessAwareState, given: Given) -> Begun:
         key = jax.random.fold_in(states.key_of(state), state.step)
         scale = state.ascent.scale
-        noise = trees.like_masked(scale, random_trees.standard_normal(key, params))
+        noise = trees.like_masked(scale, random_trees.standard_normal(key, given.params))
 
         def deviation(z, s):
             return trees.times(1 / jnp.sqrt(trees.times(float(self.num_effective), s)), trees.widen(z))
 
-        point = trees.add_perturbation(params, trees.map_inexact(deviation, noise, scale))
-        return dataclasses.replace(
-            oracle, method=self, first=First(point, oracle.evaluate(point)), origin=oracle
-        )
+        point = trees.add_perturbation(given.params, trees.map_inexact(deviation, noise, scale))
+        with metered() as meter:
+            first = StepOracle(given, given.examples, point, given.params).evaluate_unjudged(point)
+        examples = given.examples
+        return Begun(first, point, examples, examples.total, spent=meter.spent.as_arrays())
 
     def finish(
-        self, grads: Any, state: SharpnessAwareState, params: Any, oracle: Any, perturb: bool | None
+        self,
+        grads: Grads,
+        begun: Begun,
+        state: SharpnessAwareState,
+        params: Params,
+        given: Given,
+        perturb: bool | None,
     ) -> Outcome:
         del perturb
         rho, rate = (at_step(x, state.step) for x in (self.rho, self.learning_rate))
@@ -79,8 +87,11 @@ class BSAM(Method):
         perturbation = trees.map_inexact(
             lambda g, s: trees.times(rho, jnp.conj(g)) / s.astype(g.dtype), wide, old.scale
         )
-        from_params = dataclasses.replace(oracle, first=None)
-        there = from_params.with_key(1).evaluate_moved(perturbation, params)
+        from_params = StepOracle(given, given.examples, given.params, params)
+        grad_norm = trees.norm(grads)
+        with metered() as meter:
+            spend(*begun.spent.plus(Spent(0.0, jnp.isfinite(grad_norm))))
+            there = from_params.with_key(1).evaluate_moved(perturbation)
 
         def momentum(m, g, w):
             decayed = jnp.conj(g).astype(m.dtype) + self.decay * w.astype(m.dtype)
@@ -94,21 +105,19 @@ class BSAM(Method):
         mean = trees.map_inexact(momentum, old.mean_gradient, there.grads, w)
         updates = trees.map_inexact(lambda m, s: -trees.times(rate, m) / s.astype(m.dtype), mean, old.scale)
         updates = jax.tree.map(lambda u, g: u if trees.is_inexact(g) else jnp.zeros_like(g), updates, grads)
-        norms = trees.norm(grads), trees.norm(there.grads)
-        finite = jnp.isfinite(norms[0]) & jnp.isfinite(norms[1])
+        spent = meter.spent.plus(Spent(0.0, trees.all_finite(updates)))
         new = BSAMState(mean, trees.map_inexact(renewed, old.scale, wide))
         new = state._replace(
-            step=jnp.asarray(optax.safe_increment(state.step)),
-            ascent=trees.where(finite, new, old),
+            step=optax.safe_increment(state.step),
+            ascent=trees.where(spent.finite, new, old),
             diagnostics=states.diagnostics(
                 state.diagnostics,
-                cost=2.0,
+                spent,
                 perturbed=True,
-                finite=finite,
-                loss=oracle.first.evaluation.loss,
-                grad_norm=norms[0],
+                loss=begun.first.loss,
+                grad_norm=grad_norm,
                 perturbed_loss=there.loss,
-                perturbed_grad_norm=norms[1],
+                perturbed_grad_norm=there.norm,
                 perturbation_norm=trees.norm(perturbation),
             ),
         )

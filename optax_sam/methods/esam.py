@@ -2,7 +2,7 @@
 
 from optax_sam import checks
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
-from optax_sam.pieces.ascents import in_proportion, in_turn, to_radius
+from optax_sam.pieces.ascents import chained, in_proportion, to_radius
 from optax_sam.pieces.masks import keep_random_fraction
 from optax_sam.pieces.selections import check_fraction, everything, largest_increase
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
@@ -67,6 +67,6 @@ def esam(
         raise ValueError("weight_fraction=0 perturbs nothing: pass a number above 0, up to 1.")
     ascent = to_radius(rho)
     if weight_fraction < 1:
-        ascent = in_turn(keep_random_fraction(weight_fraction), ascent, in_proportion(1 / weight_fraction))
+        ascent = chained(keep_random_fraction(weight_fraction), ascent, in_proportion(1 / weight_fraction))
     chosen = largest_increase(example_fraction, strata)
-    return sharpness_aware(ascent, selection=everything if example_fraction == 1 else chosen, seed=seed)
+    return sharpness_aware(ascent, selection=everything() if example_fraction == 1 else chosen, seed=seed)

@@ -8,7 +8,7 @@ from optax_sam.hyperparameters import ScalarOrSchedule
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.combinations import plus
 from optax_sam.pieces.gates import every
-from optax_sam.pieces.reuse import components_beyond
+from optax_sam.pieces.reuses import components_beyond
 from optax_sam.pieces.selections import on_surrogate
 from optax_sam.pieces.starts import on_surrogate_between
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware

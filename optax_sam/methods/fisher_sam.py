@@ -2,7 +2,7 @@
 
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
 from optax_sam.pieces.ascents import to_radius
-from optax_sam.pieces.geometry import fisher
+from optax_sam.pieces.geometries import fisher
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 

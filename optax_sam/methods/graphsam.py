@@ -2,9 +2,9 @@
 
 from optax_sam import checks
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
-from optax_sam.pieces.ascents import in_turn, to_radius, within_leaf_norm
+from optax_sam.pieces.ascents import chained, to_radius, within_leaf_norm
 from optax_sam.pieces.directions import mean_of_perturbed
-from optax_sam.pieces.geometry import elementwise, euclidean
+from optax_sam.pieces.geometries import elementwise, euclidean
 from optax_sam.pieces.starts import ahead
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
@@ -59,7 +59,7 @@ def graphsam(
     """
     checks.number_or_schedule("max_leaf_norm", max_leaf_norm, low=0)
     checks.boolean("adaptive", adaptive)
-    ascent = in_turn(
+    ascent = chained(
         to_radius(rho, elementwise() if adaptive else euclidean()), within_leaf_norm(max_leaf_norm)
     )
     return sharpness_aware(ascent, direction=mean_of_perturbed(decay, refresh_steps), start=ahead())

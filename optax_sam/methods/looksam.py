@@ -4,8 +4,8 @@ from optax_sam import checks
 from optax_sam.hyperparameters import ScalarOrSchedule
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.gates import every
-from optax_sam.pieces.geometry import layerwise
-from optax_sam.pieces.reuse import orthogonal_component
+from optax_sam.pieces.geometries import layerwise
+from optax_sam.pieces.reuses import orthogonal_component
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 

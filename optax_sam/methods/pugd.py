@@ -4,7 +4,7 @@ from optax_sam import checks
 from optax_sam.hyperparameters import ScalarOrSchedule
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.combinations import unit, unit_sum
-from optax_sam.pieces.geometry import magnitude
+from optax_sam.pieces.geometries import magnitude
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
@@ -48,5 +48,5 @@ def pugd(radius: ScalarOrSchedule = 1.0, sum_gradients: bool = True) -> Sharpnes
     """
     checks.number_or_schedule("radius", radius, low=0)
     checks.boolean("sum_gradients", sum_gradients)
-    combination = unit_sum if sum_gradients else unit
+    combination = unit_sum() if sum_gradients else unit()
     return sharpness_aware(to_radius(radius, magnitude()), combination=combination)

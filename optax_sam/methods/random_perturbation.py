@@ -2,11 +2,11 @@
 
 from optax_sam import checks
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
+from optax_sam.pieces import selections, starts
 from optax_sam.pieces.ascents import in_proportion
 from optax_sam.pieces.combinations import mix
 from optax_sam.pieces.directions import Gaussian, damped_gaussian, gaussian
-from optax_sam.pieces.selections import everything, on_part
-from optax_sam.pieces.starts import ahead, at_params, at_params_on_part
+from optax_sam.pieces.starts import ahead, at_params
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
@@ -127,9 +127,9 @@ def adaptive_random_perturbation(
 def _mixed(noise: Gaussian, noise_scale, alpha, split_batch, seed) -> SharpnessAware:
     return sharpness_aware(
         in_proportion(noise_scale, to_filters=True),
-        start=at_params_on_part(0, 2) if split_batch else at_params(),
+        start=starts.on_part(0, 2) if split_batch else at_params(),
         direction=noise,
-        selection=on_part(1, 2) if split_batch else everything,
+        selection=selections.on_part(1, 2) if split_batch else selections.everything(),
         combination=mix(alpha),
         seed=seed,
     )

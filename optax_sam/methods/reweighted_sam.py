@@ -54,4 +54,4 @@ def reweighted_sam(
       written from a summary; the authors' code was not read.
     """
     start = reweighted(weight, difference_step)
-    return sharpness_aware(to_radius(rho), start=start, selection=whole_batch, seed=seed)
+    return sharpness_aware(to_radius(rho), start=start, selection=whole_batch(), seed=seed)

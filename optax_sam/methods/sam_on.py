@@ -7,8 +7,8 @@ import jax
 
 from optax_sam import checks
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
-from optax_sam.pieces.ascents import in_turn, to_radius
-from optax_sam.pieces.geometry import elementwise, signs
+from optax_sam.pieces.ascents import chained, to_radius
+from optax_sam.pieces.geometries import elementwise, signs
 from optax_sam.pieces.masks import only
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
@@ -54,13 +54,13 @@ def sam_on(
 
     Deviations:
       of the authors' variants the elementwise ones are here; others are
-      `sharpness_aware(in_turn(only(mask), to_radius(rho, geometry)))`.
+      `sharpness_aware(chained(only(mask), to_radius(rho, geometry)))`.
     """
     checks.static_number("order", order, low=2)
     if order not in (2, float("inf")):
         raise ValueError(f'order={order!r} is neither 2 nor infinite: pass 2, or float("inf").')
     geometry = elementwise(eta, biases=True) if order == 2 else signs(eta)
-    return sharpness_aware(in_turn(only(mask), to_radius(rho, geometry)))
+    return sharpness_aware(chained(only(mask), to_radius(rho, geometry)))
 
 
 def is_normalization(path: Any, leaf: Any) -> bool:

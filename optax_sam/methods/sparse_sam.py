@@ -2,7 +2,7 @@
 
 from optax_sam import checks
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
-from optax_sam.pieces.ascents import in_turn, to_radius
+from optax_sam.pieces.ascents import chained, to_radius
 from optax_sam.pieces.masks import check_pattern, dynamic_mask, fisher_mask
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
@@ -86,7 +86,7 @@ def sparse_sam(
         kept = fisher_mask(sparsity, refresh_steps, num_samples, pattern)
     else:
         kept = dynamic_mask(sparsity, refresh_steps, drop_rate, total_steps or 1, seed)
-    return sharpness_aware(in_turn(to_radius(rho), kept), seed=seed)
+    return sharpness_aware(chained(to_radius(rho), kept), seed=seed)
 
 
 def fisher_mask_sam(

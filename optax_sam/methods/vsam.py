@@ -6,7 +6,7 @@ from typing import Any
 from optax_sam import checks
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
 from optax_sam.pieces.ascents import to_radius
-from optax_sam.pieces.reuse import decayed_difference
+from optax_sam.pieces.reuses import decayed_difference
 from optax_sam.pieces.variance_rate import with_variance_rate
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 

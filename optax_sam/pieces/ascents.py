@@ -1,81 +1,55 @@
 """How far uphill, in which geometry: Optax transformations from a direction to a perturbation."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
 from optax_sam import checks, trees
+from optax_sam.aliases import Grads, Params
 from optax_sam.hyperparameters import ScalarOrSchedule, at_step
-from optax_sam.oracle import Climb
-from optax_sam.pieces.geometry import Geometry, euclidean, filter_norms
-from optax_sam.pieces.protocols import Context
+from optax_sam.pieces.bases import Ascent, asks_anew, climb, transformation
+from optax_sam.pieces.geometries import Geometry, euclidean, filter_norms
+from optax_sam.pieces.masks import dynamic_mask, fisher_mask, keep_random_fraction, only
+
+__all__ = [
+    "chained",
+    "dynamic_mask",
+    "fisher_mask",
+    "in_proportion",
+    "keep_random_fraction",
+    "only",
+    "repeated",
+    "to_radius",
+    "within_leaf_norm",
+]
 
 
 @dataclasses.dataclass(frozen=True)
-class ToRadius:
+class ToRadius(Ascent):
     """See `to_radius`."""
 
     rho: ScalarOrSchedule
     geometry: Geometry
 
-    def init(self, params: Any) -> optax.EmptyState:
-        del params
-        return optax.EmptyState()
+    asks_anew: ClassVar[bool] = False
 
     def update(
-        self, updates: Any, state: Any, params: Any = None, *, step: Any = None, **extra_args: Any
-    ) -> tuple[Any, Any]:
+        self, updates: Grads, state: Any, params: Params = None, *, step: Any = None, **extra_args: Any
+    ) -> tuple[Grads, Any]:
+        return self.climb(updates, state, params, step=step, **extra_args)[:2]
+
+    def climb(
+        self, updates: Grads, state: Any, params: Params = None, *, step: Any = None, **extra_args: Any
+    ) -> tuple[Grads, Any, jax.Array]:
         del extra_args
-        return self.climb(updates, params, step)[0], state
-
-    def climb(self, direction: Any, params: Any, step: Any) -> tuple[Any, jax.Array]:
-        """The perturbation, and its L2 norm."""
         rho = _at_given_step("rho", self.rho, step)
-        dual, norm, length = self.geometry.steepest(direction, params)
+        dual, norm, length = self.geometry.steepest(updates, params)
         perturbation = trees.map_wide(lambda x: trees.times(rho, x), trees.divide(dual, norm))
-        perturbation = optax.tree.cast_like(perturbation, direction)
-        return perturbation, trees.times(rho, trees.divide(length, norm))
-
-
-def climb(ascent: optax.GradientTransformation, direction: Any, state: Any, context: Context) -> Climb:
-    """The perturbation of any ascent along a direction.
-
-    Leaves that `optax.masked` leaves out of the ascent come back as they went in, and are not
-    perturbed. Where the ascent knows that norm it is not computed: on a CPU, XLA would write the whole
-    perturbation once more only to add up its squares.
-    """
-    known: Any = getattr(ascent.update, "__self__", None)
-    uphill = optax.tree.conj(direction)
-    # Ahead of the step's gradient the full parameters are in sight, and only the direction tells the mask.
-    context = context._replace(params=trees.like_masked(direction, context.params))
-    if isinstance(known, ToRadius):
-        perturbation, length = known.climb(uphill, context.params, context.step)
-        return Climb(direction, perturbation, state, length)
-    ascent = optax.with_extra_args_support(ascent)
-    extra = {"step": context.step, "key": context.key, "oracle": context.oracle}
-    perturbation, new_state = ascent.update(uphill, state, context.params, **extra)
-    if _has_mask(state):
-        perturbation = jax.tree.map(lambda e, d: jnp.zeros_like(d) if e is d else e, perturbation, uphill)
-    return Climb(direction, perturbation, new_state, trees.norm(perturbation))
-
-
-def evaluations(state: Any) -> Any:
-    """Gradients that an ascent took itself, in units of the step's first gradient.
-
-    An ascent that takes some tells so in a field `evaluations` of its state.
-    """
-    return sum(value for _, value in optax.tree.get_all_with_path(state, "evaluations"))
-
-
-def _has_mask(state: Any) -> bool:
-    def is_masked(part):
-        return isinstance(part, optax.MaskedState)
-
-    return any(map(is_masked, jax.tree.leaves(state, is_leaf=is_masked)))
+        perturbation = optax.tree.cast_like(perturbation, updates)
+        return perturbation, state, trees.times(rho, trees.divide(length, norm))
 
 
 def to_radius(
@@ -97,22 +71,22 @@ def to_radius(
       TypeError: `geometry` is none.
     """
     checks.number_or_schedule("rho", rho, low=0)
-    checks.piece("geometry", geometry, "steepest", "a geometry, such as euclidean()")
+    checks.piece("geometry", geometry, Geometry, "geometries.euclidean()")
     return transformation(ToRadius(rho, euclidean() if geometry is None else geometry))
 
 
 @dataclasses.dataclass(frozen=True)
-class InProportion:
+class InProportion(Ascent):
     """See `in_proportion`."""
 
     scale: ScalarOrSchedule
     to_filters: bool
 
-    def init(self, params: Any) -> optax.EmptyState:
-        del params
-        return optax.EmptyState()
+    asks_anew: ClassVar[bool] = False
 
-    def update(self, updates: Any, state: Any, params: Any = None, *, step: Any = None, **extra_args: Any):
+    def update(
+        self, updates: Grads, state: Any, params: Params = None, *, step: Any = None, **extra_args: Any
+    ) -> tuple[Grads, Any]:
         del extra_args
         scale = _at_given_step("scale", self.scale, step)
         if not self.to_filters:
@@ -137,43 +111,36 @@ def in_proportion(scale: ScalarOrSchedule, to_filters: bool = False) -> optax.Gr
     return transformation(InProportion(scale, bool(to_filters)))
 
 
-class RepeatedState(NamedTuple):
-    """State of `repeated`.
-
-    Attributes:
-      inner: of the ascent that is repeated.
-      evaluations: `float32[]`, gradients that the last climb took itself.
-    """
-
-    inner: Any
-    evaluations: jax.Array
-
-
 @dataclasses.dataclass(frozen=True)
-class Repeated:
+class Repeated(Ascent):
     """See `repeated`."""
 
     ascent: optax.GradientTransformation
     num_steps: int
 
-    def init(self, params: Any) -> RepeatedState:
-        return RepeatedState(self.ascent.init(params), jnp.zeros([], jnp.float32))
+    @property
+    def asks_anew(self) -> bool:
+        return asks_anew(self.ascent)
 
-    def update(self, updates: Any, state: RepeatedState, params: Any = None, **extra_args: Any):
-        ascent = optax.with_extra_args_support(self.ascent)
-        oracle = extra_args["oracle"]
+    def init(self, params: Params) -> Any:
+        return self.ascent.init(params)
+
+    def update(
+        self, updates: Grads, state: Any, params: Params = None, **extra_args: Any
+    ) -> tuple[Grads, Any]:
+        ascent, oracle = optax.with_extra_args_support(self.ascent), extra_args["oracle"]
 
         def one_more(carry, _):
-            perturbation, inner = carry
-            grads = oracle.evaluate_moved(perturbation, params).grads
+            perturbation, state = carry
+            grads = oracle.evaluate_moved(perturbation).grads
             uphill = optax.tree.cast_like(optax.tree.conj(grads), updates)
-            step, inner = ascent.update(uphill, inner, params, **extra_args)
-            return (trees.map_wide(jnp.add, perturbation, step), inner), None
+            step, state = ascent.update(uphill, state, params, **extra_args)
+            return (trees.map_wide(jnp.add, perturbation, step), state), None
 
-        carry = ascent.update(updates, state.inner, params, **extra_args)
+        carry = ascent.update(updates, state, params, **extra_args)
         if self.num_steps > 1:  # `jax.disable_jit` knows no empty loop
-            carry, _ = lax.scan(one_more, carry, length=self.num_steps - 1)
-        return carry[0], RepeatedState(carry[1], jnp.asarray(self.num_steps - 1, jnp.float32))
+            carry, _ = oracle.scan(one_more, carry, length=self.num_steps - 1)
+        return carry
 
 
 def repeated(ascent: optax.GradientTransformation, num_steps: int) -> optax.GradientTransformationExtraArgs:
@@ -189,15 +156,21 @@ def repeated(ascent: optax.GradientTransformation, num_steps: int) -> optax.Grad
 
 
 @dataclasses.dataclass(frozen=True)
-class InTurn:
-    """See `in_turn`."""
+class Chained(Ascent):
+    """See `chained`."""
 
     ascents: tuple[optax.GradientTransformation, ...]
 
-    def init(self, params: Any) -> tuple[Any, ...]:
+    @property
+    def asks_anew(self) -> bool:
+        return any(map(asks_anew, self.ascents))
+
+    def init(self, params: Params) -> tuple[Any, ...]:
         return tuple(ascent.init(params) for ascent in self.ascents)
 
-    def update(self, updates: Any, state: tuple[Any, ...], params: Any = None, **extra_args: Any):
+    def update(
+        self, updates: Grads, state: tuple[Any, ...], params: Params = None, **extra_args: Any
+    ) -> tuple[Grads, tuple[Any, ...]]:
         new = []
         for ascent, own in zip(self.ascents, state, strict=True):
             ascent = optax.with_extra_args_support(ascent)
@@ -205,28 +178,38 @@ class InTurn:
             new.append(own)
         return updates, tuple(new)
 
+    def climb(
+        self, updates: Grads, state: tuple[Any, ...], params: Params = None, **extra_args: Any
+    ) -> tuple[Grads, tuple[Any, ...], jax.Array]:
+        if not self.ascents:
+            return updates, (), trees.norm(updates)
+        *before, last = self.ascents
+        updates, new = Chained(tuple(before)).update(updates, state[:-1], params, **extra_args)
+        updates, own, length = climb(last, updates, state[-1], params, **extra_args)
+        return updates, (*new, own), length
 
-def in_turn(*ascents: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """One ascent after the other: `optax.chain` that can be pickled.
+
+def chained(*ascents: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """One ascent after the other: `optax.chain` that can be pickled and compared.
 
     A mask before `to_radius` gives what is kept the whole radius; behind it, a part of it.
     """
     for ascent in ascents:
         checks.transformation("ascents", ascent, "to_radius(0.05)")
-    return transformation(InTurn(ascents))
+    return transformation(Chained(ascents))
 
 
 @dataclasses.dataclass(frozen=True)
-class WithinLeafNorm:
+class WithinLeafNorm(Ascent):
     """See `within_leaf_norm`."""
 
     max_norm: ScalarOrSchedule
 
-    def init(self, params: Any) -> optax.EmptyState:
-        del params
-        return optax.EmptyState()
+    asks_anew: ClassVar[bool] = False
 
-    def update(self, updates: Any, state: Any, params: Any = None, *, step: Any = None, **extra_args: Any):
+    def update(
+        self, updates: Grads, state: Any, params: Params = None, *, step: Any = None, **extra_args: Any
+    ) -> tuple[Grads, Any]:
         del params, extra_args
         largest = _at_given_step("max_norm", self.max_norm, step)
 
@@ -245,11 +228,6 @@ def within_leaf_norm(max_norm: ScalarOrSchedule) -> optax.GradientTransformation
     """
     checks.number_or_schedule("max_norm", max_norm, low=0)
     return transformation(WithinLeafNorm(max_norm))
-
-
-def transformation(ascent: Any) -> optax.GradientTransformationExtraArgs:
-    """A record with `init` and `update` as an Optax transformation."""
-    return optax.GradientTransformationExtraArgs(ascent.init, ascent.update)
 
 
 def _at_given_step(name: str, value: ScalarOrSchedule, step: Any) -> Any:

@@ -1,47 +1,80 @@
 """How the two gradients become one."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 import optax
 
 from optax_sam import checks, trees
+from optax_sam.aliases import Grads
 from optax_sam.hyperparameters import ScalarOrSchedule, at_step
-from optax_sam.pieces.protocols import Context
+from optax_sam.pieces.bases import Combination, Step
 
-
-def perturbed(grads: Any, perturbed_grads: Any, context: Context) -> Any:
-    """`g'`, the gradient at the perturbed point."""
-    del grads, context
-    return perturbed_grads
-
-
-def unit(grads: Any, perturbed_grads: Any, context: Context) -> Any:
-    """`g' / ||g'||`; zero where `g'` is zero."""
-    del grads, context
-    return trees.divide(perturbed_grads, trees.norm(perturbed_grads))
-
-
-def unit_sum(grads: Any, perturbed_grads: Any, context: Context) -> Any:
-    """`(g + g') / ||g + g'||`; zero where the sum is zero."""
-    total = trees.map_inexact(jnp.add, trees.widen(grads), trees.widen(perturbed_grads))
-    return unit(grads, total, context)
+__all__ = ["bilateral", "mix", "perturbed", "plus", "surrogate_gap", "unit", "unit_sum"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Mix:
+class Perturbed(Combination):
+    """See `perturbed`."""
+
+    asks_anew: ClassVar[bool] = False
+
+    def combine(self, step: Step) -> Grads:
+        return step.perturbed_grads
+
+
+def perturbed() -> Perturbed:
+    """`g'`, the gradient at the perturbed point."""
+    return Perturbed()
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit(Combination):
+    """See `unit`."""
+
+    asks_anew: ClassVar[bool] = False
+
+    def combine(self, step: Step) -> Grads:
+        return trees.divide(step.perturbed_grads, step.perturbed.norm)
+
+
+def unit() -> Unit:
+    """`g' / ||g'||`; zero where `g'` is zero."""
+    return Unit()
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitSum(Combination):
+    """See `unit_sum`."""
+
+    asks_anew: ClassVar[bool] = False
+
+    def combine(self, step: Step) -> Grads:
+        total = trees.map_inexact(jnp.add, trees.widen(step.grads), trees.widen(step.perturbed_grads))
+        return trees.divide(total, trees.norm(total))
+
+
+def unit_sum() -> UnitSum:
+    """`(g + g') / ||g + g'||`; zero where the sum is zero."""
+    return UnitSum()
+
+
+@dataclasses.dataclass(frozen=True)
+class Mix(Combination):
     """See `mix`."""
 
     alpha: ScalarOrSchedule
 
-    def __call__(self, grads: Any, perturbed_grads: Any, context: Context) -> Any:
-        alpha = at_step(self.alpha, context.step)
+    asks_anew: ClassVar[bool] = False
+
+    def combine(self, step: Step) -> Grads:
+        alpha = at_step(self.alpha, step.count)
 
         def on_leaf(g, p):
             return trees.times(1 - alpha, g) + trees.times(alpha, p)
 
-        return trees.map_wide(on_leaf, grads, perturbed_grads)
+        return trees.map_wide(on_leaf, step.grads, step.perturbed_grads)
 
 
 def mix(alpha: ScalarOrSchedule) -> Mix:
@@ -55,14 +88,16 @@ def mix(alpha: ScalarOrSchedule) -> Mix:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plus:
+class Plus(Combination):
     """See `plus`."""
 
     weight: ScalarOrSchedule
 
-    def __call__(self, grads: Any, perturbed_grads: Any, context: Context) -> Any:
-        weight = at_step(self.weight, context.step)
-        return trees.map_wide(lambda g, p: trees.times(weight, g) + p, grads, perturbed_grads)
+    asks_anew: ClassVar[bool] = False
+
+    def combine(self, step: Step) -> Grads:
+        weight = at_step(self.weight, step.count)
+        return trees.map_wide(lambda g, p: trees.times(weight, g) + p, step.grads, step.perturbed_grads)
 
 
 def plus(weight: ScalarOrSchedule) -> Plus:
@@ -76,14 +111,16 @@ def plus(weight: ScalarOrSchedule) -> Plus:
 
 
 @dataclasses.dataclass(frozen=True)
-class SurrogateGap:
+class SurrogateGap(Combination):
     """See `surrogate_gap`."""
 
     alpha: ScalarOrSchedule
     minimize_clean: bool
 
-    def __call__(self, grads: Any, perturbed_grads: Any, context: Context) -> Any:
-        alpha = at_step(self.alpha, context.step)
+    asks_anew: ClassVar[bool] = False
+
+    def combine(self, step: Step) -> Grads:
+        alpha, grads, perturbed_grads = at_step(self.alpha, step.count), step.grads, step.perturbed_grads
         if self.minimize_clean:
             beyond = trees.perpendicular(perturbed_grads, to=grads)
             return trees.map_wide(lambda g, x: g + trees.times(alpha, x), grads, beyond)
@@ -107,24 +144,24 @@ def surrogate_gap(alpha: ScalarOrSchedule, minimize_clean: bool = False) -> Surr
 
 
 @dataclasses.dataclass(frozen=True)
-class Bilateral:
+class Bilateral(Combination):
     """See `bilateral`."""
 
     lower_rho: ScalarOrSchedule
 
-    evaluations: ClassVar[int] = 1
+    asks_anew: ClassVar[bool] = False
 
-    def __call__(self, grads: Any, perturbed_grads: Any, context: Context) -> Any:
-        rho = at_step(self.lower_rho, context.step)
-        unit = trees.divide(optax.tree.conj(grads), trees.norm(grads))
+    def combine(self, step: Step) -> Grads:
+        rho = at_step(self.lower_rho, step.count)
+        unit = trees.divide(optax.tree.conj(step.grads), step.first.norm)
         down = trees.map_wide(lambda u: trees.times(-rho, u), unit)
-        below = context.oracle.evaluate_moved(down, context.params).grads
-        ratio = trees.divide(trees.norm(perturbed_grads), trees.norm(below))
+        below = step.oracle.evaluate_moved(down)
+        ratio = trees.divide(step.perturbed.norm, below.norm)
 
         def on_leaf(g, p, b):
             return p + g - trees.times(ratio, b)
 
-        return trees.map_wide(on_leaf, grads, perturbed_grads, below)
+        return trees.map_wide(on_leaf, step.grads, step.perturbed_grads, below.grads)
 
 
 def bilateral(lower_rho: ScalarOrSchedule) -> Bilateral:

@@ -1,41 +1,42 @@
 """What points uphill: the direction of the perturbation."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
 from optax_sam import checks, random_trees, trees
+from optax_sam.aliases import Grads, OptState, Params
 from optax_sam.hyperparameters import Scalar
-from optax_sam.pieces.geometry import filter_sums
-from optax_sam.pieces.protocols import Context, Gradients
+from optax_sam.pieces.bases import Direction, Step
+from optax_sam.pieces.geometries import filter_sums
+from optax_sam.pieces.top_eigenvector import with_top_eigenvector
+
+__all__ = [
+    "batch_specific",
+    "damped_gaussian",
+    "descent_momentum",
+    "gaussian",
+    "gradient",
+    "mean_of_perturbed",
+    "previous_descent",
+    "running_mean",
+    "where_momentum_is",
+    "with_top_eigenvector",
+]
 
 
 @dataclasses.dataclass(frozen=True)
-class Gradient:
+class Gradient(Direction):
     """See `gradient`."""
 
-    needs_gradient: ClassVar[bool] = True
-    needs_oracle: ClassVar[bool] = False
+    asks_anew: ClassVar[bool] = False
 
-    def init(self, params: Any) -> Any:
-        del params
-        return ()
-
-    def read(self, state: Any, grads: Any, context: Context) -> Any:
-        del state, context
-        return grads
-
-    def evaluations(self, context: Context) -> Any:
-        del context
-        return 0
-
-    def write(self, state: Any, step: Gradients, context: Context) -> Any:
-        del step, context
-        return state
+    def read(self, state: Any, step: Step) -> tuple[Grads, Any]:
+        return step.grads, state
 
 
 def gradient() -> Gradient:
@@ -56,29 +57,32 @@ class MeanState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class RunningMean(Gradient):
+class RunningMean(Direction):
     """See `running_mean`."""
 
     decay: Scalar
+    asks_anew: ClassVar[bool] = False
 
-    def init(self, params: Any) -> MeanState:
+    def init(self, params: Params, key: jax.Array) -> MeanState:
+        del key
         return MeanState(trees.memory_like(params), jnp.zeros([], bool))
 
-    def read(self, state: MeanState, grads: Any, context: Context) -> Any:
-        del context
-        return self._mean(state, grads)
+    def read(self, state: MeanState, step: Step) -> tuple[Grads, MeanState]:
+        return with_gradient(state, step.grads, self.decay), state
 
-    def write(self, state: MeanState, step: Gradients, context: Context) -> MeanState:
-        del context
-        return MeanState(trees.saturated(self._mean(state, step.first)), jnp.ones_like(state.started))
+    def write(self, state: MeanState, step: Step) -> MeanState:
+        mean = with_gradient(state, step.grads, self.decay)
+        return MeanState(trees.saturated(mean), jnp.ones_like(state.started))
 
-    def _mean(self, state: MeanState, grads: Any) -> Any:
-        decay = jnp.where(state.started, self.decay, 0.0)
 
-        def on_leaf(m, g):
-            return trees.times(decay, m) + trees.times(1 - decay, g)
+def with_gradient(state: MeanState, grads: Grads, decay: Scalar) -> Grads:
+    """The running mean with one more gradient."""
+    decay = jnp.where(state.started, decay, 0.0)
 
-        return trees.map_wide(on_leaf, state.mean, grads)
+    def on_leaf(m, g):
+        return trees.times(decay, m) + trees.times(1 - decay, g)
+
+    return trees.map_wide(on_leaf, state.mean, grads)
 
 
 def running_mean(decay: Scalar) -> RunningMean:
@@ -93,14 +97,13 @@ def running_mean(decay: Scalar) -> RunningMean:
 
 @dataclasses.dataclass(frozen=True)
 class BatchSpecific(RunningMean):
-    """See `batch_specific`."""
+    """See `batch_specific`: the same mean, of which only the rest points uphill."""
 
     sigma: Scalar
 
-    def read(self, state: MeanState, grads: Any, context: Context) -> Any:
-        del context
+    def read(self, state: MeanState, step: Step) -> tuple[Grads, MeanState]:
         sigma = jnp.where(state.started, self.sigma, 0.0)
-        return trees.map_wide(lambda g, m: g - trees.times(sigma, m), grads, state.mean)
+        return trees.map_wide(lambda g, m: g - trees.times(sigma, m), step.grads, state.mean), state
 
 
 def batch_specific(sigma: Scalar = 1.0, decay: Scalar = 0.9) -> BatchSpecific:
@@ -128,77 +131,150 @@ class MomentumState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class DescentMomentum(Gradient):
+class DescentMomentum(Direction):
     """See `descent_momentum`."""
 
     momentum: Scalar
+    read_momentum: Callable[[OptState], Params] | None
 
     needs_gradient: ClassVar[bool] = False
+    asks_anew: ClassVar[bool] = False
 
-    def init(self, params: Any) -> MomentumState:
+    def init(self, params: Params, key: jax.Array) -> MomentumState:
+        del key
         return MomentumState(trees.memory_like(params))
 
-    def read(self, state: MomentumState, grads: Any, context: Context) -> Any:
-        del grads
-        found = _momentum_of(context.opt_state, context.params)
+    def read(self, state: MomentumState, step: Step) -> tuple[Grads, MomentumState]:
+        found = self._of_base(step.opt_state, step.params)
         momentum = state.own if found is None else trees.like_masked(state.own, found)
-        return trees.map_inexact(jnp.negative, momentum)
+        return trees.map_inexact(jnp.negative, momentum), state
 
-    def write(self, state: MomentumState, step: Gradients, context: Context) -> MomentumState:
-        del context
+    def write(self, state: MomentumState, step: Step) -> MomentumState:
         own = trees.map_wide(lambda v, g: trees.times(self.momentum, v) + g, state.own, step.descent)
         return MomentumState(trees.saturated(own))
 
+    def _of_base(self, opt_state: OptState, params: Params) -> Params | None:
+        if self.read_momentum is None or opt_state is None:
+            return momentum_of_base(opt_state, params)[1]
+        found = trees.plain(self.read_momentum(opt_state))
+        if not is_like(found, params):
+            raise ValueError(
+                f"read_momentum returned a tree of the structure {jax.tree.structure(found)}, which is not like "
+                f"the parameters, {jax.tree.structure(params)}: return the momentum of all parameters, for "
+                f'example lambda opt_state: optax.tree.get(opt_state, "trace").'
+            )
+        return found
 
-def descent_momentum(momentum: Scalar = 0.9) -> DescentMomentum:
+
+def descent_momentum(
+    momentum: Scalar = 0.9, read_momentum: Callable[[OptState], Params] | None = None
+) -> DescentMomentum:
     """`-v`: where the momentum `v` of the descent carries the parameters next (Momentum SAM).
 
     With the start `ahead()`, `v` is that of the base optimizer, if the optimizer state that
-    `value_and_grad` was given holds exactly one tree called `trace` or `mu` shaped like the parameters.
-    Else, and with any other start, it is the direction's own, `v = momentum v + descent`.
+    `value_and_grad` was given holds one tree called `trace` or `mu` shaped like the parameters.
+    Without one, and with any other start, it is the direction's own, `v = momentum v + descent`.
+    `directions.where_momentum_is(opt_state, params)` says which it is.
 
     Args:
       momentum: from 0 to 1, of its own.
+      read_momentum: `read_momentum(opt_state)` returns the base optimizer's momentum, a tree like the
+        parameters, in the place of the search by name.
+
+    Raises:
+      ValueError: in a step, `opt_state` holds several such trees: then `read_momentum` must choose.
     """
     checks.number("momentum", momentum, low=0, high=1)
-    return DescentMomentum(momentum)
+    if read_momentum is not None:
+        checks.function(
+            "read_momentum", read_momentum, "read_momentum(opt_state) -> tree like params, or None"
+        )
+    return DescentMomentum(momentum, read_momentum)
+
+
+def where_momentum_is(opt_state: OptState, params: Params) -> str:
+    """Where `descent_momentum` finds the base optimizer's momentum: a path into `opt_state`, or "own".
+
+    Args:
+      opt_state: the state of the whole optimizer.
+      params: the parameters.
+
+    Raises:
+      ValueError: `opt_state` holds several momenta.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, optax_sam
+      >>> tx = optax.chain(optax_sam.momentum_sam(0.5), optax.sgd(0.1, momentum=0.9))
+      >>> print(optax_sam.directions.where_momentum_is(tx.init(jnp.ones(2)), jnp.ones(2)))
+      opt_state[1][0].trace
+    """
+    return momentum_of_base(opt_state, trees.plain(params))[0]
+
+
+def momentum_of_base(opt_state: OptState, params: Params) -> tuple[str, Params | None]:
+    """The one momentum like the parameters inside an optimizer's state, and where; refuses several."""
+    found = [
+        ("opt_state" + _path(path), tree)
+        for name in ("trace", "mu")
+        for path, tree in optax.tree.get_all_with_path(trees.plain(opt_state), name)
+        if is_like(tree, params)
+    ]
+    if len(found) > 1:
+        paths = ", ".join(path for path, _ in found)
+        raise ValueError(
+            f"opt_state holds {len(found)} momenta like the parameters, at {paths}: say which is meant, "
+            f"read_momentum=lambda opt_state: ..."
+        )
+    return found[0] if found else ("own", None)
+
+
+def _path(keys: Any) -> str:
+    """A path as it is written in Python; Optax's keys of named tuples show their type too."""
+    return "".join(f".{k.name}" if hasattr(k, "name") else jax.tree_util.keystr((k,)) for k in keys)
+
+
+def is_like(tree: Any, params: Params) -> bool:
+    """Whether a tree has the structure and shapes of the parameters."""
+    shapes = [[jnp.shape(x) for x in jax.tree.leaves(t)] for t in (tree, params)]
+    return jax.tree.structure(tree) == jax.tree.structure(params) and shapes[0] == shapes[1]
 
 
 @dataclasses.dataclass(frozen=True)
-class PreviousDescent(Gradient):
+class PreviousDescent(Direction):
     """See `previous_descent`."""
 
-    of: Gradient
+    of: Direction
 
     needs_gradient: ClassVar[bool] = False
+    asks_anew: ClassVar[bool] = False
 
-    def init(self, params: Any) -> Any:
-        return trees.memory_like(params), self.of.init(params)
+    def init(self, params: Params, key: jax.Array) -> Any:
+        return trees.memory_like(params), self.of.init(params, key)
 
-    def read(self, state: Any, grads: Any, context: Context) -> Any:
-        del grads, context
-        return state[0]
+    def read(self, state: Any, step: Step) -> tuple[Grads, Any]:
+        return state[0], state
 
-    def write(self, state: Any, step: Gradients, context: Context) -> Any:
-        made = self.of.read(state[1], step.descent, context)
-        again = self.of.write(state[1], step._replace(first=step.descent), context)
+    def write(self, state: Any, step: Step) -> Any:
+        step = step._replace(first=step.first._replace(grads=step.descent, norm=None))
+        made, again = self.of.read(state[1], step)
+        again = self.of.write(again, step)
         kept = trees.map_inexact(lambda old, d: d.astype(old.dtype), state[0], made)
         return trees.saturated(kept), again
 
 
-def previous_descent(of: Gradient | None = None) -> PreviousDescent:
+def previous_descent(of: Direction | None = None) -> PreviousDescent:
     """What the step before descended along; zero in the first (S2-SAM).
 
     Args:
       of: another direction, made of the descents in the place of gradients; `gradient()`, the descent
         itself, by default.
     """
-    checks.piece("of", of, "read", "a direction, such as gradient()")
+    checks.piece("of", of, Direction, "directions.gradient()")
     return PreviousDescent(gradient() if of is None else of)
 
 
 @dataclasses.dataclass(frozen=True)
-class MeanOfPerturbed(Gradient):
+class MeanOfPerturbed(Direction):
     """See `mean_of_perturbed`."""
 
     decay: Scalar
@@ -206,24 +282,21 @@ class MeanOfPerturbed(Gradient):
 
     needs_gradient: ClassVar[bool] = False
     needs_oracle: ClassVar[bool] = True
+    asks_anew: ClassVar[bool] = False
 
-    def init(self, params: Any) -> Any:
+    def init(self, params: Params, key: jax.Array) -> Params:
+        del key
         return trees.memory_like(params)
 
-    def read(self, state: Any, grads: Any, context: Context) -> Any:
-        del grads
-
+    def read(self, state: Params, step: Step) -> tuple[Grads, Params]:
         def fresh():
-            grads = trees.like_masked(state, context.oracle.evaluate(context.params).grads)
+            grads = trees.like_masked(state, step.oracle.evaluate(step.oracle.params).grads)
             return optax.tree.cast_like(grads, state)
 
-        return lax.cond(context.step % self.refresh_steps == 0, fresh, lambda: state)
+        direction = step.oracle.cond(step.count % self.refresh_steps == 0, fresh, lambda: state)
+        return direction, direction
 
-    def evaluations(self, context: Context) -> Any:
-        return (context.step % self.refresh_steps == 0).astype(jnp.float32)
-
-    def write(self, state: Any, step: Gradients, context: Context) -> Any:
-        del context
+    def write(self, state: Params, step: Step) -> Params:
         if step.perturbed is None:
             return state
 
@@ -231,7 +304,7 @@ class MeanOfPerturbed(Gradient):
             unit = trees.divide(g, trees.norm(g))
             return trees.times(self.decay, d) + trees.times(1 - self.decay, unit)
 
-        return trees.saturated(trees.map_wide(on_leaf, step.direction, step.perturbed))
+        return trees.saturated(trees.map_wide(on_leaf, state, step.perturbed_grads))
 
 
 def mean_of_perturbed(decay: Scalar, refresh_steps: int) -> MeanOfPerturbed:
@@ -250,14 +323,14 @@ def mean_of_perturbed(decay: Scalar, refresh_steps: int) -> MeanOfPerturbed:
 
 
 @dataclasses.dataclass(frozen=True)
-class Gaussian(Gradient):
+class Gaussian(Direction):
     """See `gaussian`."""
 
     needs_gradient: ClassVar[bool] = False
+    asks_anew: ClassVar[bool] = False
 
-    def read(self, state: Any, grads: Any, context: Context) -> Any:
-        del state, grads
-        return random_trees.standard_normal(context.key, context.params)
+    def read(self, state: Any, step: Step) -> tuple[Grads, Any]:
+        return random_trees.standard_normal(step.key, step.params), state
 
 
 def gaussian() -> Gaussian:
@@ -266,33 +339,36 @@ def gaussian() -> Gaussian:
 
 
 @dataclasses.dataclass(frozen=True)
-class DampedGaussian(Gaussian):
+class DampedGaussian(Direction):
     """See `damped_gaussian`."""
 
     weight: Scalar
     decay: Scalar
 
-    def init(self, params: Any) -> Any:
+    needs_gradient: ClassVar[bool] = False
+    asks_anew: ClassVar[bool] = False
+
+    def init(self, params: Params, key: jax.Array) -> Params:
+        del key
         return trees.map_inexact(lambda x: jnp.real(trees.widen(x)), trees.memory_like(params))
 
-    def read(self, state: Any, grads: Any, context: Context) -> Any:
-        noise = trees.like_masked(state, super().read((), grads, context))
+    def read(self, state: Params, step: Step) -> tuple[Grads, Params]:
+        noise = trees.like_masked(state, random_trees.standard_normal(step.key, step.params))
 
         def on_leaf(z, f):
             damping = jnp.sqrt(1 + trees.times(self.weight, filter_sums(f)))
             return trees.times(1 / damping, trees.widen(z)).astype(z.dtype)
 
-        return trees.map_inexact(on_leaf, noise, state)
+        return trees.map_inexact(on_leaf, noise, state), state
 
-    def write(self, state: Any, step: Gradients, context: Context) -> Any:
-        del context
+    def write(self, state: Params, step: Step) -> Params:
         if step.perturbed is None:
             return state
 
         def on_leaf(f, g):
             return trees.times(self.decay, f) + jnp.real(g * jnp.conj(g)).astype(f.dtype)
 
-        return trees.saturated(trees.map_inexact(on_leaf, state, trees.widen(step.perturbed)))
+        return trees.saturated(trees.map_inexact(on_leaf, state, trees.widen(step.perturbed_grads)))
 
 
 def damped_gaussian(weight: Scalar, decay: Scalar) -> DampedGaussian:
@@ -308,15 +384,3 @@ def damped_gaussian(weight: Scalar, decay: Scalar) -> DampedGaussian:
     checks.number("weight", weight, low=0)
     checks.number("decay", decay, low=0, high=1)
     return DampedGaussian(weight, decay)
-
-
-def _momentum_of(opt_state: Any, params: Any) -> Any:
-    """The one momentum like the parameters inside an optimizer's state; None without it."""
-    structure, shapes = jax.tree.structure(params), [x.shape for x in jax.tree.leaves(params)]
-    found = [
-        tree
-        for name in ("trace", "mu")
-        for _, tree in optax.tree.get_all_with_path(trees.plain(opt_state), name)
-        if jax.tree.structure(tree) == structure and [x.shape for x in jax.tree.leaves(tree)] == shapes
-    ]
-    return found[0] if len(found) == 1 else None

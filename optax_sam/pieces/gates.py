@@ -1,4 +1,4 @@
-"""Whether a second gradient is worth paying for. A gate's name finishes the phrase "perturb ..."."""
+"""Whether a step pays for a second gradient."""
 
 import dataclasses
 from typing import Any, ClassVar, NamedTuple
@@ -7,28 +7,24 @@ import jax
 import jax.numpy as jnp
 
 from optax_sam import checks, trees
+from optax_sam.aliases import Grads, Params
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule, at_step
-from optax_sam.pieces.protocols import Context
+from optax_sam.pieces.bases import Gate, Step
+from optax_sam.pieces.variance_rate import with_variance_rate
+
+__all__ = ["after", "always", "every", "when_gradient_is_large", "with_probability", "with_variance_rate"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Always:
+class Always(Gate):
     """See `always`."""
 
     constant: ClassVar[bool | None] = True
-    needs_gradient: ClassVar[bool] = False
+    asks_anew: ClassVar[bool] = False
 
-    def init(self, params: Any) -> Any:
-        del params
-        return ()
-
-    def due(self, state: Any, grads: Any, context: Context) -> jax.Array:
-        del state, grads, context
+    def due(self, state: Any, step: Step) -> jax.Array:
+        del state, step
         return jnp.ones([], bool)
-
-    def update(self, state: Any, grads: Any, perturbed_grads: Any, context: Context) -> Any:
-        del grads, perturbed_grads, context
-        return state
 
 
 def always() -> Always:
@@ -37,15 +33,15 @@ def always() -> Always:
 
 
 @dataclasses.dataclass(frozen=True)
-class Every(Always):
+class Every(Gate):
     """See `every`."""
 
     k: int
-    constant: ClassVar[bool | None] = None
+    asks_anew: ClassVar[bool] = False
 
-    def due(self, state: Any, grads: Any, context: Context) -> jax.Array:
-        del state, grads
-        return context.step % self.k == 0
+    def due(self, state: Any, step: Step) -> jax.Array:
+        del state
+        return step.count % self.k == 0
 
 
 def every(k: int) -> Every:
@@ -55,16 +51,16 @@ def every(k: int) -> Every:
 
 
 @dataclasses.dataclass(frozen=True)
-class WithProbability(Always):
+class WithProbability(Gate):
     """See `with_probability`."""
 
     probability: ScalarOrSchedule
-    constant: ClassVar[bool | None] = None
+    asks_anew: ClassVar[bool] = False
 
-    def due(self, state: Any, grads: Any, context: Context) -> jax.Array:
-        del state, grads
-        probability = jnp.asarray(at_step(self.probability, context.step), jnp.float32)
-        return jax.random.uniform(context.key, dtype=jnp.float32) < probability
+    def due(self, state: Any, step: Step) -> jax.Array:
+        del state
+        probability = jnp.asarray(at_step(self.probability, step.count), jnp.float32)
+        return jax.random.uniform(step.key, dtype=jnp.float32) < probability
 
 
 def with_probability(probability: ScalarOrSchedule) -> WithProbability:
@@ -78,15 +74,15 @@ def with_probability(probability: ScalarOrSchedule) -> WithProbability:
 
 
 @dataclasses.dataclass(frozen=True)
-class After(Always):
+class After(Gate):
     """See `after`."""
 
     start_step: Scalar
-    constant: ClassVar[bool | None] = None
+    asks_anew: ClassVar[bool] = False
 
-    def due(self, state: Any, grads: Any, context: Context) -> jax.Array:
-        del state, grads
-        return context.step >= jnp.asarray(self.start_step).astype(context.step.dtype)
+    def due(self, state: Any, step: Step) -> jax.Array:
+        del state
+        return step.count >= jnp.asarray(self.start_step).astype(step.count.dtype)
 
 
 def after(start_step: Scalar) -> After:
@@ -108,29 +104,28 @@ class LargeGradientState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class WhenGradientIsLarge(Always):
+class WhenGradientIsLarge(Gate):
     """See `when_gradient_is_large`."""
 
     threshold: ScalarOrSchedule
     decay: Scalar
 
-    constant: ClassVar[bool | None] = None
     needs_gradient: ClassVar[bool] = True
+    asks_anew: ClassVar[bool] = False
 
-    def init(self, params: Any) -> LargeGradientState:
-        del params
+    def init(self, params: Params, key: jax.Array) -> LargeGradientState:
+        del params, key
         return LargeGradientState(jnp.zeros([], float), jnp.zeros([], float))
 
-    def due(self, state: LargeGradientState, grads: Any, context: Context) -> jax.Array:
-        square, now = self._seen(state, grads)
-        threshold = jnp.asarray(at_step(self.threshold, context.step)).astype(square.dtype)
+    def due(self, state: LargeGradientState, step: Step) -> jax.Array:
+        square, now = self._seen(state, step.grads)
+        threshold = jnp.asarray(at_step(self.threshold, step.count)).astype(square.dtype)
         return square >= now.mean + threshold * jnp.sqrt(now.variance)
 
-    def update(self, state: LargeGradientState, grads: Any, perturbed_grads: Any, context: Context) -> Any:
-        del perturbed_grads, context
-        return self._seen(state, grads)[1]
+    def update(self, state: LargeGradientState, step: Step) -> LargeGradientState:
+        return self._seen(state, step.grads)[1]
 
-    def _seen(self, state: LargeGradientState, grads: Any) -> tuple[jax.Array, LargeGradientState]:
+    def _seen(self, state: LargeGradientState, grads: Grads) -> tuple[jax.Array, LargeGradientState]:
         """The squared norm, and the statistics with it; what overflows is the largest number."""
         square = jnp.nan_to_num(trees.norm(grads).astype(state.mean.dtype) ** 2)
         decay = jnp.asarray(self.decay).astype(square.dtype)

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,7 @@ from jax import lax
 
 from optax_sam import checks, random_trees, sharding, trees
 from optax_sam.hyperparameters import Scalar
-from optax_sam.oracle import Oracle
-from optax_sam.pieces.ascents import transformation
+from optax_sam.pieces.bases import Ascent, transformation
 
 
 class MaskState(NamedTuple):
@@ -25,15 +24,13 @@ class MaskState(NamedTuple):
 
     Attributes:
       mask: `bool` trees like the parameters: which entries are perturbed. Changes when it is renewed.
-      evaluations: `float32[]`, gradients that the last step took to renew it, in units of the first one.
     """
 
     mask: Any
-    evaluations: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class FisherMask:
+class FisherMask(Ascent):
     """See `fisher_mask`."""
 
     sparsity: float
@@ -43,29 +40,19 @@ class FisherMask:
 
     def init(self, params: Any) -> MaskState:
         mask = jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), bool), params)
-        return MaskState(mask, jnp.zeros([], jnp.float32))
+        return MaskState(mask)
 
     def update(
         self, updates: Any, state: MaskState, params: Any = None, *, step: Any, oracle: Any, **extra_args: Any
     ) -> tuple[Any, MaskState]:
         del extra_args
-        if not isinstance(oracle, Oracle):
-            raise ValueError(
-                "grad_fn is given, but the Fisher mask needs gradients of single examples: pass the oracle "
-                "of value_and_grad, or oracle=optax_sam.Oracle(losses, batch)."
-            )
-        size = oracle.size or 1
-        number = min(self.num_samples, size)
-        renew = step % self.refresh_steps == 0
+        number = min(self.num_samples, oracle.size or 1)
 
         def renewed():
-            point = params if oracle.params is None else oracle.params
-            fisher = _mean_squares(oracle, point, number)
-            return self._kept(trees.like_masked(params, fisher))
+            return self._kept(oracle.mean_squares(oracle.params, number))
 
-        mask = lax.cond(renew, renewed, lambda: state.mask)
-        spent = jnp.where(renew, number / size, 0.0).astype(jnp.float32)
-        return masked(updates, state.mask), MaskState(mask, spent)
+        mask = oracle.cond(step % self.refresh_steps == 0, renewed, lambda: state.mask)
+        return masked(updates, state.mask), MaskState(mask)
 
     def _kept(self, fisher: Any) -> Any:
         if self.pattern == "unstructured":
@@ -93,7 +80,7 @@ def fisher_mask(
 
 
 @dataclasses.dataclass(frozen=True)
-class DynamicMask:
+class DynamicMask(Ascent):
     """See `dynamic_mask`."""
 
     sparsity: float
@@ -102,11 +89,13 @@ class DynamicMask:
     total_steps: int
     seed: Scalar
 
+    asks_anew: ClassVar[bool] = False
+
     def init(self, params: Any) -> MaskState:
         floats = jax.tree.map(lambda x: jnp.asarray(x), params)
         scores = random_trees.uniform(jax.random.key(self.seed, impl="threefry2x32"), floats)
         mask = _largest(scores, _num_live(scores, self.sparsity))
-        return MaskState(mask, jnp.zeros([], jnp.float32))
+        return MaskState(mask)
 
     def update(
         self, updates: Any, state: MaskState, params: Any = None, *, step: Any, key: Any, **extra_args: Any
@@ -129,7 +118,7 @@ class DynamicMask:
             return jax.tree.map(lambda x, y: x | y, kept, grown)
 
         mask = lax.cond(step % self.refresh_steps == 0, renewed, lambda: state.mask)
-        return masked(updates, state.mask), MaskState(mask, state.evaluations)
+        return masked(updates, state.mask), MaskState(mask)
 
 
 def dynamic_mask(
@@ -149,10 +138,12 @@ def dynamic_mask(
 
 
 @dataclasses.dataclass(frozen=True)
-class Only:
+class Only(Ascent):
     """See `only`."""
 
     mask: Callable[[Any, Any], bool]
+
+    asks_anew: ClassVar[bool] = False
 
     def init(self, params: Any) -> optax.EmptyState:
         self._chosen(params)
@@ -181,14 +172,12 @@ def only(mask: Callable[[Any, Any], bool]) -> optax.GradientTransformationExtraA
 
 
 @dataclasses.dataclass(frozen=True)
-class KeepRandomFraction:
+class KeepRandomFraction(Ascent):
     """See `keep_random_fraction`."""
 
     fraction: Scalar
 
-    def init(self, params: Any) -> optax.EmptyState:
-        del params
-        return optax.EmptyState()
+    asks_anew: ClassVar[bool] = False
 
     def update(self, updates: Any, state: Any, params: Any = None, *, key: Any, **extra_args: Any):
         del params, extra_args
@@ -215,30 +204,6 @@ def masked(tree: Any, mask: Any) -> Any:
         return jnp.where(sharding.split_like(m, x), x, jnp.zeros_like(x))
 
     return trees.map_inexact(on_leaf, tree, mask)
-
-
-def _mean_squares(oracle: Oracle, params: Any, number: int) -> Any:
-    """The mean of the squared gradients of the first examples, one after the other: a Fisher diagonal.
-
-    Padding among them counts nothing.
-    """
-
-    def add_one(total, row):
-        example, weight = row
-        alone = dataclasses.replace(
-            oracle, batch=jax.tree.map(lambda x: x[None], example), indices=None, weights=None, num_slices=1
-        )
-        share = jnp.where(weight != 0, 1 / number, 0.0)
-        squares = trees.map_inexact(
-            lambda g: jnp.real(g * jnp.conj(g)), trees.widen(alone.evaluate(params).grads)
-        )
-        return trees.map_inexact(lambda t, x: t + trees.times(share, x), total, squares), None
-
-    zeros = trees.map_inexact(lambda x: jnp.zeros_like(jnp.real(trees.widen(x))), params)
-    real = oracle.without_padding()
-    weights = jnp.ones([oracle.size]) if oracle.weights is None else oracle.weights
-    first = jax.tree.map(lambda x: sharding.replicated(x)[:number], (real.batch, weights))
-    return lax.scan(add_one, zeros, first)[0]
 
 
 def _size(tree: Any) -> int:

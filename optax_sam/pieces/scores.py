@@ -1,16 +1,17 @@
 """AUSAM's start: a score for each example of the data set, by which the step's examples are drawn."""
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from optax_sam import checks, per_example, sharding
-from optax_sam.oracle import Evaluation, Oracle
-from optax_sam.pieces.protocols import Context
+from optax_sam import checks, sharding
+from optax_sam.aliases import Params
+from optax_sam.pieces.bases import Began, Start, Step
 from optax_sam.pieces.selections import check_fraction, draw, number_of
-from optax_sam.pieces.starts import AtParams
+from optax_sam.step_oracle import StepOracle
 
 
 class ScoreState(NamedTuple):
@@ -27,7 +28,7 @@ class ScoreState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class DrawnByScore(AtParams):
+class DrawnByScore(Start):
     """See `drawn_by_score`."""
 
     num_examples: int
@@ -37,36 +38,33 @@ class DrawnByScore(AtParams):
     score: str
     strata: int
 
-    needs_oracle: ClassVar[bool] = True
-
     @property
-    def evaluations(self) -> int:
-        return 0 if self.score == "loss_difference" else 1
+    def asks_anew(self) -> bool:
+        return self.score == "gradient_norm"
 
-    def init(self, params: Any) -> ScoreState:
-        del params
+    def init(self, params: Params, key: jax.Array) -> ScoreState:
+        del params, key
         return ScoreState(jnp.zeros([self.num_examples], float), jnp.zeros([self.num_examples], float))
 
-    def begin(self, state: ScoreState, context: Context) -> tuple[Any, Oracle]:
-        oracle = context.oracle
+    def begin(self, state: ScoreState, step: Step, climb: Callable[[], Any]) -> Began:
+        del climb
+        oracle = step.oracle.with_losses()
+        indices = self._indices(oracle)
+        oracle = oracle.padded(self._in_range(indices))
+        if oracle.whole_batch:
+            return Began(step.params, oracle)
+        log_weights = self.log_weights(state, indices, oracle.weights, step.count)
+        number = number_of(self.fraction, oracle.size, self.strata)
+        return Began(step.params, oracle.take(draw(log_weights, number, self.strata, step.key)))
+
+    def _indices(self, oracle: StepOracle) -> jax.Array:
         if oracle.indices is None:
             raise ValueError(
                 "indices=None, but the method keeps a score per example: pass the examples' numbers "
                 "in the data set, indices=int[batch]."
             )
-        if oracle.indices.dtype.itemsize < 4:
-            oracle = dataclasses.replace(oracle, indices=oracle.indices.astype(jnp.int32))
-        real = self._in_range(oracle.indices)
-        weights = real.astype(float)
-        if oracle.weights is not None:
-            weights = jnp.where(real, oracle.weights, jnp.zeros_like(oracle.weights))
-        oracle = dataclasses.replace(oracle, weights=weights, needs_losses=True)
-        if oracle.whole_batch:
-            return context.params, oracle
-        log_weights = self.log_weights(state, oracle.indices, weights, context.step)
-        return context.params, oracle.take(
-            draw(log_weights, number_of(self.fraction, oracle.size, self.strata), self.strata, context.key)
-        )
+        narrow = oracle.indices.dtype.itemsize < 4
+        return oracle.indices.astype(jnp.int32) if narrow else oracle.indices
 
     def log_weights(
         self, state: ScoreState, indices: jax.Array, weights: jax.Array, step: jax.Array
@@ -84,17 +82,15 @@ class DrawnByScore(AtParams):
         q = low + place * ramp * (high - low)
         return jnp.where(real, jnp.log(jnp.where(q > 0, q, 1)), -jnp.inf)
 
-    def update(self, state: ScoreState, here: Evaluation, there: Evaluation, context: Context) -> ScoreState:
-        oracle = context.oracle
+    def update(self, state: ScoreState, step: Step) -> ScoreState:
+        oracle = step.oracle
         if self.score == "loss_difference":
-            scores = jnp.abs(there.losses - here.losses)
+            scores = jnp.abs(step.perturbed.losses - step.first.losses)
         else:
-            size = None if oracle.num_slices == 1 else oracle.size // oracle.num_slices
-            scores = per_example.gradient_norms(
-                oracle.losses_alone, oracle.params, oracle.batch, microbatch_size=size
-            )
-        written = (oracle.weights != 0) & self._in_range(oracle.indices) & jnp.isfinite(scores)
-        indices = jnp.where(written, oracle.indices, self.num_examples)
+            scores = oracle.gradient_norms(oracle.params)
+        indices = self._indices(oracle)
+        written = (oracle.weights != 0) & self._in_range(indices) & jnp.isfinite(scores)
+        indices = jnp.where(written, indices, self.num_examples)
         indices, scores = map(sharding.replicated, (indices, scores))
         rows, first = jnp.unique(indices, return_index=True, size=indices.size, fill_value=self.num_examples)
         scores = scores[first].astype(state.score_sum.dtype)

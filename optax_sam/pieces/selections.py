@@ -3,41 +3,60 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from optax_sam import checks, sharding
-from optax_sam.oracle import Evaluation, Oracle
-from optax_sam.pieces.protocols import Context
+from optax_sam.pieces.bases import Selection, Step
+from optax_sam.step_oracle import StepOracle
 
-
-def everything(oracle: Any, here: Evaluation, there: Any, context: Context) -> Any:
-    """The second gradient sees the examples that the first one saw."""
-    del here, there, context
-    return oracle
-
-
-def whole_batch(oracle: Oracle, here: Evaluation, there: Any, context: Context) -> Oracle:
-    """The second gradient sees the batch as the caller gave it, whatever the first one saw."""
-    del here, there, context
-    return of_caller(oracle)
+__all__ = ["everything", "largest_increase", "on_part", "on_surrogate", "whole_batch"]
 
 
 @dataclasses.dataclass(frozen=True)
-class LargestIncrease:
+class Everything(Selection):
+    """See `everything`."""
+
+    needs_oracle: ClassVar[bool] = False
+    asks_anew: ClassVar[bool] = False
+
+    def select(self, step: Step) -> StepOracle:
+        return step.oracle
+
+
+def everything() -> Everything:
+    """The second gradient sees the examples that the first one saw."""
+    return Everything()
+
+
+@dataclasses.dataclass(frozen=True)
+class WholeBatch(Selection):
+    """See `whole_batch`."""
+
+    def select(self, step: Step) -> StepOracle:
+        return step.oracle.as_given()
+
+
+def whole_batch() -> WholeBatch:
+    """The second gradient sees the batch as the caller gave it, whatever the first one saw."""
+    return WholeBatch()
+
+
+@dataclasses.dataclass(frozen=True)
+class LargestIncrease(Selection):
     """See `largest_increase`."""
 
     fraction: float
     strata: int
 
-    def __call__(self, oracle: Oracle, here: Evaluation, there: Any, context: Context) -> Oracle:
-        del context
+    def select(self, step: Step) -> StepOracle:
+        oracle = step.oracle
         if oracle.whole_batch:
             return oracle
-        increase = oracle.losses_at(there) - here.losses
+        increase = oracle.losses_at(step.point) - step.first.losses
         return take_highest(oracle, increase, self.fraction, self.strata)
 
 
@@ -56,23 +75,22 @@ def largest_increase(fraction: float, strata: int = 1) -> LargestIncrease:
 
 
 @dataclasses.dataclass(frozen=True)
-class OnPart:
+class OnPart(Selection):
     """See `on_part`."""
 
     part: int
     num_parts: int
     strata: int
 
-    def __call__(self, oracle: Oracle, here: Evaluation, there: Any, context: Context) -> Oracle:
-        del here, there, context
-        given = of_caller(oracle)
+    def select(self, step: Step) -> StepOracle:
+        given = step.oracle.as_given()
         return given if given.whole_batch else take_part(given, self.part, self.num_parts, self.strata)
 
 
 def on_part(part: int, num_parts: int, strata: int = 1) -> OnPart:
     """One of several equal parts of the batch, in the order of its rows.
 
-    As a selection the second gradient sees that part; `at_params_on_part` is the same for the first.
+    As a selection the second gradient sees that part; `starts.on_part` is the same for the first.
 
     Args:
       part: from 0 to `num_parts - 1`.
@@ -86,14 +104,13 @@ def on_part(part: int, num_parts: int, strata: int = 1) -> OnPart:
 
 
 @dataclasses.dataclass(frozen=True)
-class OnSurrogate:
+class OnSurrogate(Selection):
     """See `on_surrogate`."""
 
     surrogate_losses: Callable[[Any, Any], Any]
 
-    def __call__(self, oracle: Oracle, here: Evaluation, there: Any, context: Context) -> Oracle:
-        del here, there, context
-        return dataclasses.replace(oracle, losses=self.surrogate_losses)
+    def select(self, step: Step) -> StepOracle:
+        return step.oracle.of_surrogate(self.surrogate_losses)
 
 
 def on_surrogate(surrogate_losses: Callable[[Any, Any], Any]) -> OnSurrogate:
@@ -106,7 +123,7 @@ def on_surrogate(surrogate_losses: Callable[[Any, Any], Any]) -> OnSurrogate:
     return OnSurrogate(surrogate_losses)
 
 
-def take_highest(oracle: Oracle, scores: jax.Array, fraction: float, strata: int) -> Oracle:
+def take_highest(oracle: StepOracle, scores: jax.Array, fraction: float, strata: int) -> StepOracle:
     """The oracle of the examples with the highest scores, those of weight 0 last."""
     if fraction == 1:
         return oracle
@@ -118,7 +135,7 @@ def take_highest(oracle: Oracle, scores: jax.Array, fraction: float, strata: int
     return oracle.take(jnp.sort(positions, axis=1))
 
 
-def take_part(oracle: Oracle, part: int, num_parts: int, strata: int) -> Oracle:
+def take_part(oracle: StepOracle, part: int, num_parts: int, strata: int) -> StepOracle:
     """The oracle of one of `num_parts` equal parts of each stratum."""
     if oracle.size is None or oracle.size % (num_parts * strata):
         raise ValueError(
@@ -128,17 +145,6 @@ def take_part(oracle: Oracle, part: int, num_parts: int, strata: int) -> Oracle:
     number = oracle.size // (num_parts * strata)
     positions = part * number + jnp.arange(number, dtype=jnp.int32)
     return oracle.take(jnp.broadcast_to(positions, [strata, number]))
-
-
-def of_caller(oracle: Oracle) -> Oracle:
-    """The oracle with the examples as the caller gave them."""
-    given = oracle.origin
-    return dataclasses.replace(
-        oracle,
-        **given.rows._asdict(),
-        fraction=given.fraction,
-        weight_before_draw=given.weight_before_draw,
-    )
 
 
 def number_of(fraction: float, size: int | None, strata: int) -> int:

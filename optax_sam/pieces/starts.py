@@ -10,36 +10,37 @@ from jax import lax
 
 from optax_sam import checks, random_trees, sharding, trees
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule, at_step
-from optax_sam.oracle import Evaluation, Oracle
-from optax_sam.pieces.geometry import filter_norms
-from optax_sam.pieces.protocols import Context
+from optax_sam.pieces.bases import Began, Start, Step
+from optax_sam.pieces.geometries import filter_norms
+from optax_sam.pieces.scores import drawn_by_score
 from optax_sam.pieces.selections import check_fraction, take_highest, take_part
+
+__all__ = [
+    "ahead",
+    "at_params",
+    "at_random",
+    "at_random_per_filter",
+    "drawn_by_score",
+    "on_highest_loss",
+    "on_part",
+    "on_surrogate_between",
+    "reweighted",
+]
+
+Climber = Callable[[], Any]
+"""Perturbs before the first gradient is taken; returns the climb."""
 
 
 @dataclasses.dataclass(frozen=True)
-class AtParams:
+class AtParams(Start):
     """See `at_params`."""
 
     needs_oracle: ClassVar[bool] = False
-    perturbs: ClassVar[bool] = False
-    follows_gate: ClassVar[bool] = False
-    reweights: ClassVar[bool] = False
+    asks_anew: ClassVar[bool] = False
 
-    @property
-    def evaluations(self) -> int:
-        return 0
-
-    def init(self, params: Any) -> Any:
-        del params
-        return ()
-
-    def begin(self, state: Any, context: Context) -> tuple[Any, Oracle]:
-        del state
-        return context.params, context.oracle
-
-    def update(self, state: Any, here: Evaluation, there: Evaluation, context: Context) -> Any:
-        del here, there, context
-        return state
+    def begin(self, state: Any, step: Step, climb: Climber) -> Began:
+        del state, climb
+        return Began(step.params, step.oracle)
 
 
 def at_params() -> AtParams:
@@ -48,20 +49,20 @@ def at_params() -> AtParams:
 
 
 @dataclasses.dataclass(frozen=True)
-class AtRandom(AtParams):
+class AtRandom(Start):
     """See `at_random`."""
 
     radius: Scalar
     noise_scale: Scalar
     noise: str
 
-    needs_oracle: ClassVar[bool] = True
+    asks_anew: ClassVar[bool] = False
     perturbs: ClassVar[bool] = True
 
-    def begin(self, state: Any, context: Context) -> tuple[Any, Oracle]:
-        del state
-        normal, uniform = jax.random.split(context.key)
-        z = random_trees.standard_normal(normal, context.params)
+    def begin(self, state: Any, step: Step, climb: Climber) -> Began:
+        del state, climb
+        normal, uniform = jax.random.split(step.key)
+        z = random_trees.standard_normal(normal, step.params)
         norm = trees.norm(z)
         radius = jnp.asarray(self.radius).astype(norm.dtype)
         if self.noise == "gaussian":
@@ -70,7 +71,7 @@ class AtRandom(AtParams):
             length = radius * jax.random.uniform(uniform, dtype=norm.dtype) ** 1e-8
         unit = trees.divide(z, norm)
         noise = trees.map_wide(lambda x: trees.times(length, x), unit)
-        return trees.add_perturbation(context.params, noise), context.oracle
+        return Began(trees.add_perturbation(step.params, noise), step.oracle)
 
 
 def at_random(radius: Scalar = 1.0, noise_scale: Scalar = 1.0, noise: str = "gaussian") -> AtRandom:
@@ -92,26 +93,26 @@ def at_random(radius: Scalar = 1.0, noise_scale: Scalar = 1.0, noise: str = "gau
 
 
 @dataclasses.dataclass(frozen=True)
-class AtRandomPerFilter(AtParams):
+class AtRandomPerFilter(Start):
     """See `at_random_per_filter`."""
 
     noise_scale: ScalarOrSchedule
 
-    needs_oracle: ClassVar[bool] = True
+    asks_anew: ClassVar[bool] = False
     perturbs: ClassVar[bool] = True
 
-    def begin(self, state: Any, context: Context) -> tuple[Any, Oracle]:
-        del state
-        scale = at_step(self.noise_scale, context.step)
+    def begin(self, state: Any, step: Step, climb: Climber) -> Began:
+        del state, climb
+        scale = at_step(self.noise_scale, step.count)
 
         def on_leaf(z, w):
             norm, wide = filter_norms(z), filter_norms(w)
             safe = jnp.where(norm == 0, jnp.ones_like(norm), norm)
             return trees.times(scale, (wide / safe).astype(z.dtype) * z)
 
-        noise = trees.widen(random_trees.standard_normal(context.key, context.params))
-        noise = trees.map_inexact(on_leaf, noise, context.params)
-        return trees.add_perturbation(context.params, noise), context.oracle
+        noise = trees.widen(random_trees.standard_normal(step.key, step.params))
+        noise = trees.map_inexact(on_leaf, noise, step.params)
+        return Began(trees.add_perturbation(step.params, noise), step.oracle)
 
 
 def at_random_per_filter(noise_scale: ScalarOrSchedule) -> AtRandomPerFilter:
@@ -127,11 +128,17 @@ def at_random_per_filter(noise_scale: ScalarOrSchedule) -> AtRandomPerFilter:
 
 
 @dataclasses.dataclass(frozen=True)
-class Ahead(AtParams):
+class Ahead(Start):
     """See `ahead`."""
 
-    needs_oracle: ClassVar[bool] = True
+    asks_anew: ClassVar[bool] = False
     perturbs: ClassVar[bool] = True
+    climbs: ClassVar[bool] = True
+
+    def begin(self, state: Any, step: Step, climb: Climber) -> Began:
+        del state
+        climbed = climb()
+        return Began(step.oracle.moved(climbed.perturbation), step.oracle, climbed)
 
 
 def ahead() -> Ahead:
@@ -144,21 +151,21 @@ def ahead() -> Ahead:
 
 
 @dataclasses.dataclass(frozen=True)
-class OnHighestLoss(AtParams):
+class OnHighestLoss(Start):
     """See `on_highest_loss`."""
 
     fraction: float
     strata: int
 
-    needs_oracle: ClassVar[bool] = True
+    asks_anew: ClassVar[bool] = False
 
-    def begin(self, state: Any, context: Context) -> tuple[Any, Oracle]:
-        del state
-        oracle = dataclasses.replace(context.oracle, needs_losses=True)
+    def begin(self, state: Any, step: Step, climb: Climber) -> Began:
+        del state, climb
+        oracle = step.oracle.with_losses()
         if self.fraction == 1 or oracle.whole_batch:
-            return context.params, oracle
-        losses = oracle.losses_at(context.params)
-        return context.params, take_highest(oracle, losses, self.fraction, self.strata)
+            return Began(step.params, oracle)
+        losses = oracle.losses_at(step.params)
+        return Began(step.params, take_highest(oracle, losses, self.fraction, self.strata))
 
 
 def on_highest_loss(fraction: float, strata: int = 1) -> OnHighestLoss:
@@ -176,59 +183,52 @@ def on_highest_loss(fraction: float, strata: int = 1) -> OnHighestLoss:
 
 
 @dataclasses.dataclass(frozen=True)
-class AtParamsOnPart(AtParams):
-    """See `at_params_on_part`."""
+class OnPart(Start):
+    """See `on_part`."""
 
     part: int
     num_parts: int
     strata: int
 
-    needs_oracle: ClassVar[bool] = True
+    asks_anew: ClassVar[bool] = False
 
-    def begin(self, state: Any, context: Context) -> tuple[Any, Oracle]:
-        del state
-        if context.oracle.whole_batch:
-            return context.params, context.oracle
-        return context.params, take_part(context.oracle, self.part, self.num_parts, self.strata)
+    def begin(self, state: Any, step: Step, climb: Climber) -> Began:
+        del state, climb
+        if step.oracle.whole_batch:
+            return Began(step.params, step.oracle)
+        return Began(step.params, take_part(step.oracle, self.part, self.num_parts, self.strata))
 
 
-def at_params_on_part(part: int, num_parts: int, strata: int = 1) -> AtParamsOnPart:
-    """At the parameters, on one of several equal parts of the batch; see `on_part` (RWP)."""
+def on_part(part: int, num_parts: int, strata: int = 1) -> OnPart:
+    """At the parameters, on one of several equal parts of the batch; see `selections.on_part` (RWP)."""
     checks.integer("num_parts", num_parts, low=1)
     checks.integer("part", part, low=0, high=num_parts - 1)
     checks.integer("strata", strata, low=1)
-    return AtParamsOnPart(part, num_parts, strata)
+    return OnPart(part, num_parts, strata)
 
 
 @dataclasses.dataclass(frozen=True)
-class Reweighted(AtParams):
+class Reweighted(Start):
     """See `reweighted`."""
 
     weight: ScalarOrSchedule
     difference_step: ScalarOrSchedule
 
-    needs_oracle: ClassVar[bool] = True
-    reweights: ClassVar[bool] = True
+    asks_anew: ClassVar[bool] = False
 
-    def begin(self, state: Any, context: Context) -> tuple[Any, Oracle]:
-        del state
-        oracle = dataclasses.replace(context.oracle, needs_losses=True)
-        weight, step = (at_step(x, context.step) for x in (self.weight, self.difference_step))
-        moves = trees.map_wide(
-            lambda z: trees.times(step, z), random_trees.signs(context.key, context.params)
-        )
-        there = oracle.losses_at(trees.add_perturbation(context.params, moves))
-        slopes = jnp.abs(there - oracle.losses_at(context.params)) / jnp.asarray(step).astype(there.dtype)
+    def begin(self, state: Any, step: Step, climb: Climber) -> Began:
+        del state, climb
+        oracle = step.oracle.with_losses()
+        weight, length = (at_step(x, step.count) for x in (self.weight, self.difference_step))
+        moves = trees.map_wide(lambda z: trees.times(length, z), random_trees.signs(step.key, step.params))
+        there = oracle.losses_at(trees.add_perturbation(step.params, moves))
+        slopes = jnp.abs(there - oracle.losses_at(step.params)) / jnp.asarray(length).astype(there.dtype)
         slopes = jnp.nan_to_num(trees.times(weight, slopes))
-        real = jnp.ones_like(slopes) if oracle.weights is None else oracle.weights.astype(slopes.dtype)
-        largest = lax.stop_gradient(jnp.max(jnp.where(real != 0, slopes, -jnp.inf)))
-        largest = sharding.pmax_over_replicas(largest, context.params)
-        least = jnp.finfo(slopes.dtype).tiny ** 0.5  # 0 would make the example padding
-        chances = jnp.maximum(jnp.exp(slopes - largest), least)
-        chances = jnp.where(real != 0, chances, jnp.zeros_like(slopes)) * real
-        return context.params, dataclasses.replace(
-            oracle, weights=chances, weight_before_draw=oracle.whole_weight
-        )
+        real = jnp.ones(slopes.shape, bool) if oracle.weights is None else oracle.weights != 0
+        largest = lax.stop_gradient(jnp.max(jnp.where(real, slopes, -jnp.inf)))
+        largest = sharding.pmax_over_replicas(largest, step.params)
+        chances = jnp.where(real, jnp.exp(slopes - largest), jnp.zeros_like(slopes))
+        return Began(step.params, oracle.emphasized(chances))
 
 
 def reweighted(weight: ScalarOrSchedule, difference_step: ScalarOrSchedule) -> Reweighted:
@@ -250,22 +250,17 @@ def reweighted(weight: ScalarOrSchedule, difference_step: ScalarOrSchedule) -> R
 
 
 @dataclasses.dataclass(frozen=True)
-class OnSurrogateBetween(AtParams):
+class OnSurrogateBetween(Start):
     """See `on_surrogate_between`."""
 
     surrogate_losses: Callable[[Any, Any], Any]
 
-    needs_oracle: ClassVar[bool] = True
+    asks_anew: ClassVar[bool] = False
     follows_gate: ClassVar[bool] = True
 
-    def begin(self, state: Any, context: Context) -> tuple[Any, Oracle]:
-        del state
-        full, cheap, due = context.oracle.losses, self.surrogate_losses, context.due
-
-        def losses(*args):
-            return lax.cond(due, full, cheap, *args)
-
-        return context.params, dataclasses.replace(context.oracle, losses=losses)
+    def begin(self, state: Any, step: Step, climb: Climber) -> Began:
+        del state, climb
+        return Began(step.params, step.oracle.of_surrogate(self.surrogate_losses, when=~step.due))
 
 
 def on_surrogate_between(surrogate_losses: Callable[[Any, Any], Any]) -> OnSurrogateBetween:

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from optax_sam import checks, trees
-from optax_sam.pieces.protocols import Context
+from optax_sam.aliases import Params
+from optax_sam.pieces.bases import Gate, Step
 
 
 class VarianceRateState(NamedTuple):
@@ -35,7 +36,7 @@ class VarianceRateState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class WithVarianceRate:
+class WithVarianceRate(Gate):
     """See `with_variance_rate`."""
 
     window: int
@@ -45,11 +46,10 @@ class WithVarianceRate:
     warmup_steps: int
     tail: int | Callable[[Any], Any]
 
-    constant: ClassVar[bool | None] = None
-    needs_gradient: ClassVar[bool] = False
+    asks_anew: ClassVar[bool] = False
 
-    def init(self, params: Any) -> VarianceRateState:
-        del params
+    def init(self, params: Params, key: jax.Array) -> VarianceRateState:
+        del params, key
         return VarianceRateState(
             rate=jnp.ones([], float),
             probability=jnp.full([], 0.5, float),
@@ -60,20 +60,17 @@ class WithVarianceRate:
             variances=jnp.zeros([self.window], float),
         )
 
-    def due(self, state: VarianceRateState, grads: Any, context: Context) -> jax.Array:
-        del grads
+    def due(self, state: VarianceRateState, step: Step) -> jax.Array:
         left = jnp.floor(state.rate).astype(jnp.int32) - state.used
-        uniform = jax.random.uniform(context.key, dtype=state.probability.dtype)
+        uniform = jax.random.uniform(step.key, dtype=state.probability.dtype)
         chosen = (left > 0) & (uniform >= 1 - state.probability)
         forced = self.window - state.position % self.window <= left
-        return (context.step < self.warmup_steps) | chosen | forced
+        return (step.count < self.warmup_steps) | chosen | forced
 
-    def update(
-        self, state: VarianceRateState, grads: Any, perturbed_grads: Any, context: Context
-    ) -> VarianceRateState:
-        if perturbed_grads is not None:
-            state = self._record(state, grads, perturbed_grads, context.params)
-        warming_up = context.step < self.warmup_steps
+    def update(self, state: VarianceRateState, step: Step) -> VarianceRateState:
+        if step.perturbed is not None:
+            state = self._record(state, step.grads, step.perturbed_grads, step.params)
+        warming_up = step.count < self.warmup_steps
         state = state._replace(
             used=jnp.where(warming_up, jnp.ones_like(state.used), state.used),
             position=state.position + (~warming_up).astype(jnp.int32),

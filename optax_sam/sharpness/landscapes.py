@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_sam import checks, random_trees, trees
-from optax_sam.oracle import Oracle
-from optax_sam.pieces import geometry
+from optax_sam.objective import mean_loss
+from optax_sam.pieces import geometries
 from optax_sam.sharpness.problem import (
     Floats,
     NotFiniteError,
@@ -79,7 +79,7 @@ def _as_filters(params: Floats, noise: Floats) -> Floats:
     def on_leaf(w, z):
         if w.ndim < 2:
             return jnp.zeros_like(z)
-        ratio = geometry.filter_norms(w) / jnp.maximum(geometry.filter_norms(z), jnp.finfo(z.dtype).tiny)
+        ratio = geometries.filter_norms(w) / jnp.maximum(geometries.filter_norms(z), jnp.finfo(z.dtype).tiny)
         return ratio.astype(z.dtype) * z
 
     return [on_leaf(w, z) for w, z in zip(trees.widen(params), noise, strict=True)]
@@ -204,7 +204,7 @@ def _loss_with(loss_fn: Any, point: Point, batch: Any, statistics: Any) -> jax.A
     def losses(params, batch):
         return loss_fn(params, batch, statistics)
 
-    return Oracle(functools.partial(alone, losses), batch).loss_at(point.params())
+    return mean_loss(functools.partial(alone, losses), point.params(), batch)
 
 
 @jax.jit

@@ -16,8 +16,9 @@ import numpy as np
 from jax.tree_util import Partial
 
 from optax_sam import checks, trees
+from optax_sam.examples import Rows, check_rows, size_of
 from optax_sam.jaxprs import canonical_convolutions
-from optax_sam.oracle import Oracle
+from optax_sam.objective import mean_loss
 from optax_sam.sharpness.progress import Steps
 
 Floats = list[jax.Array]
@@ -170,7 +171,8 @@ class Problem:
         number = -1
         for number, batch in enumerate(self.batches if self.is_many else [self.batches]):
             batch = _arrays(f"batch {number}", batch)
-            size = Oracle(self.loss_fn, batch).size
+            check_rows(Rows(batch))
+            size = size_of(batch)
             if size is None:
                 raise ValueError(
                     f"batch {number} has no arrays: pass a tree with the examples on the first axis."
@@ -286,8 +288,8 @@ def gradient_at(loss_fn: Any, point: Point, batch: Any) -> Floats:
 
 def of_floats(loss_fn: Any, point: Point, batch: Any) -> Callable[[Floats], jax.Array]:
     """The mean loss of a batch as a function of the float leaves."""
-    oracle = Oracle(functools.partial(alone, loss_fn), batch)
-    return lambda floats: oracle.loss_at(point.params(floats))
+    losses = functools.partial(alone, loss_fn)
+    return lambda floats: mean_loss(losses, point.params(floats), batch)
 
 
 def alone(loss_fn: Any, params: Any, batch: Any) -> Any:

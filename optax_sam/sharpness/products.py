@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from optax_sam import checks, trees
-from optax_sam.oracle import Oracle
+from optax_sam.objective import mean_loss
 from optax_sam.sharpness.problem import (
     Floats,
     Point,
@@ -138,7 +138,8 @@ def _gauss_newton_product(loss_fn: GaussNewton, point: Point, batch: Any, vector
         return loss_fn.outputs(point.params(floats), batch)
 
     outputs, change = jax.jvp(outputs_at, (point.floats,), (_tangent(vector, point),))
-    gradient = jax.grad(Oracle(functools.partial(alone, loss_fn.losses), batch).loss_at)
+    losses = functools.partial(alone, loss_fn.losses)
+    gradient = jax.grad(lambda outputs: mean_loss(losses, outputs, batch))
     bent = jax.jvp(gradient, (outputs,), (change,))[1]
     return trees.widen(jax.vjp(outputs_at, point.floats)[1](bent)[0])
 

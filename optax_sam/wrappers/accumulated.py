@@ -1,12 +1,12 @@
 """Gradient accumulation: the method of the big batch, in the memory of one micro-batch."""
 
 import dataclasses
-from typing import Any
 
 from optax_sam import checks
-from optax_sam.oracle import Oracle
+from optax_sam.aliases import Grads, Params
 from optax_sam.state import SharpnessAwareState
-from optax_sam.transformation import Outcome, SharpnessAware, from_method
+from optax_sam.step_oracle import Given
+from optax_sam.transformation import Begun, Outcome, SharpnessAware, from_method
 from optax_sam.wrappers.wrapper import Wrapper, method_of
 
 
@@ -16,17 +16,23 @@ class Accumulated(Wrapper):
 
     num_microbatches: int
 
-    def begin(self, state: SharpnessAwareState, opt_state: Any, params: Any, oracle: Oracle) -> Oracle:
-        sliced = dataclasses.replace(oracle, num_slices=oracle.num_slices * self.num_microbatches)
-        started = self.inner.begin(state, opt_state, params, sliced)
-        return dataclasses.replace(started, method=self, origin=oracle)
+    def begin(self, state: SharpnessAwareState, given: Given) -> Begun:
+        return self.inner.begin(state, self._in_slices(given))
 
     def finish(
-        self, grads: Any, state: SharpnessAwareState, params: Any, oracle: Oracle, perturb: bool | None
+        self,
+        grads: Grads,
+        begun: Begun,
+        state: SharpnessAwareState,
+        params: Params,
+        given: Given,
+        perturb: bool | None,
     ) -> Outcome:
-        # Further draws begin from the origin, in as many slices.
-        origin = dataclasses.replace(oracle.origin, num_slices=oracle.num_slices)
-        return self.inner.finish(grads, state, params, dataclasses.replace(oracle, origin=origin), perturb)
+        return self.inner.finish(grads, begun, state, params, self._in_slices(given), perturb)
+
+    def _in_slices(self, given: Given) -> Given:
+        number = given.examples.num_slices * self.num_microbatches
+        return given.but(examples=given.examples.but(num_slices=number))
 
 
 def accumulated(method: SharpnessAware, num_microbatches: int) -> SharpnessAware:

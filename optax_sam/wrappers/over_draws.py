@@ -10,10 +10,11 @@ import optax
 from jax import lax
 
 from optax_sam import checks, means, trees
+from optax_sam.aliases import Grads, Params
 from optax_sam.hyperparameters import ScalarOrSchedule, at_step
-from optax_sam.oracle import Oracle
 from optax_sam.state import SharpnessAwareState, with_key_of_part
-from optax_sam.transformation import Outcome, SharpnessAware, from_method
+from optax_sam.step_oracle import Given
+from optax_sam.transformation import Begun, Outcome, SharpnessAware, from_method
 from optax_sam.wrappers.wrapper import Wrapper, method_of, with_gradients_of
 
 
@@ -24,24 +25,28 @@ class OverDraws(Wrapper):
     num_draws: int
     log_weight: Callable[[jax.Array, jax.Array], jax.Array]
 
-    def begin(self, state: SharpnessAwareState, opt_state: Any, params: Any, oracle: Oracle) -> Oracle:
-        started = self._begin(0, state, opt_state, params, oracle)
-        return dataclasses.replace(started, method=self, origin=oracle, opt_state=opt_state)
+    def begin(self, state: SharpnessAwareState, given: Given) -> Begun:
+        return self._begin(0, state, given)
 
     def finish(
-        self, grads: Any, state: SharpnessAwareState, params: Any, oracle: Oracle, perturb: bool | None
+        self,
+        grads: Grads,
+        begun: Begun,
+        state: SharpnessAwareState,
+        params: Params,
+        given: Given,
+        perturb: bool | None,
     ) -> Outcome:
-        def run(number, started):
-            own = trees.like_masked(params, started.first.evaluation.grads)
-            outcome = self.inner.finish(own, with_key_of_part(state, number), params, started, perturb)
+        def run(number, begun):
+            own = trees.like_masked(params, begun.first.grads)
+            state_of_draw = with_key_of_part(state, number)
+            outcome = self.inner.finish(own, begun, state_of_draw, params, self._of(number, given), perturb)
             # An infinite loss, whose gradient may be finite, counts as the largest number.
             return outcome, jnp.nan_to_num(self.log_weight(outcome.loss, state.step))
 
         def one_more(carry, number):
             descent, total, largest, mean = carry
-            outcome, weight = run(
-                number, self._begin(number, state, oracle.opt_state, oracle.params, oracle.origin)
-            )
+            outcome, weight = run(number, self._begin(number, state, given))
             new_largest = jnp.maximum(largest, weight)
             old, new = total * jnp.exp(largest - new_largest), jnp.exp(weight - new_largest)
             total = old + new
@@ -54,18 +59,23 @@ class OverDraws(Wrapper):
             mean = means.add(mean, 1 / self.num_draws, outcome.state)
             return (descent, total, new_largest, mean), None
 
-        first, weight = run(0, oracle)
+        first, weight = run(0, begun)
         mean = means.add(means.zeros_like(first.state), 1 / self.num_draws, first.state, is_first=True)
         carry = (trees.widen(first.descent), jnp.ones_like(weight), weight, mean)
         if self.num_draws > 1:  # `jax.disable_jit` knows no empty loop
             carry, _ = lax.scan(one_more, carry, jnp.arange(1, self.num_draws))
         descent, _, _, mean = carry
-        mean = with_gradients_of(state, optax.tree.cast_like(mean, state), repeats=self.num_draws)
+        mean = self.settle(optax.tree.cast_like(mean, state), state)
+        mean = with_gradients_of(state, mean, repeats=self.num_draws)
         return Outcome(optax.tree.cast_like(descent, grads), mean._replace(key=state.key), first.loss)
 
-    def _begin(self, number: Any, state, opt_state, params, oracle) -> Oracle:
+    def _begin(self, number: Any, state: SharpnessAwareState, given: Given) -> Begun:
         """The first gradient of one draw, with its own random numbers."""
-        return self.inner.begin(with_key_of_part(state, number), opt_state, params, oracle.with_key(number))
+        return self.inner.begin(with_key_of_part(state, number), self._of(number, given))
+
+    def _of(self, number: Any, given: Given) -> Given:
+        """What one draw is given: a key of its own for the loss function."""
+        return given.but(examples=given.examples.with_key(number))
 
 
 def over_draws(

@@ -10,8 +10,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from optax_sam import means, sharding, trees
-from optax_sam.closures import closed_over
-from optax_sam.oracle import Oracle
+from optax_sam.step_oracle import Given
 from optax_sam.transformation import SharpnessAware, from_method
 from optax_sam.wrappers.slices import PerSlice
 from optax_sam.wrappers.wrapper import method_of
@@ -23,7 +22,7 @@ class PerDevice(PerSlice):
 
     axis_name: str
 
-    def num_slices(self, oracle: Oracle) -> int:
+    def num_slices(self, given: Given) -> int:
         mesh = jax.sharding.get_abstract_mesh()
         if self.axis_name not in mesh.axis_names:
             raise ValueError(
@@ -37,15 +36,12 @@ class PerDevice(PerSlice):
                 f"call the step outside of it; per_device is a shard_map of its own."
             )
         size = mesh.shape[self.axis_name]
-        if oracle.size is None or oracle.size % size:
+        if given.examples.size is None or given.examples.size % size:
             raise ValueError(
                 f"axis_name={self.axis_name!r} has {size} devices, which do not divide the batch of "
-                f"{oracle.size} examples: choose a multiple, or pad with examples of weight 0."
+                f"{given.examples.size} examples: choose a multiple, or pad with examples of weight 0."
             )
         return size
-
-    def closure(self, function: Callable[..., Any]) -> tuple[Any, Callable[[Any], Callable[..., Any]]]:
-        return closed_over(function)
 
     def each(self, function: Callable[[Any, Any], Any], parts: Any, shared: Any) -> Any:
         def on_device(parts, shared):

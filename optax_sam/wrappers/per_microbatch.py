@@ -8,7 +8,7 @@ import jax
 from jax import lax
 
 from optax_sam import checks, means
-from optax_sam.oracle import Oracle
+from optax_sam.step_oracle import Given
 from optax_sam.transformation import SharpnessAware, from_method
 from optax_sam.wrappers.slices import PerSlice
 from optax_sam.wrappers.wrapper import method_of
@@ -21,8 +21,8 @@ class PerMicrobatch(PerSlice):
     num_microbatches: int
     loop: str
 
-    def num_slices(self, oracle: Oracle) -> int:
-        del oracle
+    def num_slices(self, given: Given) -> int:
+        del given
         return self.num_microbatches
 
     def each(self, function: Callable[[Any, Any], Any], parts: Any, shared: Any) -> Any:

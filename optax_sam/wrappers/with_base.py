@@ -12,10 +12,10 @@ import optax
 
 from optax_sam import checks, trees
 from optax_sam import state as states
-from optax_sam.gradient_oracle import like_params
 from optax_sam.hyperparameters import ScalarOrSchedule, at_step
-from optax_sam.oracle import Oracle
-from optax_sam.transformation import Method, SharpnessAware
+from optax_sam.objective import like_params
+from optax_sam.oracle import Oracle, Started, started
+from optax_sam.transformation import Method, SharpnessAware, check_visible
 from optax_sam.wrappers.wrapper import method_of
 
 
@@ -35,8 +35,9 @@ class FollowedBy:
         updates, base = self.base.update(descent, state[1], params, **extra_args | {"step": step})
         return updates, (own, base)
 
-    def begin(self, state: Any, opt_state: Any, params: Any, oracle: Oracle) -> Oracle:
-        return self.inner.begin(state, opt_state, params, oracle)
+    @property
+    def of_step(self) -> Method:
+        return self.inner
 
     def due(self, state: Any, grads: Any) -> jax.Array:
         return self.inner.due(state, grads)
@@ -73,14 +74,16 @@ class Decoupled(FollowedBy):
             raise ValueError("params=None: pass the parameters, update(grads, state, params, ...).")
         own, base = state
         step = states.find(own).step
-        oracle, plain = extra_args.get("oracle"), jax.tree.map(jnp.asarray, trees.plain(params))
+        oracle = extra_args.get("oracle")
         if isinstance(oracle, Oracle):
-            self.inner.check_call(oracle, extra_args.get("grad_fn"), extra_args.get("perturb"))
-            oracle = self.inner.with_params(oracle, None, params)
+            perturb = extra_args.get("perturb")
+            self.inner.check_call(oracle, extra_args.get("grad_fn"), perturb)
+            check_visible(params, oracle, None)
+            plain = jax.tree.map(jnp.asarray, trees.plain(params))
             grads = like_params("grads", updates, plain)
-            first, oracle = self.inner.started(grads, own, plain, oracle, extra_args.get("perturb"))
+            first, begun, given = self.inner.started(grads, own, plain, params, oracle, perturb)
             updates = jax.tree.unflatten(jax.tree.structure(updates), jax.tree.leaves(first))
-            extra_args = extra_args | {"oracle": oracle}
+            extra_args = extra_args | {"oracle": started(oracle, Started(self.inner, given, begun, perturb))}
         descent, own = self.inner.update(updates, own, params, **extra_args)
         based, base = self.base.update(updates, base, params, **extra_args | {"step": step})
         rate = at_step(self.learning_rate, step)

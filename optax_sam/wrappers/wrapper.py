@@ -3,7 +3,10 @@
 import dataclasses
 from typing import Any
 
+import jax
+
 from optax_sam import state as states
+from optax_sam.aliases import Grads, Params
 from optax_sam.state import SharpnessAwareState
 from optax_sam.transformation import Method, SharpnessAware
 
@@ -26,10 +29,13 @@ class Wrapper(Method):
     def first_follows_gate(self) -> bool:
         return self.inner.first_follows_gate
 
-    def due(self, state: SharpnessAwareState, grads: Any) -> Any:
+    def due(self, state: SharpnessAwareState, grads: Grads) -> jax.Array:
         return self.inner.due(state, grads)
 
-    def init(self, params: Any) -> SharpnessAwareState:
+    def settle(self, mean: SharpnessAwareState, old: SharpnessAwareState) -> SharpnessAwareState:
+        return self.inner.settle(mean, old)
+
+    def init(self, params: Params) -> SharpnessAwareState:
         return self.inner.init(params)
 
 

@@ -47,26 +47,28 @@ def climbed(params, grads, chosen, radius):
 
 def a_part(radius):
     """The kernels, and their norm, by a partition."""
-    return optax.partition({"near": optax_sam.to_radius(radius), "far": optax.set_to_zero()}, LABELS)
+    return optax.partition({"near": optax_sam.ascents.to_radius(radius), "far": optax.set_to_zero()}, LABELS)
 
 
 def masked(radius):
     """The kernels, and their norm, by a mask."""
-    return optax.masked(optax_sam.to_radius(radius), KERNELS)
+    return optax.masked(optax_sam.ascents.to_radius(radius), KERNELS)
 
 
 def zeroed_before(radius):
     """The kernels: what is zero in the direction is not perturbed."""
-    return optax.chain(optax.masked(optax.set_to_zero(), others(KERNELS)), optax_sam.to_radius(radius))
+    return optax.chain(
+        optax.masked(optax.set_to_zero(), others(KERNELS)), optax_sam.ascents.to_radius(radius)
+    )
 
 
 def a_radius_each(radius):
     """Kernels and biases, each with their own radius and norm."""
-    near, far = optax_sam.to_radius(radius), optax_sam.to_radius(optax.constant_schedule(0.5))
+    near, far = optax_sam.ascents.to_radius(radius), optax_sam.ascents.to_radius(optax.constant_schedule(0.5))
     return optax.partition({"near": near, "far": far}, lambda params: LABELS)
 
 
-@pytest.mark.parametrize("gate", [None, optax_sam.every(2)], ids=["always", "every_second"])
+@pytest.mark.parametrize("gate", [None, optax_sam.gates.every(2)], ids=["always", "every_second"])
 @pytest.mark.parametrize("radius", [0.1, RISING], ids=["constant", "schedule"])
 @pytest.mark.parametrize("ascent", [a_part, masked, zeroed_before, a_radius_each])
 def test_ascent_of_a_part_perturbs_it_alone_and_descends_on_all(ascent, radius, gate):
@@ -119,7 +121,10 @@ def test_ascent_of_a_part_in_slices_of_the_batch():
 @pytest.mark.parametrize("part", ["kernel", "bias"])
 def test_ascent_of_a_part_in_the_geometry_of_asam(part):
     """The geometry sees the parameters of that part, and their names: `T = 1` for biases."""
-    adaptive, still = optax_sam.to_radius(0.5, optax_sam.elementwise(0.01)), optax.set_to_zero()
+    adaptive, still = (
+        optax_sam.ascents.to_radius(0.5, optax_sam.geometries.elementwise(0.01)),
+        optax.set_to_zero(),
+    )
     near, far = (adaptive, still) if part == "kernel" else (still, adaptive)
     method = optax_sam.sharpness_aware(optax.partition({"near": near, "far": far}, LABELS))
     params, batch = init_params(), make_batch()
@@ -221,18 +226,23 @@ def test_masked_sam_perturbs_the_visible_part_to_the_radius():
 
 
 def test_partition_of_two_methods_gives_each_part_its_own_second_gradient():
-    """Each method perturbs its own leaves alone. Which of them takes the first gradient must be said."""
+    """Each method perturbs its own leaves alone, and takes its own first gradient of an oracle by hand."""
     near, far = optax_sam.sam(0.01), optax_sam.sam(0.5)
     tx = optax.partition({"near": near, "far": far}, LABELS)
     params, batch = init_params(), make_batch()
     state = tx.init(params)
     with pytest.raises(ValueError, match=r"2 states .*near.*far|2 states .*far.*near"):
         near.value_and_grad(losses)(params, batch, state=state)
+    _, grads, begun = near.value_and_grad(losses)(params, batch, state=state.inner_states["near"])
+    with pytest.raises(
+        ValueError, match=r"another method than this one: method.ascent.*rho is 0.01 in one and 0.5"
+    ):
+        tx.update(grads, state, params, oracle=begun)
 
     @jax.jit
     def step(params, state):
-        own = state.inner_states["near"]
-        _, grads, oracle = near.value_and_grad(losses)(params, batch, state=own)
+        oracle = optax_sam.Oracle(losses, batch, params=params)
+        grads = oracle.value_and_grad(params)[1]
         return *tx.update(grads, state, params, oracle=oracle), grads
 
     descent, state, grads = jax.device_get(step(params, state))

@@ -124,7 +124,7 @@ METHODS = {
     "sam": optax_sam.sam(RHO),
     "rst": optax_sam.rst(RHO, probability=0.4),
     "grst": optax_sam.grst(RHO, probability=0.4),
-    "every": optax_sam.sharpness_aware(optax_sam.to_radius(RHO), gate=optax_sam.every(7)),
+    "every": optax_sam.sharpness_aware(optax_sam.ascents.to_radius(RHO), gate=optax_sam.gates.every(7)),
     "vsam": optax_sam.vsam(RHO, window=10, slices=2, warmup_steps=3),
     "pugd": optax_sam.pugd(RHO),
     "tsam": optax_sam.tsam(RHO),
@@ -148,7 +148,7 @@ def test_radius_advances_every_training_step(name):
 def test_radius_of_asam_advances_in_its_own_norm():
     params = {"w": jnp.array([1.0, -2.0, 3.0]), "bias": jnp.array([0.5])}
     grads = {"w": jnp.array([0.3, 0.1, -1.0]), "bias": jnp.array([2.0])}
-    ascent = optax_sam.to_radius(RHO, optax_sam.elementwise(0.01))
+    ascent = optax_sam.ascents.to_radius(RHO, optax_sam.geometries.elementwise(0.01))
     for step in (0, 1, 17):
         e, _ = ascent.update(grads, ascent.init(params), params, step=jnp.array(step))
         lengths = [e["w"] / (jnp.abs(params["w"]) + 0.01), e["bias"]]

@@ -65,8 +65,13 @@ def test_per_device_is_per_microbatch_with_a_slice_a_device(name, kind):
     assert_trees_close(jax.device_get((seen, state)), in_slices(name), rtol=1e-4, atol=1e-5)
 
 
-def convolutional(stats, key, place=lambda x: x):
-    """A loss that closes over batch statistics and a key, as users write it."""
+def convolutional(params, batch, stats, key):
+    """A loss with batch statistics and a key as further arguments: `losses, new statistics`."""
+    return convolutional_closed(stats, key)(params, batch)
+
+
+def convolutional_closed(stats, key):
+    """The same, closed over."""
 
     def noise(shape):
         return 1 + 0.1 * jax.random.normal(key, shape)
@@ -87,8 +92,9 @@ def convolutional(stats, key, place=lambda x: x):
 
 def convolutional_step(method, params, state, batch, stats, key):
     with jax.numpy_rank_promotion("allow"):
-        losses = convolutional(stats, key)
-        (loss, stats), grads, oracle = method.value_and_grad(losses, has_aux=True)(params, batch, state=state)
+        (loss, stats), grads, oracle = method.value_and_grad(convolutional, has_aux=True)(
+            params, batch, stats, key, state=state
+        )
         return loss, *method.update(grads, state, params, oracle=oracle), stats
 
 
@@ -104,8 +110,8 @@ def convolutional_inputs(width=8):
 
 
 @every_axis_type
-def test_what_the_loss_closes_over_reaches_every_device(kind):
-    """Batch statistics, a key, and functions that close over them, on a convolutional net."""
+def test_further_arguments_reach_every_device(kind):
+    """Batch statistics and a key, on a convolutional net."""
     params, batch, stats, key = convolutional_inputs()
     sam = optax_sam.sam(0.2)
     sliced = optax_sam.per_microbatch(sam, 8)
@@ -145,13 +151,12 @@ def test_gradients_are_all_reduced_once(net, kind):
         method = optax_sam.rst(0.0, probability=0.0) if method is None else method
 
         def step(params, state, batch, stats, key):
-            if net == "convolutional":
-                loss_fn = convolutional(stats, key)
-                loss_fn = lambda p, b, f=loss_fn: f(p, b)[0]
-            else:
-                loss_fn = losses
+            args = (stats, key) if net == "convolutional" else ()
+            loss_fn = (lambda *args: convolutional(*args)[0]) if args else losses
             with jax.numpy_rank_promotion("allow"):
-                _, grads, oracle = method.value_and_grad(loss_fn)(params, batch, state=method.init(params))
+                _, grads, oracle = method.value_and_grad(loss_fn)(
+                    params, batch, *args, state=method.init(params)
+                )
                 return tx.update(grads, state, params, oracle=oracle)
 
         return tx, step

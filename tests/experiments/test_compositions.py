@@ -7,7 +7,11 @@ import pytest
 
 import optax_sam
 from experiments.methods import compositions
-from optax_sam import decayed_difference, drawn_by_score, sharpness_aware, to_radius, with_variance_rate
+from optax_sam import sharpness_aware
+from optax_sam.pieces.ascents import to_radius
+from optax_sam.pieces.gates import with_variance_rate
+from optax_sam.pieces.reuses import decayed_difference
+from optax_sam.pieces.starts import drawn_by_score
 from tests.methods.small import (
     BATCH,
     NUM_EXAMPLES,
@@ -56,9 +60,9 @@ def test_friendly_looksam_is_either_of_the_two_at_its_limits(every_k):
     def made(sigma, alpha):
         return sharpness_aware(
             to_radius(0.1),
-            direction=optax_sam.batch_specific(sigma, 0.8),
-            gate=optax_sam.every(every_k),
-            reuse=optax_sam.orthogonal_component(alpha),
+            direction=optax_sam.directions.batch_specific(sigma, 0.8),
+            gate=optax_sam.gates.every(every_k),
+            reuse=optax_sam.reuses.orthogonal_component(alpha),
         )
 
     close(train(made(0.0, 0.5)).params, train(optax_sam.looksam(0.1, every_k, 0.5)).params)
@@ -97,9 +101,9 @@ def test_the_compositions_of_the_experiments_are_their_parts():
     )
     friendly = sharpness_aware(
         to_radius(0.1),
-        direction=optax_sam.batch_specific(1.0, 0.9),
-        gate=optax_sam.every(4),
-        reuse=optax_sam.orthogonal_component(0.7),
+        direction=optax_sam.directions.batch_specific(1.0, 0.9),
+        gate=optax_sam.gates.every(4),
+        reuse=optax_sam.reuses.orthogonal_component(0.7),
     )
     found = compositions.drawn_vsam(NUM_EXAMPLES, rho=0.1, window=10)
     close(train(found).params, train(drawn).params)

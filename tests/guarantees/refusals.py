@@ -16,7 +16,7 @@ COUNT = [(0, ValueError), (1.5, TypeError), ("2", TypeError), (None, TypeError),
 COUNT = [*COUNT, (-3, ValueError), (jnp.array(3), TypeError), (np.array(3), TypeError)]
 COUNT_OR_ZERO = COUNT[1:]
 SEED = [(0.5, TypeError), ("1", TypeError), (None, TypeError), (True, TypeError), (jnp.zeros(2), TypeError)]
-PIECE = [(0.5, TypeError), (optax_sam.always, TypeError), ("always", TypeError)]
+PIECE = [(0.5, TypeError), (optax_sam.gates.always, TypeError), ("always", TypeError)]
 FUNCTION = [(0.5, TypeError), (None, TypeError), ("losses", TypeError)]
 METHOD = [(optax.sgd(0.1), TypeError), (None, TypeError), (optax_sam.sam, TypeError)]
 BATCH = [({"x": jnp.ones(3), "y": jnp.ones(4)}, ValueError), (jnp.ones([0, 2]), ValueError)]
@@ -70,7 +70,7 @@ SCHEDULE = {"probability": STATIC_PROBABILITY, "total_steps": COUNT}
 REQUIRED = {
     "rho": 0.1, "k": 2, "window": 4, "slices": 2, "max_rate": 0.5, "rate_gain": (0.1, 0.1), "warmup_steps": 0,
     "tail": 1, "decay": 0.5, "steps": 2, "probability": 0.5, "total_steps": 10, "alpha": 1.0, "tilt": 1.0,
-    "num_examples": 48, "ascent": optax_sam.to_radius(0.1), "method": optax_sam.sam(), "radius": 0.1,
+    "num_examples": 48, "ascent": optax_sam.ascents.to_radius(0.1), "method": optax_sam.sam(), "radius": 0.1,
     "num_microbatches": 2, "num_draws": 2, "log_weight": optax_sam.tilted(1.0), "losses": losses,
     "loss_fn": losses, "params": init_params(), "batch": make_batch(), "fn": losses, "eta": 0.0,
     "noise_scale": 1.0, "noise": "gaussian", "start_step": 2, "weight": 0.5, "difference_step": 0.1,

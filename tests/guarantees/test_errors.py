@@ -29,7 +29,7 @@ AT_CONSTRUCTION = {
     ),
     "no method": (lambda: optax_sam.per_microbatch(optax.sgd(0.1), 2), TypeError, "no method"),
     "no gate": (
-        lambda: optax_sam.sharpness_aware(optax_sam.to_radius(0.1), gate=optax_sam.always),
+        lambda: optax_sam.sharpness_aware(optax_sam.ascents.to_radius(0.1), gate=optax_sam.gates.always),
         TypeError,
         "with its brackets",
     ),
@@ -51,9 +51,9 @@ AT_CONSTRUCTION = {
         "indices has dtype float32",
     ),
     "weights dtype": (
-        lambda: optax_sam.Oracle(losses, jnp.ones(3), weights=jnp.ones(3, bool)),
+        lambda: optax_sam.Oracle(losses, jnp.ones(3), weights=jnp.ones(3, complex)),
         TypeError,
-        "weights has dtype bool",
+        "weights has dtype complex64",
     ),
     "microbatch_size": (
         lambda: per_example.losses(losses, init_params(), make_batch(), microbatch_size=3),
@@ -176,29 +176,29 @@ AT_TRACE = {
     ),
     "ahead with a combination": (
         lambda: optax_sam.sharpness_aware(
-            optax_sam.to_radius(0.1),
-            start=optax_sam.ahead(),
-            direction=optax_sam.previous_descent(),
-            combination=optax_sam.unit,
+            optax_sam.ascents.to_radius(0.1),
+            start=optax_sam.starts.ahead(),
+            direction=optax_sam.directions.previous_descent(),
+            combination=optax_sam.combinations.unit(),
         ),
         ValueError,
-        "leave combination and reuse out",
+        "leave combination out",
     ),
     "ahead with a reuse": (
         lambda: optax_sam.sharpness_aware(
-            optax_sam.to_radius(0.1),
-            start=optax_sam.ahead(),
-            direction=optax_sam.previous_descent(),
-            reuse=optax_sam.orthogonal_component(0.7),
+            optax_sam.ascents.to_radius(0.1),
+            start=optax_sam.starts.ahead(),
+            direction=optax_sam.directions.previous_descent(),
+            reuse=optax_sam.reuses.orthogonal_component(0.7),
         ),
         ValueError,
-        "leave combination and reuse out",
+        "leave reuse out",
     ),
     "a gate that must see the gradient that it chooses": (
         lambda: optax_sam.sharpness_aware(
-            optax_sam.to_radius(0.1),
-            start=optax_sam.on_surrogate_between(losses),
-            gate=optax_sam.when_gradient_is_large(1.0),
+            optax_sam.ascents.to_radius(0.1),
+            start=optax_sam.starts.on_surrogate_between(losses),
+            gate=optax_sam.gates.when_gradient_is_large(1.0),
         ),
         ValueError,
         "must see it first",

@@ -327,7 +327,7 @@ def test_every_draw_follows_the_momentum_of_the_base_optimizer():
 
 
 def test_a_reuse_that_asks_a_surrogate_refuses_a_gradient_function():
-    reuse = optax_sam.components_beyond(losses, 0.5, 0.5)
-    method, params = optax_sam.sharpness_aware(optax_sam.to_radius(0.1), reuse=reuse), init_params()
+    reuse = optax_sam.reuses.components_beyond(losses, 0.5, 0.5)
+    method, params = optax_sam.sharpness_aware(optax_sam.ascents.to_radius(0.1), reuse=reuse), init_params()
     with pytest.raises(ValueError, match="grad_fn is given, but"):
         method.update(params, method.init(params), params, grad_fn=lambda p: p)

@@ -57,25 +57,25 @@ PUBLIC = {
     optax_sam.pugd: {"radius": RADIUS, "sum_gradients": BOOL},
     optax_sam.tsam: {"rho": RADIUS, "tilt": NUMBER, "num_samples": COUNT, **NOISY, "seed": SEED},
     optax_sam.ausam: {"rho": RADIUS, **DRAWN, "seed": SEED},
-    optax_sam.to_radius: {"rho": RADIUS, "geometry": PIECE},
-    optax_sam.elementwise: {"eta": RADIUS, "biases": BOOL},
-    optax_sam.mix: {"alpha": NUMBER},
-    optax_sam.every: {"k": COUNT},
-    optax_sam.with_probability: {"probability": PROBABILITY},
-    optax_sam.with_variance_rate: WATCHED,
-    optax_sam.decayed_difference: {"decay": PROBABILITY, "steps": COUNT_OR_ZERO},
-    optax_sam.at_random: NOISY,
-    optax_sam.drawn_by_score: DRAWN,
+    optax_sam.ascents.to_radius: {"rho": RADIUS, "geometry": PIECE},
+    optax_sam.geometries.elementwise: {"eta": RADIUS, "biases": BOOL},
+    optax_sam.combinations.mix: {"alpha": NUMBER},
+    optax_sam.gates.every: {"k": COUNT},
+    optax_sam.gates.with_probability: {"probability": PROBABILITY},
+    optax_sam.gates.with_variance_rate: WATCHED,
+    optax_sam.reuses.decayed_difference: {"decay": PROBABILITY, "steps": COUNT_OR_ZERO},
+    optax_sam.starts.at_random: NOISY,
+    optax_sam.starts.drawn_by_score: DRAWN,
     optax_sam.tilted: {"tilt": NUMBER},
     optax_sam.static_arguments: {"method": [(optax_sam.sam(), TypeError), (None, TypeError)]},
     optax_sam.canonical_convolutions: {"fn": FUNCTION},
     optax_sam.sharpness_aware: {
-        "ascent": [(0.05, TypeError), (None, TypeError), (optax_sam.to_radius, TypeError)],
+        "ascent": [(0.05, TypeError), (None, TypeError), (optax_sam.ascents.to_radius, TypeError)],
         "start": PIECE,
         "direction": PIECE,
         "gate": PIECE,
-        "selection": FUNCTION,
-        "combination": FUNCTION,
+        "selection": PIECE,
+        "combination": PIECE,
         "reuse": PIECE,
         "seed": SEED,
     },
@@ -92,10 +92,11 @@ PUBLIC = {
         "params": [],
         "has_aux": BOOL,
         "indices": [(jnp.ones(16), TypeError), (jnp.arange(3), ValueError)],
-        "weights": [(jnp.ones(16, bool), TypeError), (jnp.ones(3), ValueError)],
+        "weights": [(jnp.ones(16, complex), TypeError), (jnp.ones(3), ValueError)],
         "whole_batch": BOOL,
         "key": [(0, TypeError), (jnp.zeros(2), TypeError)],
         "loss_scale": [("2", TypeError), (-8, ValueError), (0.0, ValueError), (jnp.ones(2), ValueError)],
+        "args": [(jnp.ones(2), TypeError), ([1], TypeError)],
     },
     per_example.losses: EXAMPLES,
     per_example.gradients: EXAMPLES,
@@ -111,29 +112,24 @@ PUBLIC = {
 
 PUBLIC |= FAMILY
 
-# Called by a step, not by users; and what takes anything.
-PIECES_THEMSELVES = {
-    "perturbed",
-    "unit",
-    "unit_sum",
-    "everything",
-    "whole_batch",
-    "is_normalization",
-    "in_turn",
-}
+# What takes anything.
+PIECES_THEMSELVES = {"is_normalization", "chained", "where_momentum_is"}
 RECORDS = {"SharpnessAware", "SharpnessAwareState"}
 
 
-def arguments_of(function):
-    """The arguments that users give; an oracle's later fields are the library's."""
-    names = list(inspect.signature(function).parameters)
-    return names[: names.index("structure")] if function is optax_sam.Oracle else names
+NAMESPACES = [
+    getattr(optax_sam, name)
+    for name in "ascents combinations directions gates geometries reuses selections starts".split()
+]
 
 
 def public_functions():
-    for module in (optax_sam, per_example, schedules):
-        for name, value in vars(module).items():
-            own = module is optax_sam or getattr(value, "__module__", "") == module.__name__
+    for module in (optax_sam, per_example, schedules, *NAMESPACES):
+        for name in getattr(module, "__all__", vars(module)):
+            value = getattr(module, name)
+            own = (
+                module not in (per_example, schedules) or getattr(value, "__module__", "") == module.__name__
+            )
             if own and callable(value) and not name.startswith("_"):
                 yield name, value
 
@@ -142,7 +138,7 @@ def test_every_argument_of_every_public_function_is_in_the_table():
     for name, function in public_functions():
         if name in PIECES_THEMSELVES | RECORDS or inspect.isclass(function) and name != "Oracle":
             continue
-        if arguments := arguments_of(function):
+        if arguments := inspect.signature(function).parameters:
             assert set(PUBLIC[function]) == set(arguments), name
 
 
@@ -163,7 +159,7 @@ def test_wrong_argument_is_named_with_its_value_and_the_repair(function):
             assert re.search(r": (pass|choose|close|return|every)|with its brackets", message), case
 
 
-@pytest.mark.parametrize("wrong", [0.05, None, optax_sam.to_radius])
+@pytest.mark.parametrize("wrong", [0.05, None, optax_sam.ascents.to_radius])
 def test_ascents_in_turn_are_transformations(wrong):
     with pytest.raises(TypeError, match="ascents=.* is no Optax transformation: pass one"):
-        optax_sam.in_turn(optax_sam.to_radius(0.1), wrong)
+        optax_sam.ascents.chained(optax_sam.ascents.to_radius(0.1), wrong)

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import optax_sam
-from optax_sam import to_radius
+from optax_sam.pieces.ascents import to_radius
 from tests.methods.small import (
     BATCH,
     BATCHES,
@@ -49,7 +49,7 @@ SAM = {
         RHO, sparsity=0.0, mask="dynamic", refresh_steps=2, total_steps=20
     ),
     "sam_on everything": optax_sam.sharpness_aware(
-        optax_sam.in_turn(optax_sam.only(lambda path, leaf: True), to_radius(RHO))
+        optax_sam.ascents.chained(optax_sam.ascents.only(lambda path, leaf: True), to_radius(RHO))
     ),
     "graphsam refreshed always": optax_sam.graphsam(1, RHO, max_leaf_norm=10.0, adaptive=False),
     "fgsam of the loss itself": optax_sam.fgsam(
@@ -178,7 +178,7 @@ def test_decoupled_sharpness_takes_the_branch_that_it_is_told():
     batch = {k: jnp.asarray(v[0]) for k, v in BATCHES.items()}
     inner, base = (
         optax_sam.fgsam_plus(surrogate, RHO),
-        optax_sam.in_proportion(lambda step: -0.1 * (1.0 + jnp.asarray(step, float))),
+        optax_sam.ascents.in_proportion(lambda step: -0.1 * (1.0 + jnp.asarray(step, float))),
     )
     whole = optax_sam.decoupled(inner, base, learning_rate=0.1)
     for perturb in (True, False):
@@ -242,8 +242,10 @@ def test_a_split_batch_needs_two_halves():
 
 
 def test_a_mean_of_perturbed_gradients_waits_in_unpaid_steps():
-    direction = optax_sam.mean_of_perturbed(0.9, refresh_steps=3)
-    method = optax_sam.sharpness_aware(optax_sam.to_radius(RHO), direction=direction, gate=optax_sam.every(2))
+    direction = optax_sam.directions.mean_of_perturbed(0.9, refresh_steps=3)
+    method = optax_sam.sharpness_aware(
+        optax_sam.ascents.to_radius(RHO), direction=direction, gate=optax_sam.gates.every(2)
+    )
     kept = flatten(train(method).after.direction, axes=1)
     moved = np.any(np.diff(kept, axis=0) != 0, axis=1)
     np.testing.assert_array_equal(moved, np.arange(1, len(kept)) % 2 == 0)

@@ -36,7 +36,7 @@ WITHOUT_RADIUS = {
     "tsam": optax_sam.tsam(rho=0.0, radius=0.0),
     "ausam": optax_sam.ausam(NUM_EXAMPLES, rho=0.0, fraction=1.0),
     "per_microbatch": optax_sam.per_microbatch(optax_sam.sam(rho=0.0), 4),
-    "every": optax_sam.sharpness_aware(optax_sam.to_radius(0.0), gate=optax_sam.every(3)),
+    "every": optax_sam.sharpness_aware(optax_sam.ascents.to_radius(0.0), gate=optax_sam.gates.every(3)),
 }
 
 

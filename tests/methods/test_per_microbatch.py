@@ -108,7 +108,7 @@ def test_gate_decides_once_for_all_slices(loop):
 
 @pytest.mark.parametrize("k", [1, 5])
 def test_every_perturbs_the_multiples_of_k(k):
-    run = train(optax_sam.sharpness_aware(optax_sam.to_radius(0.1), gate=optax_sam.every(k)))
+    run = train(optax_sam.sharpness_aware(optax_sam.ascents.to_radius(0.1), gate=optax_sam.gates.every(k)))
     np.testing.assert_array_equal(run.info["perturbed"], np.arange(STEPS) % k == 0)
     np.testing.assert_array_equal(run.before.due, np.arange(STEPS) % k == 0)
     np.testing.assert_allclose(run.info["gradients"][-1], STEPS + len(range(0, STEPS, k)))

@@ -53,7 +53,7 @@ def test_pugd_does_not_depend_on_the_scale_of_the_loss(sum_gradients):
 def test_pugd_does_not_perturb_weights_that_are_zero():
     params = jax.tree.map(lambda x: jnp.where(jnp.arange(x.size).reshape(x.shape) % 3 == 0, 0, x), PARAMS)
     grads = mean_gradient(params, BATCH)
-    perturbation, _ = optax_sam.to_radius(1.0, optax_sam.magnitude()).update(
+    perturbation, _ = optax_sam.ascents.to_radius(1.0, optax_sam.geometries.magnitude()).update(
         grads, optax.EmptyState(), params, step=jnp.array(0)
     )
     for e, w, g in zip(*map(jax.tree.leaves, (perturbation, params, grads)), strict=True):

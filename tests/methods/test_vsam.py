@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import optax_sam
-from optax_sam.pieces.protocols import Context
+from optax_sam.pieces.bases import Step
 from tests.methods.small import PARAMS, STEPS, close, one_step, stepper, train
 
 HESSIAN = np.array([[3.0, 1.0, 0.0], [1.0, 2.0, -0.5], [0.0, -0.5, 1.0]], np.float32)
@@ -61,12 +61,12 @@ def test_vsam_spends_exactly_its_quota_in_every_window(warmup_steps):
 
 
 def test_constant_ratios_and_variances_leave_the_rate_unchanged():
-    gate = optax_sam.with_variance_rate(window=10, slices=5)
-    state = gate.init(PARAMS)._replace(
+    gate = optax_sam.gates.with_variance_rate(window=10, slices=5)
+    state = gate.init(PARAMS, jax.random.key(0))._replace(
         rate=jnp.array(3.7), used=jnp.array(3, jnp.int32), position=jnp.array(19, jnp.int32),
         ratios=jnp.full([10], 0.4), variances=jnp.full([10], 2e-5),
     )  # fmt: skip
-    after = gate.update(state, PARAMS, None, Context(jnp.array(18, jnp.int32), jax.random.key(0), PARAMS))
+    after = gate.update(state, Step(jnp.array(18, jnp.int32), PARAMS))
     assert int(after.position) == 20 and int(after.used) == 0
     np.testing.assert_allclose([after.rate, after.probability], [3.7, 0.37], rtol=1e-6)
 
@@ -92,8 +92,8 @@ def test_vsam_in_warm_up_is_sam(sam_run):
 
 
 def test_one_step_of_a_window_is_perturbed_however_the_least_rate_is_rounded():
-    gate = optax_sam.with_variance_rate(window=49, slices=7, max_rate=1 / 49)  # 1 / 49 * 49 < 1
-    state = gate.init(PARAMS)
+    gate = optax_sam.gates.with_variance_rate(window=49, slices=7, max_rate=1 / 49)  # 1 / 49 * 49 < 1
+    state = gate.init(PARAMS, jax.random.key(0))
     state = state._replace(position=jnp.full_like(state.position, 97))  # the end of a window
-    after = gate.update(state, PARAMS, None, Context(jnp.array(97, jnp.int32), jax.random.key(0), PARAMS))
+    after = gate.update(state, Step(jnp.array(97, jnp.int32), PARAMS))
     assert float(after.rate) == 1.0

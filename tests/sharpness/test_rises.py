@@ -40,7 +40,9 @@ def test_the_step_is_that_of_the_methods():
     for method, adaptive, rho, eta in (
         (optax_sam.sam(0.05), False, 0.05, 0.0),
         (
-            optax_sam.sharpness_aware(optax_sam.to_radius(0.5, optax_sam.elementwise(0.01, biases=True))),
+            optax_sam.sharpness_aware(
+                optax_sam.ascents.to_radius(0.5, optax_sam.geometries.elementwise(0.01, biases=True))
+            ),
             True,
             0.5,
             0.01,

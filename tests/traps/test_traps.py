@@ -59,7 +59,9 @@ def test_parameters_in_hand_and_the_loss_in_the_log_are_clean(name):
 
 def test_perturbing_every_step_is_sam_and_no_radius_is_the_base_optimizer():
     def trajectory(rho, gate=None):
-        tx = optax.chain(optax_sam.sharpness_aware(optax_sam.to_radius(rho), gate=gate), optax.sgd(0.05))
+        tx = optax.chain(
+            optax_sam.sharpness_aware(optax_sam.ascents.to_radius(rho), gate=gate), optax.sgd(0.05)
+        )
 
         @jax.jit
         def step(params, state):
@@ -75,9 +77,11 @@ def test_perturbing_every_step_is_sam_and_no_radius_is_the_base_optimizer():
     for _ in range(3):
         g = CURVATURE * by_hand
         by_hand = by_hand - 0.05 * CURVATURE * (by_hand + 0.1 * g / np.linalg.norm(g))
-    assert_trees_equal(trajectory(0.1, optax_sam.every(1)), trajectory(0.1))
+    assert_trees_equal(trajectory(0.1, optax_sam.gates.every(1)), trajectory(0.1))
     np.testing.assert_allclose(trajectory(0.1), by_hand, rtol=1e-5)
-    np.testing.assert_allclose(trajectory(0.0, optax_sam.every(1)), [0.857375, -1.024, 0.499125], rtol=1e-5)
+    np.testing.assert_allclose(
+        trajectory(0.0, optax_sam.gates.every(1)), [0.857375, -1.024, 0.499125], rtol=1e-5
+    )
 
 
 @every_method

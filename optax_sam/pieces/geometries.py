@@ -4,14 +4,18 @@ A perturbation is `rho * dual / norm`. Both come from one method, so that no fla
 forget the other.
 """
 
+import abc
 import dataclasses
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from optax_sam import checks, trees
+from optax_sam.aliases import Grads, Params
 from optax_sam.hyperparameters import Scalar
+
+__all__ = ["elementwise", "euclidean", "fisher", "layerwise", "magnitude", "signs"]
 
 
 class Steepest(NamedTuple):
@@ -23,36 +27,37 @@ class Steepest(NamedTuple):
       length: `float[]`, the L2 norm of `dual`.
     """
 
-    dual: Any
+    dual: Grads
     norm: jax.Array
     length: jax.Array
 
 
-class Geometry(Protocol):
+class Geometry(abc.ABC):
     """A norm on perturbations."""
 
-    def steepest(self, direction: Any, params: Any) -> Steepest:
+    @abc.abstractmethod
+    def steepest(self, direction: Grads, params: Params) -> Steepest:
         """The steepest perturbation of size one, as a fraction."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Euclidean:
+class Euclidean(Geometry):
     """See `euclidean`."""
 
-    def steepest(self, direction: Any, params: Any) -> Steepest:
+    def steepest(self, direction: Grads, params: Params) -> Steepest:
         del params
         norm = trees.norm(direction)
         return Steepest(direction, norm, norm)
 
 
 @dataclasses.dataclass(frozen=True)
-class Elementwise:
+class Elementwise(Geometry):
     """See `elementwise`."""
 
     eta: Scalar
     biases: bool
 
-    def steepest(self, direction: Any, params: Any) -> Steepest:
+    def steepest(self, direction: Grads, params: Params) -> Steepest:
         def size(path, d, w):
             unscaled = not self.biases and _is_bias(path)
             return jnp.ones_like(d) if unscaled else jnp.abs(w).astype(d.dtype) + eta.astype(d.dtype)
@@ -65,10 +70,10 @@ class Elementwise:
 
 
 @dataclasses.dataclass(frozen=True)
-class Magnitude:
+class Magnitude(Geometry):
     """See `magnitude`."""
 
-    def steepest(self, direction: Any, params: Any) -> Steepest:
+    def steepest(self, direction: Grads, params: Params) -> Steepest:
         wide = trees.widen(direction)
         scaled = trees.map_inexact(lambda d, w: jnp.abs(w).astype(d.dtype) * d, wide, params)
         norm = trees.norm(scaled)
@@ -101,10 +106,10 @@ def magnitude() -> Magnitude:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layerwise:
+class Layerwise(Geometry):
     """See `layerwise`."""
 
-    def steepest(self, direction: Any, params: Any) -> Steepest:
+    def steepest(self, direction: Grads, params: Params) -> Steepest:
         def on_leaf(d, w):
             return trees.times(trees.norm(w), trees.divide(d, trees.norm(d)))
 
@@ -121,12 +126,12 @@ def layerwise() -> Layerwise:
 
 
 @dataclasses.dataclass(frozen=True)
-class Fisher:
+class Fisher(Geometry):
     """See `fisher`."""
 
     eta: Scalar
 
-    def steepest(self, direction: Any, params: Any) -> Steepest:
+    def steepest(self, direction: Grads, params: Params) -> Steepest:
         del params
 
         def damped(d, w):
@@ -152,12 +157,12 @@ def fisher(eta: Scalar = 1.0) -> Fisher:
 
 
 @dataclasses.dataclass(frozen=True)
-class Signs:
+class Signs(Geometry):
     """See `signs`."""
 
     eta: Scalar
 
-    def steepest(self, direction: Any, params: Any) -> Steepest:
+    def steepest(self, direction: Grads, params: Params) -> Steepest:
         def on_leaf(d, w):
             return (jnp.abs(w).astype(d.dtype) + jnp.asarray(self.eta).astype(d.dtype)) * jnp.sign(d)
 

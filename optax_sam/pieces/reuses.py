@@ -8,25 +8,21 @@ import jax
 import jax.numpy as jnp
 
 from optax_sam import checks, trees
+from optax_sam.aliases import Grads, Params
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule, at_step
-from optax_sam.pieces.protocols import Context
+from optax_sam.pieces.bases import Reuse, Step
+
+__all__ = ["components_beyond", "decayed_difference", "nothing", "orthogonal_component"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Nothing:
+class Nothing(Reuse):
     """See `nothing`."""
 
-    def init(self, params: Any) -> tuple[()]:
-        del params
-        return ()
+    asks_anew: ClassVar[bool] = False
 
-    def refresh(self, state: Any, grads: Any, perturbed_grads: Any, context: Context) -> Any:
-        del grads, perturbed_grads, context
-        return state
-
-    def recall(self, state: Any, grads: Any, context: Context) -> tuple[Any, Any]:
-        del context
-        return grads, state
+    def recall(self, state: Any, step: Step) -> tuple[Grads, Any]:
+        return step.grads, state
 
 
 def nothing() -> Nothing:
@@ -47,33 +43,32 @@ class DecayedDifferenceState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class DecayedDifference:
+class DecayedDifference(Reuse):
     """See `decayed_difference`."""
 
     decay: Scalar
     steps: int
+    asks_anew: ClassVar[bool] = False
 
-    def init(self, params: Any) -> DecayedDifferenceState:
+    def init(self, params: Params, key: jax.Array) -> DecayedDifferenceState:
+        del key
         return DecayedDifferenceState(trees.memory_like(params), jnp.full([], self.steps, jnp.int32))
 
-    def refresh(self, state: Any, grads: Any, perturbed_grads: Any, context: Context) -> Any:
-        del context
-
+    def refresh(self, state: DecayedDifferenceState, step: Step) -> DecayedDifferenceState:
         def on_leaf(old, g, p):
             wide = trees.accumulator_dtype(g.dtype)
             # Gradients may be wider than parameters, as with a loss scale.
             return jnp.nan_to_num((p.astype(wide) - g.astype(wide)).astype(old.dtype))
 
-        difference = trees.map_inexact(on_leaf, state.difference, grads, perturbed_grads)
+        difference = trees.map_inexact(on_leaf, state.difference, step.grads, step.perturbed_grads)
         return DecayedDifferenceState(difference, jnp.zeros_like(state.age))
 
-    def recall(self, state: Any, grads: Any, context: Context) -> tuple[Any, Any]:
-        del context
+    def recall(self, state: DecayedDifferenceState, step: Step) -> tuple[Grads, DecayedDifferenceState]:
         fresh = state.age < self.steps
         age = state.age + fresh.astype(jnp.int32)
         factor = jnp.asarray(self.decay, float) ** age.astype(float)
-        corrected = trees.map_wide(lambda g, d: g + trees.times(factor, d), grads, state.difference)
-        return trees.where(fresh, corrected, grads), DecayedDifferenceState(state.difference, age)
+        corrected = trees.map_wide(lambda g, d: g + trees.times(factor, d), step.grads, state.difference)
+        return trees.where(fresh, corrected, step.grads), DecayedDifferenceState(state.difference, age)
 
 
 def decayed_difference(decay: Scalar, steps: int) -> DecayedDifference:
@@ -89,20 +84,21 @@ def decayed_difference(decay: Scalar, steps: int) -> DecayedDifference:
 
 
 @dataclasses.dataclass(frozen=True)
-class OrthogonalComponent:
+class OrthogonalComponent(Reuse):
     """See `orthogonal_component`."""
 
     alpha: ScalarOrSchedule
+    asks_anew: ClassVar[bool] = False
 
-    def init(self, params: Any) -> Any:
+    def init(self, params: Params, key: jax.Array) -> Any:
+        del key
         return trees.memory_like(params)
 
-    def refresh(self, state: Any, grads: Any, perturbed_grads: Any, context: Context) -> Any:
-        del context
-        return remembered(trees.perpendicular(perturbed_grads, to=grads), state)
+    def refresh(self, state: Any, step: Step) -> Any:
+        return remembered(trees.perpendicular(step.perturbed_grads, to=step.grads), state)
 
-    def recall(self, state: Any, grads: Any, context: Context) -> tuple[Any, Any]:
-        return added(grads, state, at_step(self.alpha, context.step)), state
+    def recall(self, state: Any, step: Step) -> tuple[Grads, Any]:
+        return added(step.grads, state, at_step(self.alpha, step.count)), state
 
 
 def orthogonal_component(alpha: ScalarOrSchedule) -> OrthogonalComponent:
@@ -131,31 +127,31 @@ class SurrogateState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class ComponentsBeyond:
+class ComponentsBeyond(Reuse):
     """See `components_beyond`."""
 
     surrogate_losses: Callable[[Any, Any], Any]
     mix: ScalarOrSchedule
     alpha: ScalarOrSchedule
 
-    evaluations: ClassVar[int] = 1
     needs_oracle: ClassVar[bool] = True
 
-    def init(self, params: Any) -> SurrogateState:
+    def init(self, params: Params, key: jax.Array) -> SurrogateState:
+        del key
         return SurrogateState(trees.memory_like(params), trees.memory_like(params))
 
-    def refresh(self, state: Any, grads: Any, perturbed_grads: Any, context: Context) -> Any:
-        oracle = dataclasses.replace(context.oracle, losses=self.surrogate_losses)
-        cheap = trees.like_masked(context.params, oracle.evaluate(oracle.params).grads)
+    def refresh(self, state: SurrogateState, step: Step) -> SurrogateState:
+        oracle = step.oracle.of_surrogate(self.surrogate_losses)
+        cheap = oracle.evaluate(oracle.params).grads
         return SurrogateState(
-            remembered(trees.perpendicular(grads, to=cheap), state.of_grads),
-            remembered(trees.perpendicular(perturbed_grads, to=cheap), state.of_perturbed),
+            remembered(trees.perpendicular(step.grads, to=cheap), state.of_grads),
+            remembered(trees.perpendicular(step.perturbed_grads, to=cheap), state.of_perturbed),
         )
 
-    def recall(self, state: Any, grads: Any, context: Context) -> tuple[Any, Any]:
-        alpha, mix = (at_step(x, context.step) for x in (self.alpha, self.mix))
-        guessed = added(grads, state.of_grads, 1.0)
-        perturbed = added(grads, state.of_perturbed, alpha)
+    def recall(self, state: SurrogateState, step: Step) -> tuple[Grads, SurrogateState]:
+        alpha, mix = (at_step(x, step.count) for x in (self.alpha, self.mix))
+        guessed = added(step.grads, state.of_grads, 1.0)
+        perturbed = added(step.grads, state.of_perturbed, alpha)
         return trees.map_wide(lambda p, g: p + trees.times(mix, g), perturbed, guessed), state
 
 

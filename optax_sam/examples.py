@@ -1,0 +1,192 @@
+"""The examples that a gradient sees: rows of a batch, how much each counts, and what padding is worth."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from optax_sam import sharding
+from optax_sam.aliases import Batch
+
+
+class Rows(NamedTuple):
+    """Arrays with one entry for each example, the batch axis first.
+
+    Attributes:
+      batch: a pytree, as the loss function takes it.
+      indices: `int[batch]`, the examples' numbers in the data set, or None.
+      weights: `float[batch]`, 0 for padding; None where all count alike.
+      emphasis: `float[batch]`, by which examples count more in a gradient than in its loss; or None.
+    """
+
+    batch: Batch
+    indices: Any = None
+    weights: Any = None
+    emphasis: Any = None
+
+
+class Slices(NamedTuple):
+    """What slices have of their own: `Rows`, the sum of their weights, and their number."""
+
+    rows: Rows
+    total: Any
+    number: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Examples:
+    """The examples of one evaluation.
+
+    What an example is worth in the whole is fixed by the batch: `padded` alone changes `total`. Examples
+    that are drawn (`take`) or emphasized keep their share.
+
+    Attributes:
+      rows: the examples.
+      total: `float[]`, the sum of the weights of the batch that they stand for; None where all count alike.
+      key: a PRNG key for the loss function, or None.
+      on_surrogate: `bool[]`, whether the surrogate is differentiated; None where that is certain.
+      surrogate: the loss function in the place of the user's, or None.
+      fraction: how many of the batch's examples these are.
+      num_slices: into how many parts an evaluation is cut.
+      needs_losses: whether one loss per example is wanted.
+      whole_batch: whether every example is to be used in this step.
+    """
+
+    rows: Rows
+    total: Any = None
+    key: Any = None
+    on_surrogate: Any = None
+    surrogate: Callable[..., Any] | None = dataclasses.field(default=None, metadata={"static": True})
+    fraction: float = dataclasses.field(default=1.0, metadata={"static": True})
+    num_slices: int = dataclasses.field(default=1, metadata={"static": True})
+    needs_losses: bool = dataclasses.field(default=False, metadata={"static": True})
+    whole_batch: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    @property
+    def size(self) -> int | None:
+        """The number of examples; None for a batch without arrays."""
+        return size_of(self.rows.batch)
+
+    def but(self, **changes: Any) -> "Examples":
+        """The same with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def with_key(self, number: Any) -> "Examples":
+        """Another pass, draw or slice: with a key of its own, where the loss function takes one."""
+        return self if self.key is None else self.but(key=jax.random.fold_in(self.key, number))
+
+    def take(self, positions: jax.Array) -> "Examples":
+        """The drawn examples only; `positions`: `int[strata, drawn]`, inside each contiguous part."""
+        rows = jax.tree.map(lambda x: sharding.take_rows(x, positions), self.rows)
+        return self.but(rows=rows, fraction=self.fraction * positions.size / (self.size or 1))
+
+    def padded(self, real: jax.Array) -> "Examples":
+        """Examples where `real` (`bool[batch]`) is False are padding."""
+        weights = self.rows.weights
+        weights = real.astype(float) if weights is None else jnp.where(real, weights, jnp.zeros_like(weights))
+        return self.but(rows=self.rows._replace(weights=weights), total=weights.sum())
+
+    def emphasized(self, emphasis: jax.Array) -> "Examples":
+        """Examples that count `emphasis` times their weight in a gradient; its loss stays the same mean."""
+        return self.but(rows=self.rows._replace(emphasis=emphasis), needs_losses=True)
+
+    def alone(self, row: Any) -> "Examples":
+        """One example of the batch, for a loop over them."""
+        batch = jax.tree.map(lambda x: x[None], row)
+        return self.but(rows=Rows(batch), total=None, num_slices=1, fraction=self.fraction / (self.size or 1))
+
+    def split(self, num_slices: int) -> "Slices":
+        """Contiguous slices, with a leading axis of `num_slices`."""
+        if self.size is None or self.size % num_slices:
+            raise ValueError(
+                f"num_microbatches={num_slices} does not divide the batch of {self.size} examples: "
+                f"choose a divisor, or pad the batch with examples of weight 0."
+            )
+        rows = jax.tree.map(lambda x: sharding.split_rows(x, num_slices), self.rows)
+        total = None if rows.weights is None else rows.weights.sum(axis=1)
+        return Slices(rows, total, jnp.arange(num_slices))
+
+    def without_rows(self) -> "Examples":
+        """What all slices share."""
+        return self.but(rows=Rows(()), total=None)
+
+    def of_slice(self, part: "Slices") -> "Examples":
+        """The examples of one slice, with a key of its own."""
+        return self.but(rows=part.rows, total=part.total).with_key(part.number)
+
+    def without_padding(self) -> "Examples":
+        """A real row in the place of each row of padding."""
+        if self.rows.weights is None:
+            return self
+        return self.but(rows=self.rows._replace(batch=without_padding(self.rows.batch, self.rows.weights)))
+
+    def see_the_same(self, other: "Examples") -> bool:
+        """Whether both have the same losses of the same examples."""
+        mine, others = (jax.tree.leaves((e.rows.batch, e.rows.weights)) for e in (self, other))
+        same_rows = len(mine) == len(others) and all(x is y for x, y in zip(mine, others, strict=True))
+        return same_rows and self.surrogate is other.surrogate
+
+
+def without_padding(batch: Any, weights: jax.Array) -> Any:
+    """The batch with every padding row replaced by the first real one.
+
+    A mask on the losses alone is not enough: a NaN inside a padding row makes the derivative
+    `0 * NaN`. The first real row is found by a masked sum, which keeps a sharded batch in place.
+    """
+    real = weights != 0
+    chosen = real & (jnp.arange(real.size) == jnp.argmax(real))
+
+    def on_leaf(x):
+        if jnp.issubdtype(x.dtype, jax.dtypes.extended):
+            return x
+        column = (-1,) + (1,) * (x.ndim - 1)
+        zeros = jnp.zeros_like(x)
+        row = jnp.sum(jnp.where(chosen.reshape(column), x, zeros), axis=0, keepdims=True)
+        return jnp.where(real.reshape(column), x, row.astype(x.dtype))
+
+    return jax.tree.map(on_leaf, batch)
+
+
+def size_of(batch: Batch) -> int | None:
+    """The number of examples; None for a batch without arrays."""
+    leaves = jax.tree.leaves(batch)
+    return leaves[0].shape[0] if leaves else None
+
+
+def check_rows(rows: Rows) -> None:
+    """Refuses leaves, indices or weights whose first axis is not that of the batch."""
+    size = None
+    for path, leaf in jax.tree.leaves_with_path(rows.batch):
+        name = "batch" + jax.tree_util.keystr(path)
+        if not leaf.shape:
+            raise ValueError(
+                f"{name} has dtype {leaf.dtype} and no batch axis: every leaf of batch has the "
+                f"batch axis first; pass scalars, keys and batch statistics as further arguments, "
+                f"value_and_grad(losses)(params, batch, *args, state=...)."
+            )
+        size = leaf.shape[0] if size is None else size
+        if leaf.shape[0] != size:
+            raise ValueError(
+                f"{name} has shape {leaf.shape}, but the batch has {size} examples: every leaf of "
+                f"batch has the batch axis first."
+            )
+    if size == 0:
+        raise ValueError("batch has 0 examples: pass at least one.")
+    kinds = {
+        "indices": ((jnp.integer,), "integers"),
+        "weights": ((jnp.floating, jnp.integer, bool), "numbers"),
+    }
+    for name, (accepted, words) in kinds.items():
+        array = getattr(rows, name)
+        if array is None:
+            continue
+        if not any(jnp.issubdtype(array.dtype, kind) for kind in accepted):
+            raise TypeError(f"{name} has dtype {array.dtype}: pass an array of {words}, one per example.")
+        if array.shape != (size,):
+            raise ValueError(
+                f"{name} has shape {array.shape}, but the batch has {size} examples: pass one "
+                f"entry per example, shape ({size},)."
+            )

@@ -1,0 +1,270 @@
+"""What the pieces of a method are: one base for each question that a step answers.
+
+Pieces are frozen dataclasses: they print well, compare by value, copy and pickle. A piece inherits from the
+base of its kind, which says what it must have and is neutral in all else. Its state is a pytree whose
+structure, shapes and dtypes are final at `init`.
+"""
+
+import abc
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam import trees
+from optax_sam.aliases import Grads, OptState, Params, PieceState
+from optax_sam.objective import Evaluation
+from optax_sam.step_oracle import StepOracle
+
+KINDS = ("start", "direction", "gate", "selection", "combination", "reuse", "ascent")
+
+
+class Step(NamedTuple):
+    """What every piece may know of the present step; what is not there yet is None.
+
+    Attributes:
+      count: `int32[]`, how many steps were taken before this one.
+      params: the parameters; inside `optax.masked` only the visible ones.
+      oracle: further gradients of this step, on the examples of the first one; None when the next step is
+        decided.
+      due: `bool[]`, whether the step is perturbed; None where only its gradient can tell.
+      opt_state: the state of the whole optimizer, where the first gradient is taken.
+      first: the first evaluation; its `grads` are `grads`.
+      direction: what pointed uphill; None in a step that is not perturbed, as all that follows but descent.
+      perturbation: a tree like the parameters.
+      point: the perturbed parameters.
+      perturbed: the evaluation there; its `grads` are `perturbed_grads`. With the start `ahead()` it is the
+        first one.
+      descent: what the step descends along.
+      base_key: from which `key` is made.
+      kind: of the piece that is asked.
+    """
+
+    count: jax.Array
+    params: Params = None
+    oracle: StepOracle | None = None
+    due: Any = None
+    opt_state: OptState = None
+    first: Evaluation | None = None
+    direction: Grads = None
+    perturbation: Grads = None
+    point: Params = None
+    perturbed: Evaluation | None = None
+    descent: Grads = None
+    base_key: Any = None
+    kind: str = "start"
+
+    @property
+    def key(self) -> jax.Array:
+        """A typed PRNG key, another one for every step and every kind of piece."""
+        of_step = jax.random.fold_in(self.base_key, self.count)
+        return jax.random.fold_in(of_step, KINDS.index(self.kind))
+
+    @property
+    def grads(self) -> Grads:
+        """The first gradient `g`."""
+        return None if self.first is None else self.first.grads
+
+    @property
+    def perturbed_grads(self) -> Grads:
+        """The gradient at the perturbed point, `g'`; None in a step that is not perturbed."""
+        return None if self.perturbed is None else self.perturbed.grads
+
+
+class Piece(abc.ABC):
+    """What all kinds share."""
+
+    needs_oracle: ClassVar[bool] = False
+    """Whether a gradient function alone is too little."""
+
+    asks_anew: ClassVar[bool] = True
+    """Whether it may ask, after the first gradient, for losses of other examples or of another function than
+    that gradient's. If so the loss is called for them beforehand, so that it is seen as it was."""
+
+
+class Remembering(Piece):
+    """A piece with a state."""
+
+    def init(self, params: Params, key: jax.Array) -> PieceState:
+        """The initial state; `key` is a typed PRNG key."""
+        del params, key
+        return ()
+
+    def settle(self, mean: PieceState, old: PieceState) -> PieceState:
+        """The state after a step in slices or draws, from the mean of their states.
+
+        Float leaves are averaged, all others are the first one's. A state that a mean destroys, such as a
+        unit vector, is repaired here.
+        """
+        del old
+        return mean
+
+
+class Began(NamedTuple):
+    """Where, and on which examples, a step begins.
+
+    Attributes:
+      point: of the first gradient; `step.params` for no move.
+      oracle: with its examples.
+      climb: what was climbed to get there, as `climb()` returned it; None for a step that climbs later.
+    """
+
+    point: Params
+    oracle: StepOracle
+    climb: Any = None
+
+
+class Start(Remembering):
+    """Where, and on which examples, is the first gradient of a step?"""
+
+    needs_oracle: ClassVar[bool] = True
+    perturbs: ClassVar[bool] = False
+    """Whether the first gradient is not the one at the parameters."""
+    climbs: ClassVar[bool] = False
+    """Whether the first gradient, at the perturbed point already, is the only one of the step."""
+    follows_gate: ClassVar[bool] = False
+    """Whether the first gradient of a perturbed step is another one than that of an unpaid step."""
+
+    @abc.abstractmethod
+    def begin(self, state: PieceState, step: Step, climb: Callable[[], Any]) -> Began:
+        """The point of the first gradient, and its examples; `climb()` perturbs before it is taken."""
+
+    def update(self, state: PieceState, step: Step) -> PieceState:
+        """The state after both evaluations of a perturbed step."""
+        del step
+        return state
+
+
+class Direction(Remembering):
+    """What points uphill?"""
+
+    needs_gradient: ClassVar[bool] = True
+    """Whether it reads the gradient of this step: if not, it can be followed before any is taken."""
+
+    @abc.abstractmethod
+    def read(self, state: PieceState, step: Step) -> tuple[Grads, PieceState]:
+        """The direction, a tree like the parameters, and the state, in a perturbed step."""
+
+    def write(self, state: PieceState, step: Step) -> PieceState:
+        """The state at the end of every step, perturbed or not."""
+        del step
+        return state
+
+
+class Gate(Remembering):
+    """Is a second gradient worth paying for?"""
+
+    constant: ClassVar[bool | None] = None
+    """The decision of every step where it never changes: the program then has no conditional."""
+    needs_gradient: ClassVar[bool] = False
+    """Whether the decision hangs on the first gradient of the same step."""
+
+    @abc.abstractmethod
+    def due(self, state: PieceState, step: Step) -> jax.Array:
+        """Whether the step is perturbed, `bool[]`; its gradient may not be there yet."""
+
+    def update(self, state: PieceState, step: Step) -> PieceState:
+        """The state after a step, perturbed or not."""
+        del step
+        return state
+
+
+class Selection(Piece):
+    """Which examples see the second gradient?"""
+
+    needs_oracle: ClassVar[bool] = True
+
+    @abc.abstractmethod
+    def select(self, step: Step) -> StepOracle:
+        """The oracle of the second gradient, which is taken at `step.point`."""
+
+
+class Combination(Piece):
+    """How do the two gradients become one?"""
+
+    @abc.abstractmethod
+    def combine(self, step: Step) -> Grads:
+        """The descent gradient, a tree like the parameters."""
+
+
+class Reuse(Remembering):
+    """What does an unpaid step remember?"""
+
+    def refresh(self, state: PieceState, step: Step) -> PieceState:
+        """The state after a perturbed step."""
+        del step
+        return state
+
+    @abc.abstractmethod
+    def recall(self, state: PieceState, step: Step) -> tuple[Grads, PieceState]:
+        """The descent gradient of an unperturbed step, and the state after it."""
+
+
+class Ascent(Piece):
+    """How far uphill? An Optax transformation, from a direction to a perturbation.
+
+    Its key comes with `update`, not with `init`: any other Optax transformation is an ascent too.
+    """
+
+    def init(self, params: Params) -> PieceState:
+        """The initial state."""
+        del params
+        return optax.EmptyState()
+
+    @abc.abstractmethod
+    def update(
+        self, updates: Grads, state: PieceState, params: Params = None, **extra_args: Any
+    ) -> tuple[Grads, PieceState]:
+        """The perturbation along `updates`; extra arguments are `step` (the count), `key` and `oracle`."""
+
+    def climb(
+        self, updates: Grads, state: PieceState, params: Params = None, **extra_args: Any
+    ) -> tuple[Grads, PieceState, jax.Array]:
+        """The same with the L2 norm of the perturbation, which some know without computing it."""
+        perturbation, state = self.update(updates, state, params, **extra_args)
+        return perturbation, state, trees.norm(perturbation)
+
+
+def transformation(ascent: Ascent) -> optax.GradientTransformationExtraArgs:
+    """A record with `init` and `update` as an Optax transformation."""
+    return optax.GradientTransformationExtraArgs(ascent.init, ascent.update)
+
+
+def record_of(ascent: optax.GradientTransformation) -> Ascent | None:
+    """The record behind an ascent of this library; None for any other transformation."""
+    record = getattr(ascent.update, "__self__", None)
+    return record if isinstance(record, Ascent) else None
+
+
+def asks_anew(ascent: optax.GradientTransformation) -> bool:
+    """Whether an ascent may ask for losses of other examples; of a foreign one, nobody knows."""
+    record = record_of(ascent)
+    return True if record is None else record.asks_anew
+
+
+def climb(
+    ascent: optax.GradientTransformation, updates: Grads, state: PieceState, params: Params, **extra_args: Any
+) -> tuple[Grads, PieceState, jax.Array]:
+    """The perturbation of any ascent, its state, and the L2 norm of the perturbation.
+
+    An ascent that knows that norm tells it: on a CPU, XLA would write the whole perturbation once more
+    only to add up its squares.
+    """
+    record = record_of(ascent)
+    if record is not None:
+        return record.climb(updates, state, params, **extra_args)
+    perturbation, new = optax.with_extra_args_support(ascent).update(updates, state, params, **extra_args)
+    if has_mask(state):  # what `optax.masked` leaves out comes back as it went in, and is not perturbed
+        perturbation = jax.tree.map(lambda e, d: jnp.zeros_like(d) if e is d else e, perturbation, updates)
+    return perturbation, new, trees.norm(perturbation)
+
+
+def has_mask(state: PieceState) -> bool:
+    """Whether an ascent has `optax.masked` in it."""
+
+    def is_masked(part):
+        return isinstance(part, optax.MaskedState)
+
+    return any(map(is_masked, jax.tree.leaves(state, is_leaf=is_masked)))

@@ -1,0 +1,251 @@
+"""How a step asks: gradients, losses and Hessian products of its examples, counted and judged."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from optax_sam import means, meter, per_example, sharding, trees
+from optax_sam.aliases import Grads, OptState, Params
+from optax_sam.examples import Examples
+from optax_sam.objective import ONLY_GRAD_FN, Arguments, Evaluation, Losses, Objective
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Given:
+    """What a step is given.
+
+    Attributes:
+      objective: what is differentiated.
+      examples: all examples of the step, or of one slice of it.
+      arguments: what every pass is given.
+      params: the full parameters, as arrays; None inside `optax.masked`, with a gradient function.
+      opt_state: the state of the whole optimizer.
+    """
+
+    objective: Objective = dataclasses.field(metadata={"static": True})
+    examples: Examples
+    arguments: Arguments
+    params: Params
+    opt_state: OptState = None
+
+    def but(self, **changes: Any) -> "Given":
+        """The same with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StepOracle:
+    """Gradients of a step's examples at any point.
+
+    Every gradient is counted, and `finite` judged, where it is taken: here. Loops and conditionals around
+    one are `scan` and `cond`.
+
+    Attributes:
+      given: what the step was given.
+      examples: those that this oracle sees.
+      point: of the step's first gradient.
+      visible: the parameters as they are seen, with the parts hidden that `optax.masked` hides.
+    """
+
+    given: Given
+    examples: Examples
+    point: Params
+    visible: Params
+
+    # Examples.
+
+    @property
+    def size(self) -> int | None:
+        """The number of examples; None for a batch without arrays."""
+        return self.examples.size
+
+    @property
+    def batch(self) -> Any:
+        """The examples, as the loss function takes them."""
+        return self.examples.rows.batch
+
+    @property
+    def weights(self) -> Any:
+        """`float[batch]`, 0 for padding; None where all count alike."""
+        return self.examples.rows.weights
+
+    @property
+    def indices(self) -> Any:
+        """`int[batch]`, the examples' numbers in the data set, or None."""
+        return self.examples.rows.indices
+
+    @property
+    def whole_batch(self) -> bool:
+        """Whether every example is to be used in this step."""
+        return self.examples.whole_batch
+
+    @property
+    def params(self) -> Params:
+        """The full parameters."""
+        return self.given.params
+
+    def on(self, examples: Examples) -> "StepOracle":
+        """The same of other examples."""
+        return dataclasses.replace(self, examples=examples)
+
+    def as_given(self) -> "StepOracle":
+        """The same of all examples that the step was given."""
+        return self.on(self.given.examples)
+
+    def take(self, positions: jax.Array) -> "StepOracle":
+        """Of the drawn examples only; `positions`: `int[strata, drawn]`, inside each contiguous part."""
+        return self.on(self.examples.take(positions))
+
+    def padded(self, real: jax.Array) -> "StepOracle":
+        """Examples where `real` (`bool[batch]`) is False are padding, and have no share in any mean."""
+        return self.on(self.examples.padded(real))
+
+    def emphasized(self, emphasis: jax.Array) -> "StepOracle":
+        """Examples count `emphasis` (`float[batch]`) times their weight in a gradient, not in its loss."""
+        return self.on(self.examples.emphasized(emphasis))
+
+    def with_losses(self) -> "StepOracle":
+        """One loss per example is needed: a loss function that returns the mean is refused."""
+        return self.on(self.examples.but(needs_losses=True))
+
+    def with_key(self, number: Any) -> "StepOracle":
+        """Of another pass: a key of its own, where the loss function takes one."""
+        return self.on(self.examples.with_key(number))
+
+    def of_surrogate(self, losses: Callable[..., Any], when: Any = None) -> "StepOracle":
+        """Of another loss function of the same parameters; only where `when` (`bool[]`) is true."""
+        return self.on(self.examples.but(surrogate=losses, on_surrogate=when))
+
+    # Gradients.
+
+    def moved(self, perturbation: Params) -> Params:
+        """The first point of the step, moved by `perturbation`; what is hidden stays put."""
+        return trees.add_perturbation(self.point, perturbation)
+
+    def evaluate_moved(self, perturbation: Params) -> Evaluation:
+        """The gradient at the first point of the step, moved by `perturbation`."""
+        return self.evaluate(self.moved(perturbation))
+
+    def evaluate(self, point: Params) -> Evaluation:
+        """The gradient at `point`, with loss, losses and aux; costs one gradient of these examples."""
+        found = self.evaluate_unjudged(point)
+        found = found._replace(grads=trees.like_masked(self.visible, found.grads))
+        found = found._replace(norm=trees.norm(found.grads))
+        meter.spend(0.0, jnp.isfinite(found.norm))
+        return found
+
+    def evaluate_unjudged(self, point: Params) -> Evaluation:
+        """The full gradient at `point`, whose norm the caller will see to."""
+        meter.spend(self.examples.fraction)
+        ask = self.given.objective.evaluate
+        if self.examples.num_slices == 1:
+            return ask(point, self.examples, self.given.arguments)
+
+        def on_slice(examples):
+            found = ask(point, examples, self.given.arguments)
+            return found.grads, (found.loss, found.losses, found.aux)
+
+        grads, (loss, losses, aux) = self._in_slices(on_slice)
+        if losses is not None:
+            losses = self._joined(losses)
+        shares = means.shares(self.examples.split(len(loss)).total, len(loss), self.given.params)
+        return Evaluation(grads, means.mean(shares, loss), losses, aux)
+
+    def losses_at(self, point: Params) -> jax.Array:
+        """One loss per example at `point`, `float[batch]`; costs a forward pass."""
+        meter.spend(0.0)
+        ask = self.given.objective.losses_at
+        if self.examples.num_slices == 1:
+            return ask(point, self.examples, self.given.arguments)
+
+        def on_slice(part):
+            return ask(point, self.examples.of_slice(part), self.given.arguments)
+
+        return self._joined(lax.map(on_slice, self.examples.split(self.examples.num_slices)))
+
+    def hessian_product(self, vector: Params, at: Params = None) -> Grads:
+        """`H v`, the derivative of the gradient along `vector`; at the first point, or at another.
+
+        Costs two gradients of these examples. The second derivative of the loss is needed.
+        """
+        point = self.point if at is None else at
+        full = jax.tree.map(
+            lambda v, x: jnp.zeros_like(x) if trees.is_masked(v) else v,
+            vector,
+            point,
+            is_leaf=trees.is_masked,
+        )
+        ask = self.given.objective.hessian_product
+        if self.examples.num_slices == 1:
+            found = ask(point, full, self.examples, self.given.arguments)
+        else:
+            found, _ = self._in_slices(lambda part: (ask(point, full, part, self.given.arguments), None))
+        found = trees.like_masked(self.visible, found)
+        meter.spend(2 * self.examples.fraction, trees.all_finite(found))
+        return found
+
+    def gradient_norms(self, point: Params) -> jax.Array:
+        """The norm of each example's gradient, `float[batch]`; costs one gradient of these examples."""
+        meter.spend(self.examples.fraction)
+        size = None if self.examples.num_slices == 1 else (self.size or 1) // self.examples.num_slices
+        losses = self._losses().alone(self.examples, self.given.arguments)
+        return per_example.gradient_norms(losses, point, self.batch, microbatch_size=size)
+
+    def mean_squares(self, point: Params, number: int) -> Any:
+        """The mean of the squared gradients of the first examples: the diagonal of a Fisher matrix.
+
+        One after the other, each alone; padding among them counts nothing.
+        """
+        self._losses()
+        zeros = trees.map_inexact(lambda x: jnp.zeros_like(jnp.real(trees.widen(x))), point)
+        real = self.examples.without_padding()
+        weights = jnp.ones([self.size or 1]) if self.weights is None else self.weights
+        first = jax.tree.map(lambda x: sharding.replicated(x)[:number], (real.rows.batch, weights))
+
+        def add_one(total, row):
+            example, weight = row
+            grads = self.on(real.alone(example)).evaluate(point).grads
+            share = jnp.where(weight != 0, 1 / number, 0.0)
+            squares = trees.map_inexact(lambda g: jnp.real(g * jnp.conj(g)), trees.widen(grads))
+            return trees.map_inexact(lambda t, x: t + trees.times(share, x), total, squares), None
+
+        return self.scan(add_one, trees.like_masked(self.visible, zeros), first)[0]
+
+    # Loops and conditionals around them.
+
+    def scan(self, function: Callable[..., Any], init: Any, xs: Any = None, length: int | None = None) -> Any:
+        """`jax.lax.scan`, whose body may ask this oracle."""
+        return meter.scan(function, init, xs, length)
+
+    def cond(
+        self, condition: Any, paid: Callable[..., Any], unpaid: Callable[..., Any], *operands: Any
+    ) -> Any:
+        """`jax.lax.cond`, whose branches may ask this oracle."""
+        return meter.cond(condition, paid, unpaid, *operands)
+
+    # Slices of an evaluation.
+
+    def _losses(self) -> Losses:
+        if not isinstance(self.given.objective, Losses):
+            raise ValueError(ONLY_GRAD_FN)
+        return self.given.objective
+
+    def _in_slices(self, function: Callable[[Examples], tuple[Any, Any]]) -> tuple[Any, Any]:
+        """The mean of gradients over slices, and what else each gives."""
+        parts = self.examples.split(self.examples.num_slices)
+        rows, weights = parts.rows, parts.rows.weights
+        if rows.emphasis is not None:
+            weights = (
+                rows.emphasis if weights is None else rows.emphasis * weights.astype(rows.emphasis.dtype)
+            )
+        totals = None if weights is None else weights.sum(axis=1)
+        shares = means.shares(totals, self.examples.num_slices, self.given.params)
+        return means.mean_by_scan(lambda part: function(self.examples.of_slice(part)), shares, parts)
+
+    def _joined(self, losses: jax.Array) -> jax.Array:
+        return sharding.join_rows(losses, like=jax.tree.leaves(self.batch)[0])
