@@ -60,6 +60,7 @@ from optax_sam.state import SharpnessAwareState as SharpnessAwareState
 from optax_sam.state import due as due
 from optax_sam.state import finite as finite
 from optax_sam.state import info as info
+from optax_sam.training_step import step as step
 from optax_sam.transformation import SharpnessAware as SharpnessAware
 from optax_sam.wrappers.accumulated import accumulated as accumulated
 from optax_sam.wrappers.over_draws import over_draws as over_draws

@@ -1,0 +1,105 @@
+"""The short door: a whole training step from an optimizer and a loss."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from optax_sam import checks
+from optax_sam import state as states
+from optax_sam.aliases import Batch, OptState, Params
+from optax_sam.oracle import Oracle
+from optax_sam.transformation import Found, Method, Probe, begin
+
+
+def step(
+    tx: optax.GradientTransformation, losses: Callable[..., Any], has_aux: bool = False
+) -> Callable[..., tuple[Params, OptState, Any]]:
+    """A training step: `params, opt_state, loss` from `params, opt_state, batch`.
+
+    It is what `value_and_grad`, `tx.update` and `optax.apply_updates` do one after the other. It needs no
+    method at hand: the method is found in `tx`.
+
+    Args:
+      tx: an optimizer with one method of this library in it, first in an `optax.chain`, or inside
+        `inject_hyperparams`, `partition`, `masked`.
+      losses: `losses(params, batch, *args)` returns one loss per example, shape `[batch]` (or their mean, a
+        scalar, for methods that need no losses of single examples), or `(losses, aux)` with `has_aux`.
+      has_aux: whether `losses` returns a pair.
+
+    Returns:
+      A function `(params, opt_state, batch, *args, indices=None, weights=None, whole_batch=False, key=None,
+      loss_scale=None)` that returns `params, opt_state, loss`, or `params, opt_state, (loss, aux)`. `args`
+      go to every pass unchanged; the keywords are those of `Oracle`. What stands behind the method gets the
+      loss as the extra argument `value`. Jit it, and donate what you do not keep:
+      `jax.jit(step(tx, losses), donate_argnums=(0, 1))`.
+
+    Raises:
+      TypeError: `tx` is no Optax transformation, `losses` no function.
+      ValueError: in the step, `tx` holds no method of ours, several, or one inside `optax.MultiSteps`.
+
+    Cost:
+      that of the method; the loss is traced once.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, optax_sam
+      >>> losses = lambda w, batch: jnp.square(batch["x"] @ w - batch["y"])
+      >>> tx = optax.chain(optax_sam.sam(rho=0.05), optax.sgd(0.1))
+      >>> train_step = jax.jit(optax_sam.step(tx, losses))
+      >>> params = jnp.zeros(2)
+      >>> batch = {"x": jnp.array([[1.0, 0.0], [0.0, 2.0]]), "y": jnp.array([1.0, 2.0])}
+      >>> params, opt_state, loss = train_step(params, tx.init(params), batch)
+      >>> print(params.round(2), loss)
+      [0.1 0.4] 2.5
+    """
+    checks.transformation("tx", tx, "optax.chain(optax_sam.sam(), optax.sgd(0.1))")
+    checks.function("losses", losses, "losses(params, batch) -> [batch]")
+    checks.boolean("has_aux", has_aux)
+    update = optax.with_extra_args_support(tx).update
+
+    def train_step(
+        params: Params,
+        opt_state: OptState,
+        batch: Batch,
+        *args: Any,
+        indices: Any = None,
+        weights: Any = None,
+        whole_batch: bool = False,
+        key: Any = None,
+        loss_scale: Any = None,
+    ) -> tuple[Params, OptState, Any]:
+        oracle = Oracle(
+            losses,
+            batch,
+            params=params,
+            has_aux=has_aux,
+            indices=indices,
+            weights=weights,
+            whole_batch=whole_batch,
+            key=key,
+            loss_scale=loss_scale,
+            args=args,
+        )
+        method = method_in(update, opt_state, params)
+        found, grads, oracle = begin(method, oracle, opt_state, is_sure=True)
+        loss = found[0] if has_aux else found
+        updates, opt_state = update(grads, opt_state, params, oracle=oracle, value=loss)
+        return optax.apply_updates(params, updates), opt_state, found
+
+    return train_step
+
+
+def method_in(update: Callable[..., Any], opt_state: OptState, params: Params) -> Method:
+    """The one method inside an optimizer: a probe in the place of the oracle brings it out."""
+    states.find(opt_state)
+    states.check_no_multi_steps(opt_state)
+    value = jax.numpy.zeros([])
+    try:
+        update(params, opt_state, params, oracle=Probe(), value=value)
+    except Found as found:
+        return found.method
+    raise ValueError(
+        "tx holds the state of a sharpness-aware method, but does not hand extra arguments on to it: put the "
+        "method first in an optax.chain."
+    )
