@@ -1,9 +1,13 @@
 """Arguments of methods: numbers, schedules of the step, and what shapes the compiled program."""
 
 import dataclasses
+import functools
 import inspect
+import operator
+import types
+import typing
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +20,68 @@ Scalar = float | int | jax.Array | np.ndarray
 ScalarOrSchedule = Scalar | optax.Schedule
 """A number, or an Optax schedule: a function of the step count."""
 
-_MAY_BE_ARRAYS = (Scalar, ScalarOrSchedule, ScalarOrSchedule | None)
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Which numbers an argument accepts: what its signature declares, and its function enforces.
+
+    Attributes:
+      low: the smallest.
+      high: the largest.
+      without_low: whether the smallest itself is refused.
+      without_high: whether the largest itself is refused.
+    """
+
+    low: float = -float("inf")
+    high: float = float("inf")
+    without_low: bool = False
+    without_high: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class SeedOfDraws:
+    """An argument that takes an integer, or an array of one integer, which may change between runs."""
+
+
+# Numbers and schedules of the step, or numbers alone ("fixed"): arrays too, which are not read.
+Number = Annotated[ScalarOrSchedule, Range()]
+NotNegative = Annotated[ScalarOrSchedule, Range(0)]
+Radius = NotNegative
+PositiveNumber = Annotated[ScalarOrSchedule, Range(0, without_low=True)]
+Probability = Annotated[ScalarOrSchedule, Range(0, 1)]
+FixedNumber = Annotated[Scalar, Range()]
+FixedNotNegative = Annotated[Scalar, Range(0)]
+FixedPositive = Annotated[Scalar, Range(0, without_low=True)]
+FixedProbability = Annotated[Scalar, Range(0, 1)]
+FixedBelowOne = Annotated[Scalar, Range(0, 1, without_high=True)]
+Seed = Annotated[Scalar, SeedOfDraws()]
+
+# Python numbers, which shape the compiled program.
+Count = Annotated[int, Range(1)]
+CountOrZero = Annotated[int, Range(0)]
+Fraction = Annotated[float, Range(0, 1, without_low=True)]
+Share = Annotated[float, Range(0, 1)]
+AtLeastZero = Annotated[float, Range(0)]
+AtLeastOne = Annotated[float, Range(1)]
+
+_MAY_BE_ARRAYS = (Scalar, ScalarOrSchedule)
+
+
+def declared(annotation: Any) -> tuple[Any, Range | SeedOfDraws | None]:
+    """The plain type of an argument, None left out, and what its signature declares of its values.
+
+    Args:
+      annotation: as it stands in the signature, such as `Radius`, `int` or `Count | None`.
+    """
+    if typing.get_origin(annotation) is Annotated:
+        kind, *others = typing.get_args(annotation)
+        return kind, next((x for x in others if isinstance(x, Range | SeedOfDraws)), None)
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        members = [x for x in typing.get_args(annotation) if x is not type(None)]
+        if len(members) == 1:
+            return declared(members[0])
+        return functools.reduce(operator.or_, members), None
+    return annotation, None
 
 
 def at_step(value: ScalarOrSchedule, step: Any) -> Any:
@@ -93,4 +158,4 @@ def static_arguments(method: Callable[..., Any]) -> tuple[str, ...]:
             f"method={method!r} is no function: pass the method itself, for example optax_sam.vsam."
         )
     parameters = inspect.signature(method).parameters.values()
-    return tuple(p.name for p in parameters if p.annotation not in _MAY_BE_ARRAYS)
+    return tuple(p.name for p in parameters if declared(p.annotation)[0] not in _MAY_BE_ARRAYS)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from optax_sam import checks, ghost_norms, trees
 from optax_sam.examples import Rows, check_rows, size_of
+from optax_sam.hyperparameters import Count
 from optax_sam.jaxprs import canonical_convolutions
 from optax_sam.objective import like_params, mean_loss
 
@@ -21,7 +22,7 @@ def losses(
     params: Any,
     batch: Any,
     *,
-    microbatch_size: int | None = None,
+    microbatch_size: Count | None = None,
 ) -> jax.Array:
     """One loss per example.
 
@@ -51,7 +52,7 @@ def gradients(
     params: Any,
     batch: Any,
     *,
-    microbatch_size: int | None = None,
+    microbatch_size: Count | None = None,
 ) -> Any:
     """The gradient of each example's loss: a tree like `params`, each leaf with a leading batch axis.
 
@@ -69,7 +70,7 @@ def gradient_norms(
     params: Any,
     batch: Any,
     *,
-    microbatch_size: int | None = None,
+    microbatch_size: Count | None = None,
 ) -> jax.Array:
     """The global L2 norm of the gradient of each example's loss, `float[batch]`, in float32 or wider.
 

@@ -9,33 +9,34 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import checks
+from optax_sam.hyperparameters import Count, Share
 
 
-def constant(probability: float) -> optax.Schedule:
+def constant(probability: Share) -> optax.Schedule:
     """`p(t) = p` ("constant"; mean `p`)."""
     checks.static_number("probability", probability, 0, 1)
     return optax.constant_schedule(probability)
 
 
-def plain_then_perturbed(probability: float, total_steps: int) -> optax.Schedule:
+def plain_then_perturbed(probability: Share, total_steps: Count) -> optax.Schedule:
     """`p(t) = 0` for `t <= p T`, then 1 ("piecewise1"; mean `1 - p`)."""
     _check(probability, total_steps)
     return _switch(0.0, 1.0, total_steps, at=probability)
 
 
-def perturbed_then_plain(probability: float, total_steps: int) -> optax.Schedule:
+def perturbed_then_plain(probability: Share, total_steps: Count) -> optax.Schedule:
     """`p(t) = 1` for `t <= p T`, then 0 ("piecewise2"; mean `p`)."""
     _check(probability, total_steps)
     return _switch(1.0, 0.0, total_steps, at=probability)
 
 
-def complement_halfway(probability: float, total_steps: int) -> optax.Schedule:
+def complement_halfway(probability: Share, total_steps: Count) -> optax.Schedule:
     """`p(t) = p` for `t <= T / 2`, then `1 - p` ("piecewise3"; mean 1/2)."""
     _check(probability, total_steps)
     return _switch(probability, 1 - probability, total_steps, at=0.5)
 
 
-def increasing(probability: float, total_steps: int) -> optax.Schedule:
+def increasing(probability: Share, total_steps: Count) -> optax.Schedule:
     """`p(t) = 2 p t / T` if `p <= 1/2`, else `2 p - 1 + 2 (1 - p) t / T` ("linear1"; mean `p`)."""
     _check(probability, total_steps)
     if probability <= 0.5:
@@ -43,13 +44,13 @@ def increasing(probability: float, total_steps: int) -> optax.Schedule:
     return optax.linear_schedule(2 * probability - 1, 1.0, total_steps)
 
 
-def to_complement(probability: float, total_steps: int) -> optax.Schedule:
+def to_complement(probability: Share, total_steps: Count) -> optax.Schedule:
     """`p(t) = p + (1 - 2 p) t / T`, from `p` to `1 - p` ("linear2"; mean 1/2)."""
     _check(probability, total_steps)
     return optax.linear_schedule(probability, 1 - probability, total_steps)
 
 
-def cosine(total_steps: int) -> optax.Schedule:
+def cosine(total_steps: Count) -> optax.Schedule:
     """`p(t) = 1/2 + 1/2 cos(pi t / T)`, from 1 to 0 ("trigonometric"; mean 1/2)."""
     checks.integer("total_steps", total_steps, low=1)
     decay = optax.cosine_decay_schedule(1.0, total_steps)

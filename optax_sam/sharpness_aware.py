@@ -16,7 +16,7 @@ from jax import lax
 from optax_sam import checks, trees
 from optax_sam import state as states
 from optax_sam.aliases import Grads, Params
-from optax_sam.hyperparameters import Scalar
+from optax_sam.hyperparameters import Scalar, Seed
 from optax_sam.meter import Spent, metered, spend
 from optax_sam.objective import Evaluation
 from optax_sam.pieces import bases, combinations, directions, gates, reuses, selections, starts
@@ -254,7 +254,7 @@ def sharpness_aware(
     selection: Selection | None = None,
     combination: Combination | None = None,
     reuse: Reuse | None = None,
-    seed: Scalar = 0,
+    seed: Seed = 0,
 ) -> SharpnessAware:
     """A sharpness-aware method from its pieces: one answer to each of seven questions.
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import checks, trees
-from optax_sam.hyperparameters import Scalar, ScalarOrSchedule, scaled
+from optax_sam.hyperparameters import FixedPositive, FixedProbability, NotNegative, Radius, Scalar, scaled
 from optax_sam.methods.sam import sam
 from optax_sam.pieces.ascents import chained, in_proportion
 from optax_sam.pieces.bases import transformation
@@ -31,7 +31,7 @@ class ScaleByAdaSAMState(NamedTuple):
 
 
 def scale_by_adasam(
-    b1: Scalar = 0.9, b2: Scalar = 0.999, epsilon: Scalar = 1e-8
+    b1: FixedProbability = 0.9, b2: FixedProbability = 0.999, epsilon: FixedPositive = 1e-8
 ) -> optax.GradientTransformationExtraArgs:
     """`m / sqrt(max v)`, the maximum over all steps started at `epsilon^2`: AMSGrad as AdaSAM has it.
 
@@ -83,11 +83,11 @@ class ScaleByAdaSAM:
 
 
 def adasam(
-    learning_rate: ScalarOrSchedule,
-    rho: ScalarOrSchedule = 0.05,
-    b1: Scalar = 0.9,
-    b2: Scalar = 0.999,
-    epsilon: Scalar = 1e-8,
+    learning_rate: NotNegative,
+    rho: Radius = 0.05,
+    b1: FixedProbability = 0.9,
+    b2: FixedProbability = 0.999,
+    epsilon: FixedPositive = 1e-8,
 ) -> SharpnessAware:
     """AdaSAM: SAM's gradient in AMSGrad, a whole optimizer.
 

@@ -1,7 +1,7 @@
 """AE-SAM and AE-LookSAM: SAM where the gradient is large."""
 
 from optax_sam import checks
-from optax_sam.hyperparameters import Linear, Scalar, ScalarOrSchedule
+from optax_sam.hyperparameters import Count, FixedNumber, FixedProbability, Linear, Number, Radius
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.gates import when_gradient_is_large
 from optax_sam.pieces.reuses import orthogonal_component
@@ -9,11 +9,11 @@ from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def aesam(
-    total_steps: int,
-    rho: ScalarOrSchedule = 0.05,
-    decay: Scalar = 0.9,
-    start_threshold: Scalar = 1.0,
-    end_threshold: Scalar = -1.0,
+    total_steps: Count,
+    rho: Radius = 0.05,
+    decay: FixedProbability = 0.9,
+    start_threshold: FixedNumber = 1.0,
+    end_threshold: FixedNumber = -1.0,
 ) -> SharpnessAware:
     """AE-SAM: a perturbed step where the gradient is large among those before, else a plain one.
 
@@ -60,12 +60,12 @@ def aesam(
 
 
 def aelooksam(
-    total_steps: int,
-    rho: ScalarOrSchedule = 0.05,
-    alpha: ScalarOrSchedule = 0.7,
-    decay: Scalar = 0.9,
-    start_threshold: Scalar = 1.0,
-    end_threshold: Scalar = -1.0,
+    total_steps: Count,
+    rho: Radius = 0.05,
+    alpha: Number = 0.7,
+    decay: FixedProbability = 0.9,
+    start_threshold: FixedNumber = 1.0,
+    end_threshold: FixedNumber = -1.0,
 ) -> SharpnessAware:
     """AE-LookSAM: AE-SAM that reuses LookSAM's lasting part in its plain steps.
 

@@ -1,12 +1,12 @@
 """ASAM, adaptive sharpness-aware minimization."""
 
-from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
+from optax_sam.hyperparameters import FixedNotNegative, Radius
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.geometries import elementwise
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
-def asam(rho: ScalarOrSchedule = 0.5, eta: Scalar = 0.01) -> SharpnessAware:
+def asam(rho: Radius = 0.5, eta: FixedNotNegative = 0.01) -> SharpnessAware:
     """ASAM: SAM in a ball whose axes grow with the weights.
 
     Rescaling the weights of two layers against each other changes SAM's sharpness, but not the

@@ -1,20 +1,22 @@
 """AUSAM, asymptotic unbiased sample sampling for SAM."""
 
-from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
+from typing import Literal
+
+from optax_sam.hyperparameters import Count, CountOrZero, Fraction, Radius, Seed
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.scores import drawn_by_score
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def ausam(
-    num_examples: int,
-    rho: ScalarOrSchedule = 0.1,
-    fraction: float = 0.5,
+    num_examples: Count,
+    rho: Radius = 0.1,
+    fraction: Fraction = 0.5,
     score_range: tuple[float, float] = (0.1, 0.5),
-    ramp_steps: int = 0,
-    score: str = "loss_difference",
-    strata: int = 1,
-    seed: Scalar = 0,
+    ramp_steps: CountOrZero = 0,
+    score: Literal["loss_difference", "gradient_norm"] = "loss_difference",
+    strata: Count = 1,
+    seed: Seed = 0,
 ) -> SharpnessAware:
     """AUSAM: SAM on the part of the batch that matters for the perturbation.
 

@@ -1,12 +1,12 @@
 """Bilateral SAM, BSAM: flat above and below."""
 
-from optax_sam.hyperparameters import ScalarOrSchedule
+from optax_sam.hyperparameters import Radius
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.combinations import bilateral
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
-def bilateral_sam(rho: ScalarOrSchedule = 0.05, lower_rho: ScalarOrSchedule = 0.05) -> SharpnessAware:
+def bilateral_sam(rho: Radius = 0.05, lower_rho: Radius = 0.05) -> SharpnessAware:
     """Bilateral SAM: the loss shall neither rise nor fall steeply around the parameters.
 
     SAM looks at the highest point of the neighbourhood only. A point far below it is a sign of a steep

@@ -10,7 +10,20 @@ import optax
 from optax_sam import checks, random_trees, trees
 from optax_sam import state as states
 from optax_sam.aliases import Grads, Params
-from optax_sam.hyperparameters import Scalar, ScalarOrSchedule, at_step
+from optax_sam.hyperparameters import (
+    AtLeastOne,
+    AtLeastZero,
+    Count,
+    FixedNotNegative,
+    FixedPositive,
+    FixedProbability,
+    NotNegative,
+    Radius,
+    Scalar,
+    ScalarOrSchedule,
+    Seed,
+    at_step,
+)
 from optax_sam.meter import Spent, metered, spend
 from optax_sam.state import SharpnessAwareState
 from optax_sam.step_oracle import Given, StepOracle
@@ -125,17 +138,17 @@ class BSAM(Method):
 
 
 def bsam(
-    num_examples: int,
-    learning_rate: ScalarOrSchedule = 0.5,
-    rho: ScalarOrSchedule = 0.01,
-    b1: Scalar = 0.9,
-    b2: Scalar = 0.999,
-    prior_precision: float = 40.0,
-    damping: Scalar = 0.1,
-    initial_scale: Scalar = 1.0,
-    augmentation_factor: float = 4,
-    num_microbatches: int = 8,
-    seed: Scalar = 0,
+    num_examples: Count,
+    learning_rate: NotNegative = 0.5,
+    rho: Radius = 0.01,
+    b1: FixedProbability = 0.9,
+    b2: FixedProbability = 0.999,
+    prior_precision: AtLeastZero = 40.0,
+    damping: FixedNotNegative = 0.1,
+    initial_scale: FixedPositive = 1.0,
+    augmentation_factor: AtLeastOne = 4,
+    num_microbatches: Count = 8,
+    seed: Seed = 0,
 ) -> SharpnessAware:
     """bSAM: an Adam-like optimizer of a Gaussian over the weights, whose ascent is SAM's.
 

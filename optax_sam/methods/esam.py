@@ -1,7 +1,7 @@
 """ESAM, efficient SAM: a part of the weights, and the examples that matter."""
 
 from optax_sam import checks
-from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
+from optax_sam.hyperparameters import Count, Fraction, Radius, Seed
 from optax_sam.pieces.ascents import chained, in_proportion, to_radius
 from optax_sam.pieces.masks import keep_random_fraction
 from optax_sam.pieces.selections import check_fraction, everything, largest_increase
@@ -9,11 +9,11 @@ from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def esam(
-    rho: ScalarOrSchedule = 0.05,
-    weight_fraction: float = 0.6,
-    example_fraction: float = 0.5,
-    strata: int = 1,
-    seed: Scalar = 0,
+    rho: Radius = 0.05,
+    weight_fraction: Fraction = 0.6,
+    example_fraction: Fraction = 0.5,
+    strata: Count = 1,
+    seed: Seed = 0,
 ) -> SharpnessAware:
     """ESAM: perturbs some of the weights, and descends on the examples that this harms most.
 

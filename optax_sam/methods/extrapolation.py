@@ -1,7 +1,9 @@
 """EXTRAP: extrapolation before the gradient, for large batches."""
 
+from typing import Literal
+
 from optax_sam import checks
-from optax_sam.hyperparameters import Scalar, ScalarOrSchedule, scaled
+from optax_sam.hyperparameters import FixedProbability, Number, Seed, scaled
 from optax_sam.pieces.ascents import in_proportion
 from optax_sam.pieces.directions import descent_momentum, gaussian, gradient, previous_descent
 from optax_sam.pieces.starts import ahead
@@ -9,10 +11,10 @@ from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def extrapolation(
-    step_size: ScalarOrSchedule,
-    source: str = "previous_gradient",
-    momentum: Scalar = 0.9,
-    seed: Scalar = 0,
+    step_size: Number,
+    source: Literal["previous_gradient", "momentum", "noise", "gradient"] = "previous_gradient",
+    momentum: FixedProbability = 0.9,
+    seed: Seed = 0,
 ) -> SharpnessAware:
     """EXTRAP-SGD: the gradient a step further down, which smooths the loss of large batches.
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from optax_sam import checks
-from optax_sam.hyperparameters import ScalarOrSchedule
+from optax_sam.hyperparameters import Count, Number, Radius
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.combinations import plus
 from optax_sam.pieces.gates import every
@@ -16,8 +16,8 @@ from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 def fgsam(
     surrogate_losses: Callable[[Any, Any], Any],
-    rho: ScalarOrSchedule = 0.05,
-    mix: ScalarOrSchedule = 0.5,
+    rho: Radius = 0.05,
+    mix: Number = 0.5,
 ) -> SharpnessAware:
     """FGSAM: the sharpness part from a cheap model with the same parameters.
 
@@ -66,10 +66,10 @@ def fgsam(
 
 def fgsam_plus(
     surrogate_losses: Callable[[Any, Any], Any],
-    rho: ScalarOrSchedule = 0.05,
-    mix: ScalarOrSchedule = 0.5,
-    every_k: int = 2,
-    alpha: ScalarOrSchedule = 0.7,
+    rho: Radius = 0.05,
+    mix: Number = 0.5,
+    every_k: Count = 2,
+    alpha: Number = 0.7,
 ) -> SharpnessAware:
     """FGSAM+: the full model every k-th step; in between the surrogate alone.
 

@@ -1,12 +1,12 @@
 """Fisher SAM: the ball of information geometry."""
 
-from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
+from optax_sam.hyperparameters import FixedNotNegative, Radius
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.geometries import fisher
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
-def fisher_sam(rho: ScalarOrSchedule = 0.1, eta: Scalar = 1.0) -> SharpnessAware:
+def fisher_sam(rho: Radius = 0.1, eta: FixedNotNegative = 1.0) -> SharpnessAware:
     """Fisher SAM: SAM in a ball measured by the change of the model's predictions.
 
     Equal steps in parameters change predictions unequally. The Fisher information measures that; its

@@ -1,12 +1,14 @@
 """Friendly SAM, F-SAM: perturbing along what is particular to the batch."""
 
-from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
+from optax_sam.hyperparameters import FixedNumber, FixedProbability, Radius
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.directions import batch_specific
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
-def friendly_sam(rho: ScalarOrSchedule = 0.1, sigma: Scalar = 1.0, decay: Scalar = 0.9) -> SharpnessAware:
+def friendly_sam(
+    rho: Radius = 0.1, sigma: FixedNumber = 1.0, decay: FixedProbability = 0.9
+) -> SharpnessAware:
     """Friendly SAM: the perturbation without the part that all batches share.
 
     Climbing along the gradient of the full data set raises the loss of all batches, and hurts. The mean

@@ -1,12 +1,12 @@
 """Gradient-norm penalty, GNP."""
 
-from optax_sam.hyperparameters import ScalarOrSchedule
+from optax_sam.hyperparameters import Number, Radius
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.combinations import mix
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
-def gradient_norm_penalty(rho: ScalarOrSchedule = 0.1, alpha: ScalarOrSchedule = 0.8) -> SharpnessAware:
+def gradient_norm_penalty(rho: Radius = 0.1, alpha: Number = 0.8) -> SharpnessAware:
     """GNP: a penalty on the norm of the gradient, by one more gradient nearby.
 
     The gradient of `||grad L||` is a Hessian-vector product along the gradient, which the difference of

@@ -1,7 +1,7 @@
 """GraphSAM: the mean of the perturbed gradients before as the direction, for one gradient a step."""
 
 from optax_sam import checks
-from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
+from optax_sam.hyperparameters import Count, FixedProbability, Radius
 from optax_sam.pieces.ascents import chained, to_radius, within_leaf_norm
 from optax_sam.pieces.directions import mean_of_perturbed
 from optax_sam.pieces.geometries import elementwise, euclidean
@@ -10,10 +10,10 @@ from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def graphsam(
-    refresh_steps: int,
-    rho: ScalarOrSchedule = 0.05,
-    max_leaf_norm: ScalarOrSchedule = 0.05,
-    decay: Scalar = 0.99,
+    refresh_steps: Count,
+    rho: Radius = 0.05,
+    max_leaf_norm: Radius = 0.05,
+    decay: FixedProbability = 0.99,
     adaptive: bool = True,
 ) -> SharpnessAware:
     """GraphSAM: climbs along past perturbed gradients, and looks at the present one once an epoch.

@@ -1,14 +1,12 @@
 """GSAM, surrogate gap guided SAM."""
 
-from optax_sam.hyperparameters import ScalarOrSchedule
+from optax_sam.hyperparameters import Number, Radius
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.combinations import surrogate_gap
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
-def gsam(
-    rho: ScalarOrSchedule = 0.05, alpha: ScalarOrSchedule = 0.4, minimize_clean: bool = False
-) -> SharpnessAware:
+def gsam(rho: Radius = 0.05, alpha: Number = 0.4, minimize_clean: bool = False) -> SharpnessAware:
     """GSAM: SAM that also closes the gap between the perturbed loss and the loss.
 
     A low perturbed loss alone does not make a flat region: the gap tells. It falls, without a rise of

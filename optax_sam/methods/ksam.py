@@ -1,12 +1,12 @@
 """K-SAM: SAM on the examples with the highest losses."""
 
-from optax_sam.hyperparameters import ScalarOrSchedule
+from optax_sam.hyperparameters import Count, Fraction, Radius
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.starts import on_highest_loss
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
-def ksam(rho: ScalarOrSchedule = 0.05, fraction: float = 0.5, strata: int = 1) -> SharpnessAware:
+def ksam(rho: Radius = 0.05, fraction: Fraction = 0.5, strata: Count = 1) -> SharpnessAware:
     """K-SAM: both gradients on the examples with the highest losses alone.
 
     Few examples carry most of a gradient late in training. A forward pass tells which; SAM on those

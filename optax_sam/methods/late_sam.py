@@ -1,12 +1,12 @@
 """Late SAM: SAM in the last part of training alone."""
 
-from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
+from optax_sam.hyperparameters import FixedNotNegative, Radius
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.gates import after
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
-def late_sam(start_step: Scalar, rho: ScalarOrSchedule = 0.05) -> SharpnessAware:
+def late_sam(start_step: FixedNotNegative, rho: Radius = 0.05) -> SharpnessAware:
     """Late SAM: plain steps first, SAM from `start_step` on.
 
     SAM leaves sharp minima fast, whenever it begins. A few epochs of it at the end find nearly what all

@@ -1,7 +1,7 @@
 """LookSAM and Look-LayerSAM: the perturbed gradient every k steps, its lasting part in between."""
 
 from optax_sam import checks
-from optax_sam.hyperparameters import ScalarOrSchedule
+from optax_sam.hyperparameters import Count, Number, Radius
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.gates import every
 from optax_sam.pieces.geometries import layerwise
@@ -9,7 +9,7 @@ from optax_sam.pieces.reuses import orthogonal_component
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
-def looksam(rho: ScalarOrSchedule = 0.05, every_k: int = 5, alpha: ScalarOrSchedule = 0.7) -> SharpnessAware:
+def looksam(rho: Radius = 0.05, every_k: Count = 5, alpha: Number = 0.7) -> SharpnessAware:
     """LookSAM: SAM every k-th step, reusing what changes slowly in between.
 
     The part of SAM's gradient that is orthogonal to the ordinary one leads to the flat region, and
@@ -53,9 +53,7 @@ def looksam(rho: ScalarOrSchedule = 0.05, every_k: int = 5, alpha: ScalarOrSched
     return sharpness_aware(to_radius(rho), gate=every(every_k), reuse=orthogonal_component(alpha))
 
 
-def look_layersam(
-    rho: ScalarOrSchedule = 0.1, every_k: int = 5, alpha: ScalarOrSchedule = 0.7
-) -> SharpnessAware:
+def look_layersam(rho: Radius = 0.1, every_k: Count = 5, alpha: Number = 0.7) -> SharpnessAware:
     """Look-LayerSAM: LookSAM whose perturbation is a part of each layer's norm, for huge batches.
 
     With LAMB every layer moves by a part of its norm; here the perturbation does too. Made for batches

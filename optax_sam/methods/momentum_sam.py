@@ -1,13 +1,13 @@
 """Momentum SAM, MSAM: the perturbation along the momentum, for one gradient a step."""
 
-from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
+from optax_sam.hyperparameters import FixedProbability, Radius
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.directions import descent_momentum
 from optax_sam.pieces.starts import ahead
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
-def momentum_sam(rho: ScalarOrSchedule = 0.3, momentum: Scalar = 0.9) -> SharpnessAware:
+def momentum_sam(rho: Radius = 0.3, momentum: FixedProbability = 0.9) -> SharpnessAware:
     """Momentum SAM: one gradient, taken ahead along the momentum.
 
     The momentum of the last steps points where the loss is high on average over batches, seen from

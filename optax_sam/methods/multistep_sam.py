@@ -1,12 +1,12 @@
 """Multi-step SAM: several short steps uphill."""
 
 from optax_sam import checks
-from optax_sam.hyperparameters import ScalarOrSchedule, scaled
+from optax_sam.hyperparameters import Count, Radius, scaled
 from optax_sam.pieces.ascents import repeated, to_radius
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
-def multistep_sam(rho: ScalarOrSchedule = 0.05, num_steps: int = 2) -> SharpnessAware:
+def multistep_sam(rho: Radius = 0.05, num_steps: Count = 2) -> SharpnessAware:
     """Multi-step SAM: climbs in several steps, each along the gradient where it stands.
 
     One step finds the worst point of the ball to first order only. More steps find a worse one, and do

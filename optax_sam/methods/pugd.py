@@ -1,14 +1,14 @@
 """PUGD, perturbed unit gradient descent ("Update in Unit Gradient")."""
 
 from optax_sam import checks
-from optax_sam.hyperparameters import ScalarOrSchedule
+from optax_sam.hyperparameters import Radius
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.combinations import unit, unit_sum
 from optax_sam.pieces.geometries import magnitude
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
-def pugd(radius: ScalarOrSchedule = 1.0, sum_gradients: bool = True) -> SharpnessAware:
+def pugd(radius: Radius = 1.0, sum_gradients: bool = True) -> SharpnessAware:
     """PUGD: ascent and descent are both steps of unit length.
 
     The perturbation is larger where weights are larger; the descent is the direction of the sum of

@@ -1,7 +1,7 @@
 """Random weight perturbation: RWP, m-RWP, ARWP, m-ARWP."""
 
 from optax_sam import checks
-from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
+from optax_sam.hyperparameters import FixedNotNegative, FixedProbability, Number, Radius, Seed, Share
 from optax_sam.pieces import selections, starts
 from optax_sam.pieces.ascents import in_proportion
 from optax_sam.pieces.combinations import mix
@@ -11,10 +11,10 @@ from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def random_perturbation(
-    noise_scale: ScalarOrSchedule = 0.01,
-    alpha: ScalarOrSchedule = 0.5,
+    noise_scale: Radius = 0.01,
+    alpha: Number = 0.5,
     split_batch: bool = True,
-    seed: Scalar = 0,
+    seed: Seed = 0,
 ) -> SharpnessAware:
     """RWP: the gradient beside a noisy one, noise in proportion to each filter.
 
@@ -65,11 +65,11 @@ def random_perturbation(
 
 
 def adaptive_random_perturbation(
-    noise_scale: ScalarOrSchedule = 0.001,
-    fisher_weight: Scalar = 0.1,
-    fisher_decay: Scalar = 0.99,
-    alpha: float = 1.0,
-    seed: Scalar = 0,
+    noise_scale: Radius = 0.001,
+    fisher_weight: FixedNotNegative = 0.1,
+    fisher_decay: FixedProbability = 0.99,
+    alpha: Share = 1.0,
+    seed: Seed = 0,
 ) -> SharpnessAware:
     """ARWP and m-ARWP: noise that is weaker where gradients were large.
 

@@ -1,14 +1,12 @@
 """R-SAM, random SAM: noise, then SAM from there."""
 
-from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
+from optax_sam.hyperparameters import Radius, Seed
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.starts import at_random_per_filter
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
-def random_sam(
-    rho: ScalarOrSchedule = 0.05, noise_scale: ScalarOrSchedule = 0.1, seed: Scalar = 0
-) -> SharpnessAware:
+def random_sam(rho: Radius = 0.05, noise_scale: Radius = 0.1, seed: Seed = 0) -> SharpnessAware:
     """R-SAM: SAM from a random point nearby, where the gradient is smoother.
 
     At the parameters themselves the gradient may point anywhere, the loss being rough. Noise first

@@ -1,6 +1,6 @@
 """Reweighted SAM, RW-SAM: examples with large gradients count more in the climb."""
 
-from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
+from optax_sam.hyperparameters import Number, PositiveNumber, Radius, Seed
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.selections import whole_batch
 from optax_sam.pieces.starts import reweighted
@@ -8,11 +8,11 @@ from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def reweighted_sam(
-    rho: ScalarOrSchedule = 0.05,
+    rho: Radius = 0.05,
     *,
-    weight: ScalarOrSchedule,
-    difference_step: ScalarOrSchedule,
-    seed: Scalar = 0,
+    weight: Number,
+    difference_step: PositiveNumber,
+    seed: Seed = 0,
 ) -> SharpnessAware:
     """RW-SAM: climbs for the examples whose gradients are large, descends for all.
 

@@ -1,15 +1,13 @@
 """RST and G-RST, randomized sharpness-aware training."""
 
-from optax_sam.hyperparameters import Reciprocal, Scalar, ScalarOrSchedule
+from optax_sam.hyperparameters import Number, Probability, Radius, Reciprocal, Seed
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.combinations import mix
 from optax_sam.pieces.gates import with_probability
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
-def rst(
-    rho: ScalarOrSchedule = 0.05, probability: ScalarOrSchedule = 0.5, seed: Scalar = 0
-) -> SharpnessAware:
+def rst(rho: Radius = 0.05, probability: Probability = 0.5, seed: Seed = 0) -> SharpnessAware:
     """RST: in each step a coin decides between SGD and SAM.
 
     Half of the perturbed gradients give most of the gain. The probability may follow a schedule;
@@ -53,10 +51,10 @@ def rst(
 
 
 def grst(
-    rho: ScalarOrSchedule = 0.05,
-    probability: ScalarOrSchedule = 0.5,
-    alpha: ScalarOrSchedule | None = None,
-    seed: Scalar = 0,
+    rho: Radius = 0.05,
+    probability: Probability = 0.5,
+    alpha: Number | None = None,
+    seed: Seed = 0,
 ) -> SharpnessAware:
     """G-RST: RST whose perturbed steps make up for those that are not.
 

@@ -1,11 +1,11 @@
 """SAM, sharpness-aware minimization."""
 
-from optax_sam.hyperparameters import ScalarOrSchedule
+from optax_sam.hyperparameters import Radius
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
-def sam(rho: ScalarOrSchedule = 0.05) -> SharpnessAware:
+def sam(rho: Radius = 0.05) -> SharpnessAware:
     """SAM: the gradient at the worst point of a small ball.
 
     A minimum is flat if no point near it has a high loss. SAM climbs to the highest point of a ball

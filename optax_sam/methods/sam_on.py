@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from optax_sam import checks
-from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
+from optax_sam.hyperparameters import FixedNotNegative, Radius
 from optax_sam.pieces.ascents import chained, to_radius
 from optax_sam.pieces.geometries import elementwise, signs
 from optax_sam.pieces.masks import only
@@ -14,7 +14,7 @@ from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def sam_on(
-    mask: Callable[[Any, Any], bool], rho: ScalarOrSchedule = 10.0, eta: Scalar = 0.01, order: float = 2
+    mask: Callable[[Any, Any], bool], rho: Radius = 10.0, eta: FixedNotNegative = 0.01, order: float = 2
 ) -> SharpnessAware:
     """SAM-ON: perturbs the scales and biases of normalization layers, under one percent of the weights.
 

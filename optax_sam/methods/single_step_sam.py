@@ -1,7 +1,7 @@
 """S2-SAM, single-step SAM, and its friendly form."""
 
 from optax_sam import checks
-from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
+from optax_sam.hyperparameters import FixedProbability, Radius
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.directions import batch_specific, gradient, previous_descent
 from optax_sam.pieces.starts import ahead
@@ -9,7 +9,7 @@ from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def single_step_sam(
-    rho: ScalarOrSchedule = 0.05, friendly: bool = False, decay: Scalar = 0.99
+    rho: Radius = 0.05, friendly: bool = False, decay: FixedProbability = 0.99
 ) -> SharpnessAware:
     """S2-SAM: climbs along the last step's gradient, and takes one of its own.
 

@@ -1,22 +1,24 @@
 """Sparse SAM (SSAM-F and SSAM-D), and the Fisher-mask SAM of language models."""
 
+from typing import Literal
+
 from optax_sam import checks
-from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
+from optax_sam.hyperparameters import Count, FixedProbability, Radius, Seed, Share
 from optax_sam.pieces.ascents import chained, to_radius
 from optax_sam.pieces.masks import check_pattern, dynamic_mask, fisher_mask
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def sparse_sam(
-    rho: ScalarOrSchedule = 0.05,
-    sparsity: float = 0.2,
-    mask: str = "fisher",
-    refresh_steps: int = 2000,
-    num_samples: int = 1024,
+    rho: Radius = 0.05,
+    sparsity: Share = 0.2,
+    mask: Literal["fisher", "dynamic"] = "fisher",
+    refresh_steps: Count = 2000,
+    num_samples: Count = 1024,
     pattern: str = "unstructured",
-    drop_rate: Scalar = 0.5,
-    total_steps: int | None = None,
-    seed: Scalar = 0,
+    drop_rate: FixedProbability = 0.5,
+    total_steps: Count | None = None,
+    seed: Seed = 0,
 ) -> SharpnessAware:
     """Sparse SAM: perturbs a part of the weights, chosen by a mask.
 
@@ -90,7 +92,7 @@ def sparse_sam(
 
 
 def fisher_mask_sam(
-    rho: ScalarOrSchedule = 0.05, sparsity: float = 0.5, refresh_steps: int = 100, num_samples: int = 128
+    rho: Radius = 0.05, sparsity: Share = 0.5, refresh_steps: Count = 100, num_samples: Count = 128
 ) -> SharpnessAware:
     """Fisher-mask SAM: sparse SAM for the fine-tuning of language models.
 

@@ -1,7 +1,9 @@
 """TSAM, tilted sharpness-aware minimization."""
 
+from typing import Literal
+
 from optax_sam import checks
-from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
+from optax_sam.hyperparameters import Count, FixedNotNegative, Number, Radius, Seed
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.starts import at_random
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
@@ -9,13 +11,13 @@ from optax_sam.wrappers.over_draws import over_draws, tilted
 
 
 def tsam(
-    rho: ScalarOrSchedule = 0.05,
-    tilt: ScalarOrSchedule = 1.0,
-    num_samples: int = 3,
-    radius: Scalar = 1.0,
-    noise_scale: Scalar = 1.0,
-    noise: str = "gaussian",
-    seed: Scalar = 0,
+    rho: Radius = 0.05,
+    tilt: Number = 1.0,
+    num_samples: Count = 3,
+    radius: FixedNotNegative = 1.0,
+    noise_scale: FixedNotNegative = 1.0,
+    noise: Literal["gaussian", "uniform"] = "gaussian",
+    seed: Seed = 0,
 ) -> SharpnessAware:
     """TSAM: the mean over many perturbed points, the worse ones counting more.
 

@@ -1,12 +1,12 @@
 """USAM, unnormalized SAM."""
 
 from optax_sam import checks
-from optax_sam.hyperparameters import ScalarOrSchedule
+from optax_sam.hyperparameters import Number
 from optax_sam.pieces.ascents import in_proportion
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
-def usam(rho: ScalarOrSchedule = 0.05) -> SharpnessAware:
+def usam(rho: Number = 0.05) -> SharpnessAware:
     """USAM: a perturbation as long as the gradient says.
 
     Without the normalization the perturbation shrinks with the gradient, and theory gets simpler.

@@ -1,13 +1,13 @@
 """VaSSO, variance-suppressed SAM."""
 
 from optax_sam import checks
-from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
+from optax_sam.hyperparameters import FixedProbability, Radius
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.directions import running_mean
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
-def vasso(rho: ScalarOrSchedule = 0.05, theta: Scalar = 0.9) -> SharpnessAware:
+def vasso(rho: Radius = 0.05, theta: FixedProbability = 0.9) -> SharpnessAware:
     """VaSSO: climbs along a running mean of the gradients, which is less noisy than one batch's.
 
     The gradient of one batch is a noisy guess of where the loss of all data rises. A running mean has

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from optax_sam import checks
-from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
+from optax_sam.hyperparameters import Count, CountOrZero, FixedProbability, Radius, Seed, Share
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.reuses import decayed_difference
 from optax_sam.pieces.variance_rate import with_variance_rate
@@ -12,16 +12,16 @@ from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def vsam(
-    rho: ScalarOrSchedule = 0.05,
-    window: int = 50,
-    slices: int = 5,
-    max_rate: float = 0.8,
+    rho: Radius = 0.05,
+    window: Count = 50,
+    slices: Count = 5,
+    max_rate: Share = 0.8,
     rate_gain: tuple[float, float] = (0.13, 0.13),
-    reuse_decay: Scalar = 0.7,
-    reuse_steps: int = 6,
-    warmup_steps: int = 0,
+    reuse_decay: FixedProbability = 0.7,
+    reuse_steps: CountOrZero = 6,
+    warmup_steps: CountOrZero = 0,
     tail: int | Callable[[Any], Any] = 10,
-    seed: Scalar = 0,
+    seed: Seed = 0,
 ) -> SharpnessAware:
     """vSAM: take the second gradient as often as it changes, and reuse it in between.
 

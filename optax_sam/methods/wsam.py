@@ -1,13 +1,13 @@
 """WSAM, weighted sharpness as a regularization term."""
 
 from optax_sam import checks
-from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
+from optax_sam.hyperparameters import FixedBelowOne, Radius
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.combinations import mix
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
-def wsam(rho: ScalarOrSchedule = 0.05, gamma: Scalar = 0.9) -> SharpnessAware:
+def wsam(rho: Radius = 0.05, gamma: FixedBelowOne = 0.9) -> SharpnessAware:
     """WSAM: sharpness as a regularizer with a weight of its own.
 
     SAM minimizes loss plus sharpness, one to one. Here the sharpness has a weight, which may be larger.

@@ -9,7 +9,7 @@ import optax
 
 from optax_sam import checks, trees
 from optax_sam.aliases import Grads, Params
-from optax_sam.hyperparameters import ScalarOrSchedule, at_step
+from optax_sam.hyperparameters import Count, Number, Radius, ScalarOrSchedule, at_step
 from optax_sam.pieces.bases import Ascent, asks_anew, climb, transformation
 from optax_sam.pieces.geometries import Geometry, euclidean, filter_norms
 from optax_sam.pieces.masks import dynamic_mask, fisher_mask, keep_random_fraction, only
@@ -52,9 +52,7 @@ class ToRadius(Ascent):
         return perturbation, state, trees.times(rho, trees.divide(length, norm))
 
 
-def to_radius(
-    rho: ScalarOrSchedule, geometry: Geometry | None = None
-) -> optax.GradientTransformationExtraArgs:
+def to_radius(rho: Radius, geometry: Geometry | None = None) -> optax.GradientTransformationExtraArgs:
     """`e = rho d / ||d||`: a perturbation of size `rho`, and zero where the direction is zero.
 
     Args:
@@ -98,7 +96,7 @@ class InProportion(Ascent):
         return trees.map_wide(on_leaf, updates, params), state
 
 
-def in_proportion(scale: ScalarOrSchedule, to_filters: bool = False) -> optax.GradientTransformationExtraArgs:
+def in_proportion(scale: Number, to_filters: bool = False) -> optax.GradientTransformationExtraArgs:
     """`e = scale d`: as far as the direction is long, in no ball.
 
     Args:
@@ -143,7 +141,7 @@ class Repeated(Ascent):
         return carry
 
 
-def repeated(ascent: optax.GradientTransformation, num_steps: int) -> optax.GradientTransformationExtraArgs:
+def repeated(ascent: optax.GradientTransformation, num_steps: Count) -> optax.GradientTransformationExtraArgs:
     """Several steps of an ascent, each along the gradient where the one before has led.
 
     Args:
@@ -220,7 +218,7 @@ class WithinLeafNorm(Ascent):
         return trees.map_wide(on_leaf, updates), state
 
 
-def within_leaf_norm(max_norm: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
+def within_leaf_norm(max_norm: Radius) -> optax.GradientTransformationExtraArgs:
     """Each leaf shortened to the L2 norm `max_norm`, where it is longer (GraphSAM).
 
     Args:

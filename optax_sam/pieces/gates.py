@@ -8,7 +8,16 @@ import jax.numpy as jnp
 
 from optax_sam import checks, trees
 from optax_sam.aliases import Grads, Params
-from optax_sam.hyperparameters import Scalar, ScalarOrSchedule, at_step
+from optax_sam.hyperparameters import (
+    Count,
+    FixedNotNegative,
+    FixedProbability,
+    Number,
+    Probability,
+    Scalar,
+    ScalarOrSchedule,
+    at_step,
+)
 from optax_sam.pieces.bases import Gate, Step
 from optax_sam.pieces.variance_rate import with_variance_rate
 
@@ -44,7 +53,7 @@ class Every(Gate):
         return step.count % self.k == 0
 
 
-def every(k: int) -> Every:
+def every(k: Count) -> Every:
     """Perturb every k-th step: those whose number, counted from 0, is a multiple of `k`."""
     checks.integer("k", k, low=1)
     return Every(k)
@@ -63,7 +72,7 @@ class WithProbability(Gate):
         return jax.random.uniform(step.key, dtype=jnp.float32) < probability
 
 
-def with_probability(probability: ScalarOrSchedule) -> WithProbability:
+def with_probability(probability: Probability) -> WithProbability:
     """Perturb with probability `p(t)`, drawn anew in each step: `U(0, 1) < p(t)`.
 
     Args:
@@ -85,7 +94,7 @@ class After(Gate):
         return step.count >= jnp.asarray(self.start_step).astype(step.count.dtype)
 
 
-def after(start_step: Scalar) -> After:
+def after(start_step: FixedNotNegative) -> After:
     """Perturb after `start_step` steps that are not perturbed: the steps `start_step` and later."""
     checks.number("start_step", start_step, low=0)
     return After(start_step)
@@ -134,7 +143,7 @@ class WhenGradientIsLarge(Gate):
         return square, LargeGradientState(jnp.nan_to_num(mean), jnp.nan_to_num(variance))
 
 
-def when_gradient_is_large(threshold: ScalarOrSchedule, decay: Scalar = 0.9) -> WhenGradientIsLarge:
+def when_gradient_is_large(threshold: Number, decay: FixedProbability = 0.9) -> WhenGradientIsLarge:
     """Perturb when `||g||^2 >= mu + threshold sigma`: the gradient is large among those before (AE-SAM).
 
     `mu = decay mu + (1 - decay) ||g||^2` and

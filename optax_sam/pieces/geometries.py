@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from optax_sam import checks, trees
 from optax_sam.aliases import Grads, Params
-from optax_sam.hyperparameters import Scalar
+from optax_sam.hyperparameters import FixedNotNegative, Scalar
 
 __all__ = ["elementwise", "euclidean", "fisher", "layerwise", "magnitude", "signs"]
 
@@ -85,7 +85,7 @@ def euclidean() -> Euclidean:
     return Euclidean()
 
 
-def elementwise(eta: Scalar = 0.0, biases: bool = False) -> Elementwise:
+def elementwise(eta: FixedNotNegative = 0.0, biases: bool = False) -> Elementwise:
     """`e = rho T^2 d / ||T d||` with `T = |w| + eta`, and `T = 1` for biases (ASAM).
 
     The radius is measured as `||T^-1 e||`, which does not change when weights are rescaled. Biases
@@ -144,7 +144,7 @@ class Fisher(Geometry):
         return Steepest(dual, trees.norm(root), trees.norm(dual))
 
 
-def fisher(eta: Scalar = 1.0) -> Fisher:
+def fisher(eta: FixedNotNegative = 1.0) -> Fisher:
     """`e = rho u / sqrt(<d, u>)`, `u = d / (1 + eta d^2)`: the ball of the Fisher information.
 
     `d^2`, the square of the batch's mean gradient, stands for the diagonal of the Fisher matrix.
@@ -171,7 +171,7 @@ class Signs(Geometry):
         return Steepest(dual, jnp.ones([], length.dtype), length)
 
 
-def signs(eta: Scalar = 0.0) -> Signs:
+def signs(eta: FixedNotNegative = 0.0) -> Signs:
     """`e = rho T sign(d)`, `T = |w| + eta`: every weight moves by the same part of its size.
 
     The radius is measured in the largest entry of `T^-1 e` (ASAM with the norm of order infinity).

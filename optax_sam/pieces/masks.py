@@ -15,7 +15,7 @@ import optax
 from jax import lax
 
 from optax_sam import checks, random_trees, sharding, trees
-from optax_sam.hyperparameters import Scalar
+from optax_sam.hyperparameters import Count, FixedProbability, Scalar, Seed, Share
 from optax_sam.pieces.bases import Ascent, transformation
 
 
@@ -64,7 +64,7 @@ class FisherMask(Ascent):
 
 
 def fisher_mask(
-    sparsity: float, refresh_steps: int, num_samples: int, pattern: str = "unstructured"
+    sparsity: Share, refresh_steps: Count, num_samples: Count, pattern: str = "unstructured"
 ) -> optax.GradientTransformationExtraArgs:
     """Keeps the entries with the largest diagonal of the empirical Fisher matrix (SSAM-F).
 
@@ -122,7 +122,7 @@ class DynamicMask(Ascent):
 
 
 def dynamic_mask(
-    sparsity: float, refresh_steps: int, drop_rate: Scalar, total_steps: int, seed: Scalar = 0
+    sparsity: Share, refresh_steps: Count, drop_rate: FixedProbability, total_steps: Count, seed: Seed = 0
 ) -> optax.GradientTransformationExtraArgs:
     """Keeps a random part; lets the entries with small gradients go, and as many random ones in (SSAM-D).
 
@@ -185,7 +185,7 @@ class KeepRandomFraction(Ascent):
         return trees.map_inexact(lambda d, k: jnp.where(k, d, jnp.zeros_like(d)), updates, kept), state
 
 
-def keep_random_fraction(fraction: Scalar) -> optax.GradientTransformationExtraArgs:
+def keep_random_fraction(fraction: FixedProbability) -> optax.GradientTransformationExtraArgs:
     """Each leaf as it is with probability `fraction`, else zero; another draw in every step (ESAM).
 
     Before `to_radius`, the radius is that of what is kept.

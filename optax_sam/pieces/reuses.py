@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from optax_sam import checks, trees
 from optax_sam.aliases import Grads, Params
-from optax_sam.hyperparameters import Scalar, ScalarOrSchedule, at_step
+from optax_sam.hyperparameters import CountOrZero, FixedProbability, Number, Scalar, ScalarOrSchedule, at_step
 from optax_sam.pieces.bases import Reuse, Step
 
 __all__ = ["components_beyond", "decayed_difference", "nothing", "orthogonal_component"]
@@ -71,7 +71,7 @@ class DecayedDifference(Reuse):
         return trees.where(fresh, corrected, step.grads), DecayedDifferenceState(state.difference, age)
 
 
-def decayed_difference(decay: Scalar, steps: int) -> DecayedDifference:
+def decayed_difference(decay: FixedProbability, steps: CountOrZero) -> DecayedDifference:
     """`g + decay^j (g' - g)_last` in the `j`-th unpaid step, `j = 1..steps`; then `g` (vSAM).
 
     Args:
@@ -101,7 +101,7 @@ class OrthogonalComponent(Reuse):
         return added(step.grads, state, at_step(self.alpha, step.count)), state
 
 
-def orthogonal_component(alpha: ScalarOrSchedule) -> OrthogonalComponent:
+def orthogonal_component(alpha: Number) -> OrthogonalComponent:
     """`g + alpha (||g|| / ||v||) v`, `v` the part of the last `g'` orthogonal to its `g` (LookSAM).
 
     That part, which leads to the flatter minimum, changes more slowly than the gradient. Before the
@@ -156,7 +156,7 @@ class ComponentsBeyond(Reuse):
 
 
 def components_beyond(
-    surrogate_losses: Callable[[Any, Any], Any], mix: ScalarOrSchedule, alpha: ScalarOrSchedule
+    surrogate_losses: Callable[[Any, Any], Any], mix: Number, alpha: Number
 ) -> ComponentsBeyond:
     """What the surrogate's gradient `m` lacks, from the last perturbed step (FGSAM+).
 

@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from optax_sam import checks, sharding
 from optax_sam.aliases import Params
+from optax_sam.hyperparameters import Count, CountOrZero, Fraction
 from optax_sam.pieces.bases import Began, Start, Step
 from optax_sam.pieces.selections import check_fraction, draw, number_of
 from optax_sam.step_oracle import StepOracle
@@ -104,12 +105,12 @@ class DrawnByScore(Start):
 
 
 def drawn_by_score(
-    num_examples: int,
-    fraction: float = 0.5,
+    num_examples: Count,
+    fraction: Fraction = 0.5,
     score_range: tuple[float, float] = (0.1, 0.5),
-    ramp_steps: int = 0,
-    score: str = "loss_difference",
-    strata: int = 1,
+    ramp_steps: CountOrZero = 0,
+    score: Literal["loss_difference", "gradient_norm"] = "loss_difference",
+    strata: Count = 1,
 ) -> DrawnByScore:
     """At the parameters, on examples drawn without replacement by their scores (AUSAM).
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from optax_sam import checks, random_trees, trees
 from optax_sam.aliases import Grads, Params
-from optax_sam.hyperparameters import ScalarOrSchedule, at_step
+from optax_sam.hyperparameters import Count, Number, ScalarOrSchedule, at_step
 from optax_sam.pieces.bases import Direction, Step
 
 
@@ -67,7 +67,7 @@ def unit_or(tree: Params, other: Params) -> Params:
 
 
 def with_top_eigenvector(
-    alpha: ScalarOrSchedule, refresh_steps: int = 100, power_iterations: int = 5
+    alpha: Number, refresh_steps: Count = 100, power_iterations: Count = 5
 ) -> WithTopEigenvector:
     """`g / ||g|| + alpha sign(<g, v>) v`, `v` the top eigenvector of the batch's Hessian (Eigen-SAM).
 

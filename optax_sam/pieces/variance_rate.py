@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from optax_sam import checks, trees
 from optax_sam.aliases import Params
+from optax_sam.hyperparameters import Count, CountOrZero, Share
 from optax_sam.pieces.bases import Gate, Step
 
 
@@ -123,11 +124,11 @@ class WithVarianceRate(Gate):
 
 
 def with_variance_rate(
-    window: int = 50,
-    slices: int = 5,
-    max_rate: float = 0.8,
+    window: Count = 50,
+    slices: Count = 5,
+    max_rate: Share = 0.8,
     rate_gain: tuple[float, float] = (0.13, 0.13),
-    warmup_steps: int = 0,
+    warmup_steps: CountOrZero = 0,
     tail: int | Callable[[Any], Any] = 10,
 ) -> WithVarianceRate:
     """Perturb `int(s)` steps of every window, `s` following how fast the PSF changes (vSAM).

@@ -4,6 +4,7 @@ import dataclasses
 
 from optax_sam import checks
 from optax_sam.aliases import Grads, Params
+from optax_sam.hyperparameters import Count
 from optax_sam.state import SharpnessAwareState
 from optax_sam.step_oracle import Given
 from optax_sam.transformation import Begun, Outcome, SharpnessAware, from_method
@@ -35,7 +36,7 @@ class Accumulated(Wrapper):
         return given.but(examples=given.examples.but(num_slices=number))
 
 
-def accumulated(method: SharpnessAware, num_microbatches: int) -> SharpnessAware:
+def accumulated(method: SharpnessAware, num_microbatches: Count) -> SharpnessAware:
     """Gradient accumulation: `method` on the whole batch, in the memory of a part of it.
 
     With `B_1, ..., B_n` contiguous slices of the examples, every gradient of the step is taken as

@@ -11,7 +11,7 @@ from jax import lax
 
 from optax_sam import checks, means, trees
 from optax_sam.aliases import Grads, Params
-from optax_sam.hyperparameters import ScalarOrSchedule, at_step
+from optax_sam.hyperparameters import Count, Number, ScalarOrSchedule, at_step
 from optax_sam.state import SharpnessAwareState, with_key_of_part
 from optax_sam.step_oracle import Given
 from optax_sam.transformation import Begun, Outcome, SharpnessAware, from_method
@@ -80,7 +80,7 @@ class OverDraws(Wrapper):
 
 def over_draws(
     method: SharpnessAware,
-    num_draws: int,
+    num_draws: Count,
     log_weight: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> SharpnessAware:
     """The weighted mean of several runs of a method that draws, each with its own random key.
@@ -120,7 +120,7 @@ class Tilted:
         return trees.times(at_step(self.tilt, step), loss)
 
 
-def tilted(tilt: ScalarOrSchedule) -> Tilted:
+def tilted(tilt: Number) -> Tilted:
     """Weights proportional to `exp(tilt loss)`: 0 is the plain mean, large values the worst draw."""
     checks.number_or_schedule("tilt", tilt)
     return Tilted(tilt)

@@ -8,6 +8,7 @@ import jax
 from jax import lax
 
 from optax_sam import checks, means
+from optax_sam.hyperparameters import Count
 from optax_sam.step_oracle import Given
 from optax_sam.transformation import SharpnessAware, from_method
 from optax_sam.wrappers.slices import PerSlice
@@ -39,7 +40,7 @@ class PerMicrobatch(PerSlice):
 
 def per_microbatch(
     method: SharpnessAware,
-    num_microbatches: int,
+    num_microbatches: Count,
     *,
     loop: Literal["scan", "vmap"] = "scan",
 ) -> SharpnessAware:

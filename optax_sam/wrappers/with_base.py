@@ -12,7 +12,7 @@ import optax
 
 from optax_sam import checks, trees
 from optax_sam import state as states
-from optax_sam.hyperparameters import ScalarOrSchedule, at_step
+from optax_sam.hyperparameters import NotNegative, ScalarOrSchedule, at_step
 from optax_sam.objective import like_params
 from optax_sam.oracle import Oracle, Started, started
 from optax_sam.transformation import Method, SharpnessAware, check_visible
@@ -95,7 +95,7 @@ class Decoupled(FollowedBy):
 
 
 def decoupled(
-    method: SharpnessAware, base: optax.GradientTransformation, learning_rate: ScalarOrSchedule
+    method: SharpnessAware, base: optax.GradientTransformation, learning_rate: NotNegative
 ) -> SharpnessAware:
     """The base optimizer sees the first gradient; what sharpness adds bypasses it.
 
