@@ -13,11 +13,13 @@ from optax_sam.methods.asam import asam as asam
 from optax_sam.methods.ausam import ausam as ausam
 from optax_sam.methods.bilateral_sam import bilateral_sam as bilateral_sam
 from optax_sam.methods.bsam import bsam as bsam
+from optax_sam.methods.eigen_sam import eigen_sam as eigen_sam
 from optax_sam.methods.esam import esam as esam
 from optax_sam.methods.extrapolation import extrapolation as extrapolation
 from optax_sam.methods.fgsam import fgsam as fgsam
 from optax_sam.methods.fgsam import fgsam_plus as fgsam_plus
 from optax_sam.methods.fisher_sam import fisher_sam as fisher_sam
+from optax_sam.methods.focal_sam import focal_sam as focal_sam
 from optax_sam.methods.friendly_sam import friendly_sam as friendly_sam
 from optax_sam.methods.gradient_norm_penalty import gradient_norm_penalty as gradient_norm_penalty
 from optax_sam.methods.graphsam import graphsam as graphsam

@@ -57,6 +57,16 @@ def static_number(name: str, value: Any, low: float, high: float = np.inf) -> No
     number(name, value, low, high)
 
 
+def frequencies(name: str, value: Any) -> list[float]:
+    """Python numbers, 0 or more, of which one is above 0; refuses all else."""
+    numbers = np.asarray(value, float) if isinstance(value, list | tuple | np.ndarray | jax.Array) else None
+    if numbers is None or numbers.ndim != 1:
+        raise TypeError(f"{name}={value!r} is no sequence of numbers: pass one number for each class.")
+    if not (np.all(numbers >= 0) and np.isfinite(numbers.sum()) and numbers.sum() > 0):
+        raise ValueError(f"{name}={value!r} has no frequencies: pass numbers of 0 or more, not all 0.")
+    return numbers.tolist()
+
+
 def one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Refuses what is not among the named choices."""
     if not isinstance(value, str) or value not in choices:

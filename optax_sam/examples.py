@@ -91,6 +91,8 @@ class Examples:
 
     def emphasized(self, emphasis: jax.Array) -> "Examples":
         """Examples that count `emphasis` times their weight in a gradient; its loss stays the same mean."""
+        if self.rows.weights is not None:  # what padding says is no number to multiply with
+            emphasis = jnp.where(self.rows.weights != 0, emphasis, jnp.zeros_like(emphasis))
         return self.but(rows=self.rows._replace(emphasis=emphasis), needs_losses=True)
 
     def alone(self, row: Any) -> "Examples":

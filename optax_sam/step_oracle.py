@@ -11,7 +11,7 @@ from jax import lax
 from optax_sam import means, meter, per_example, sharding, trees
 from optax_sam.aliases import Grads, OptState, Params
 from optax_sam.examples import Examples
-from optax_sam.objective import ONLY_GRAD_FN, Arguments, Evaluation, Losses, Objective
+from optax_sam.objective import ONLY_GRAD_FN, Arguments, Evaluation, Losses, Objective, weighted_mean
 
 
 @jax.tree_util.register_dataclass
@@ -108,6 +108,10 @@ class StepOracle:
     def emphasized(self, emphasis: jax.Array) -> "StepOracle":
         """Examples count `emphasis` (`float[batch]`) times their weight in a gradient, not in its loss."""
         return self.on(self.examples.emphasized(emphasis))
+
+    def mean(self, values: jax.Array) -> jax.Array:
+        """The mean of `values` (`float[batch]`) over these examples, by their weights."""
+        return weighted_mean(values, self.weights, self.given.params)
 
     def with_losses(self) -> "StepOracle":
         """One loss per example is needed: a loss function that returns the mean is refused."""

@@ -1,17 +1,19 @@
 """How the two gradients become one."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 import optax
 
 from optax_sam import checks, trees
-from optax_sam.aliases import Grads
-from optax_sam.hyperparameters import ScalarOrSchedule, at_step
+from optax_sam.aliases import Batch, Grads
+from optax_sam.hyperparameters import Number, Radius, ScalarOrSchedule, at_step
 from optax_sam.pieces.bases import Combination, Step
 
-__all__ = ["bilateral", "mix", "perturbed", "plus", "surrogate_gap", "unit", "unit_sum"]
+__all__ = ["bilateral", "mix", "perturbed", "plus", "plus_emphasized_rise", "surrogate_gap", "unit", "unit_sum"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Mix(Combination):
         return trees.map_wide(on_leaf, step.grads, step.perturbed_grads)
 
 
-def mix(alpha: ScalarOrSchedule) -> Mix:
+def mix(alpha: Number) -> Mix:
     """`(1 - alpha) g + alpha g'`; above 1 it extrapolates.
 
     Args:
@@ -100,7 +102,7 @@ class Plus(Combination):
         return trees.map_wide(lambda g, p: trees.times(weight, g) + p, step.grads, step.perturbed_grads)
 
 
-def plus(weight: ScalarOrSchedule) -> Plus:
+def plus(weight: Number) -> Plus:
     """`g' + weight g` (FGSAM).
 
     Args:
@@ -128,7 +130,7 @@ class SurrogateGap(Combination):
         return trees.map_wide(lambda p, x: p - trees.times(alpha, x), perturbed_grads, beyond)
 
 
-def surrogate_gap(alpha: ScalarOrSchedule, minimize_clean: bool = False) -> SurrogateGap:
+def surrogate_gap(alpha: Number, minimize_clean: bool = False) -> SurrogateGap:
     """`g' - alpha g_o`, `g_o` the part of `g` orthogonal to `g'` (GSAM).
 
     The surrogate gap `L(w + e) - L(w)` falls along `-g_o` while the perturbed loss stays, to first
@@ -164,7 +166,7 @@ class Bilateral(Combination):
         return trees.map_wide(on_leaf, step.grads, step.perturbed_grads, below.grads)
 
 
-def bilateral(lower_rho: ScalarOrSchedule) -> Bilateral:
+def bilateral(lower_rho: Radius) -> Bilateral:
     """`g' + g - (||g'|| / ||g-||) g-`, `g-` the gradient at `w - lower_rho g / ||g||` (BSAM).
 
     Args:
@@ -172,3 +174,34 @@ def bilateral(lower_rho: ScalarOrSchedule) -> Bilateral:
     """
     checks.number_or_schedule("lower_rho", lower_rho, low=0)
     return Bilateral(lower_rho)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlusEmphasizedRise(Combination):
+    """See `plus_emphasized_rise`."""
+
+    emphasis: Callable[[Batch], jax.Array]
+
+    needs_oracle: ClassVar[bool] = True
+    asks_anew: ClassVar[bool] = False
+
+    def combine(self, step: Step) -> Grads:
+        share = step.oracle.mean(self.emphasis(step.oracle.batch))
+
+        def on_leaf(g, d, p):
+            return g + trees.times(share, p - d)
+
+        return trees.map_wide(on_leaf, step.grads, step.direction, step.perturbed_grads)
+
+
+def plus_emphasized_rise(emphasis: Callable[[Batch], jax.Array]) -> PlusEmphasizedRise:
+    """`g + mean(c) (g'_c - d)`: the loss, and the rise of the emphasized one (Focal-SAM).
+
+    `d` is the direction, `directions.emphasized(emphasis)`, and `g'_c` the second gradient, on
+    `selections.emphasized(emphasis)`. The mean is over the examples, by their weights.
+
+    Args:
+      emphasis: `emphasis(batch) -> float[batch]`, `c`, 0 or more.
+    """
+    checks.function("emphasis", emphasis, "emphasis(batch) -> float[batch]")
+    return PlusEmphasizedRise(emphasis)

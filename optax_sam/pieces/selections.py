@@ -10,10 +10,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from optax_sam import checks, sharding
+from optax_sam.aliases import Batch
+from optax_sam.hyperparameters import Count, CountOrZero, Fraction
 from optax_sam.pieces.bases import Selection, Step
 from optax_sam.step_oracle import StepOracle
 
-__all__ = ["everything", "largest_increase", "on_part", "on_surrogate", "whole_batch"]
+__all__ = ["emphasized", "everything", "largest_increase", "on_part", "on_surrogate", "whole_batch"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +62,7 @@ class LargestIncrease(Selection):
         return take_highest(oracle, increase, self.fraction, self.strata)
 
 
-def largest_increase(fraction: float, strata: int = 1) -> LargestIncrease:
+def largest_increase(fraction: Fraction, strata: Count = 1) -> LargestIncrease:
     """The examples whose loss rises most from the first point to the perturbed one (ESAM).
 
     Costs one forward pass on all examples. Padding comes last.
@@ -87,7 +89,7 @@ class OnPart(Selection):
         return given if given.whole_batch else take_part(given, self.part, self.num_parts, self.strata)
 
 
-def on_part(part: int, num_parts: int, strata: int = 1) -> OnPart:
+def on_part(part: CountOrZero, num_parts: Count, strata: Count = 1) -> OnPart:
     """One of several equal parts of the batch, in the order of its rows.
 
     As a selection the second gradient sees that part; `starts.on_part` is the same for the first.
@@ -121,6 +123,26 @@ def on_surrogate(surrogate_losses: Callable[[Any, Any], Any]) -> OnSurrogate:
     """
     checks.function("surrogate_losses", surrogate_losses, "surrogate_losses(params, batch) -> [batch]")
     return OnSurrogate(surrogate_losses)
+
+
+@dataclasses.dataclass(frozen=True)
+class Emphasized(Selection):
+    """See `emphasized`."""
+
+    emphasis: Callable[[Batch], jax.Array]
+
+    def select(self, step: Step) -> StepOracle:
+        return step.oracle.emphasized(self.emphasis(step.oracle.batch))
+
+
+def emphasized(emphasis: Callable[[Batch], jax.Array]) -> Emphasized:
+    """All examples, of which `i` counts `c_i` times its weight in the second gradient (Focal-SAM).
+
+    Args:
+      emphasis: `emphasis(batch) -> float[batch]`, `c`, 0 or more.
+    """
+    checks.function("emphasis", emphasis, "emphasis(batch) -> float[batch]")
+    return Emphasized(emphasis)
 
 
 def take_highest(oracle: StepOracle, scores: jax.Array, fraction: float, strata: int) -> StepOracle:

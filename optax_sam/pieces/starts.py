@@ -2,14 +2,25 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from optax_sam import checks, random_trees, sharding, trees
-from optax_sam.hyperparameters import Scalar, ScalarOrSchedule, at_step
+from optax_sam.hyperparameters import (
+    Count,
+    CountOrZero,
+    FixedNotNegative,
+    Fraction,
+    Number,
+    PositiveNumber,
+    Radius,
+    Scalar,
+    ScalarOrSchedule,
+    at_step,
+)
 from optax_sam.pieces.bases import Began, Start, Step
 from optax_sam.pieces.geometries import filter_norms
 from optax_sam.pieces.scores import drawn_by_score
@@ -74,7 +85,11 @@ class AtRandom(Start):
         return Began(trees.add_perturbation(step.params, noise), step.oracle)
 
 
-def at_random(radius: Scalar = 1.0, noise_scale: Scalar = 1.0, noise: str = "gaussian") -> AtRandom:
+def at_random(
+    radius: FixedNotNegative = 1.0,
+    noise_scale: FixedNotNegative = 1.0,
+    noise: Literal["gaussian", "uniform"] = "gaussian",
+) -> AtRandom:
     """At `params + n`, `n` random: Gaussian and clipped to a ball, or uniform in a ball.
 
     Gaussian: `n = z min(||z||, R) / ||z||`, `z ~ N(0, noise_scale^2)` in every entry. Uniform:
@@ -115,7 +130,7 @@ class AtRandomPerFilter(Start):
         return Began(trees.add_perturbation(step.params, noise), step.oracle)
 
 
-def at_random_per_filter(noise_scale: ScalarOrSchedule) -> AtRandomPerFilter:
+def at_random_per_filter(noise_scale: Radius) -> AtRandomPerFilter:
     """At `params + n`, `n_f = noise_scale ||w_f|| z / ||z||` in each output filter `f` (R-SAM).
 
     The last axis of a leaf counts its filters; a leaf with one axis or none is one filter.
@@ -168,7 +183,7 @@ class OnHighestLoss(Start):
         return Began(step.params, take_highest(oracle, losses, self.fraction, self.strata))
 
 
-def on_highest_loss(fraction: float, strata: int = 1) -> OnHighestLoss:
+def on_highest_loss(fraction: Fraction, strata: Count = 1) -> OnHighestLoss:
     """At the parameters, on the examples of the highest losses there (K-SAM).
 
     Costs one forward pass on the whole batch. Padding comes last.
@@ -199,7 +214,7 @@ class OnPart(Start):
         return Began(step.params, take_part(step.oracle, self.part, self.num_parts, self.strata))
 
 
-def on_part(part: int, num_parts: int, strata: int = 1) -> OnPart:
+def on_part(part: CountOrZero, num_parts: Count, strata: Count = 1) -> OnPart:
     """At the parameters, on one of several equal parts of the batch; see `selections.on_part` (RWP)."""
     checks.integer("num_parts", num_parts, low=1)
     checks.integer("part", part, low=0, high=num_parts - 1)
@@ -224,14 +239,13 @@ class Reweighted(Start):
         there = oracle.losses_at(trees.add_perturbation(step.params, moves))
         slopes = jnp.abs(there - oracle.losses_at(step.params)) / jnp.asarray(length).astype(there.dtype)
         slopes = jnp.nan_to_num(trees.times(weight, slopes))
-        real = jnp.ones(slopes.shape, bool) if oracle.weights is None else oracle.weights != 0
+        real = True if oracle.weights is None else oracle.weights != 0
         largest = lax.stop_gradient(jnp.max(jnp.where(real, slopes, -jnp.inf)))
         largest = sharding.pmax_over_replicas(largest, step.params)
-        chances = jnp.where(real, jnp.exp(slopes - largest), jnp.zeros_like(slopes))
-        return Began(step.params, oracle.emphasized(chances))
+        return Began(step.params, oracle.emphasized(jnp.exp(slopes - largest)))
 
 
-def reweighted(weight: ScalarOrSchedule, difference_step: ScalarOrSchedule) -> Reweighted:
+def reweighted(weight: Number, difference_step: PositiveNumber) -> Reweighted:
     """At the parameters, examples with large gradients counting more (RW-SAM).
 
     Example `i` counts `p_i`, proportional to `exp(weight n_i)` and to its own weight, where

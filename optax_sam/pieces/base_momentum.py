@@ -1,0 +1,133 @@
+"""Momentum SAM's direction: where the momentum of the descent leads."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam import checks, trees
+from optax_sam.aliases import Grads, OptState, Params
+from optax_sam.hyperparameters import FixedProbability, Scalar
+from optax_sam.pieces.bases import Direction, Step
+
+
+class MomentumState(NamedTuple):
+    """State of `descent_momentum`.
+
+    Attributes:
+      own: `v`, a tree like the parameters, float16 leaves in float32. Changes every step.
+    """
+
+    own: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class DescentMomentum(Direction):
+    """See `descent_momentum`."""
+
+    momentum: Scalar
+    read_momentum: Callable[[OptState], Params] | None
+
+    needs_gradient: ClassVar[bool] = False
+    asks_anew: ClassVar[bool] = False
+
+    def init(self, params: Params, key: jax.Array) -> MomentumState:
+        del key
+        return MomentumState(trees.memory_like(params))
+
+    def read(self, state: MomentumState, step: Step) -> tuple[Grads, MomentumState]:
+        found = self._of_base(step.opt_state, step.params)
+        momentum = state.own if found is None else trees.like_masked(state.own, found)
+        return trees.map_inexact(jnp.negative, momentum), state
+
+    def write(self, state: MomentumState, step: Step) -> MomentumState:
+        own = trees.map_wide(lambda v, g: trees.times(self.momentum, v) + g, state.own, step.descent)
+        return MomentumState(trees.saturated(own))
+
+    def _of_base(self, opt_state: OptState, params: Params) -> Params | None:
+        if self.read_momentum is None or opt_state is None:
+            return momentum_of_base(opt_state, params)[1]
+        found = trees.plain(self.read_momentum(opt_state))
+        if not is_like(found, params):
+            raise ValueError(
+                f"read_momentum returned a tree of the structure {jax.tree.structure(found)}, which is not like "
+                f"the parameters, {jax.tree.structure(params)}: return the momentum of all parameters, for "
+                f'example lambda opt_state: optax.tree.get(opt_state, "trace").'
+            )
+        return found
+
+
+def descent_momentum(
+    momentum: FixedProbability = 0.9, read_momentum: Callable[[OptState], Params] | None = None
+) -> DescentMomentum:
+    """`-v`: where the momentum `v` of the descent carries the parameters next (Momentum SAM).
+
+    With the start `ahead()`, `v` is that of the base optimizer, if the optimizer state that
+    `value_and_grad` was given holds one tree called `trace` or `mu` shaped like the parameters.
+    Without one, and with any other start, it is the direction's own, `v = momentum v + descent`.
+    `directions.where_momentum_is(opt_state, params)` says which it is.
+
+    Args:
+      momentum: from 0 to 1, of its own.
+      read_momentum: `read_momentum(opt_state)` returns the base optimizer's momentum, a tree like the
+        parameters, in the place of the search by name.
+
+    Raises:
+      ValueError: in a step, `opt_state` holds several such trees: then `read_momentum` must choose.
+    """
+    checks.number("momentum", momentum, low=0, high=1)
+    if read_momentum is not None:
+        checks.function(
+            "read_momentum", read_momentum, "read_momentum(opt_state) -> tree like params, or None"
+        )
+    return DescentMomentum(momentum, read_momentum)
+
+
+def where_momentum_is(opt_state: OptState, params: Params) -> str:
+    """Where `descent_momentum` finds the base optimizer's momentum: a path into `opt_state`, or "own".
+
+    Args:
+      opt_state: the state of the whole optimizer.
+      params: the parameters.
+
+    Raises:
+      ValueError: `opt_state` holds several momenta.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, optax_sam
+      >>> tx = optax.chain(optax_sam.momentum_sam(0.5), optax.sgd(0.1, momentum=0.9))
+      >>> print(optax_sam.directions.where_momentum_is(tx.init(jnp.ones(2)), jnp.ones(2)))
+      opt_state[1][0].trace
+    """
+    return momentum_of_base(opt_state, trees.plain(params))[0]
+
+
+def momentum_of_base(opt_state: OptState, params: Params) -> tuple[str, Params | None]:
+    """The one momentum like the parameters inside an optimizer's state, and where; refuses several."""
+    found = [
+        ("opt_state" + _path(path), tree)
+        for name in ("trace", "mu")
+        for path, tree in optax.tree.get_all_with_path(trees.plain(opt_state), name)
+        if is_like(tree, params)
+    ]
+    if len(found) > 1:
+        paths = ", ".join(path for path, _ in found)
+        raise ValueError(
+            f"opt_state holds {len(found)} momenta like the parameters, at {paths}: say which is meant, "
+            f"read_momentum=lambda opt_state: ..."
+        )
+    return found[0] if found else ("own", None)
+
+
+def _path(keys: Any) -> str:
+    """A path as it is written in Python; Optax's keys of named tuples show their type too."""
+    return "".join(f".{k.name}" if hasattr(k, "name") else jax.tree_util.keystr((k,)) for k in keys)
+
+
+def is_like(tree: Any, params: Params) -> bool:
+    """Whether a tree has the structure and shapes of the parameters."""
+    shapes = [[jnp.shape(x) for x in jax.tree.leaves(t)] for t in (tree, params)]
+    return jax.tree.structure(tree) == jax.tree.structure(params) and shapes[0] == shapes[1]
