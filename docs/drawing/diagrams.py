@@ -142,10 +142,10 @@ def house() -> None:
         "directions": "what is uphill?",
         "gates": "worth it now?",
         "ascents": "how far? (masks)",
-        "geometry": "in which norm?",
+        "geometries": "in which norm?",
         "selections": "which examples?",
         "combinations": "two into one",
-        "reuse": "what is kept?",
+        "reuses": "what is kept?",
     }
     for number, (name, question) in enumerate(pieces.items()):
         row, column = divmod(number, 4)
@@ -160,11 +160,17 @@ def house() -> None:
         ORACLE,
     )
     d.box(
-        (51, 27.5), (28, 6), "oracle.py", "losses and gradients at a point,\non all or some examples", ORACLE
+        (51, 27.5),
+        (28, 6),
+        "oracle.py, step_oracle.py",
+        "gradients at a point, on all or\nsome examples; counted",
+        ORACLE,
     )
     d.box((84, 27.5), (28, 6), "per_example.py", "gradients and norms\nof single examples", ORACLE)
-    text = "trees.py, means.py, sharding.py, random_trees.py, jaxprs.py, hyperparameters.py, checks.py"
-    d.box((51, 20.7), (94, 4.6), "arithmetic", text, GIVEN)
+    text = (
+        "objective.py, held.py, meter.py, examples.py, means.py, trees.py, sharding.py, jaxprs.py, checks.py"
+    )
+    d.box((51, 20.7), (94, 4.6), "what all of these share", text, GIVEN)
     for x, top, foot in (
         (34.5, 59, 55.5),
         (34.5, 50.5, 49),
