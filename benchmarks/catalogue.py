@@ -1,5 +1,6 @@
-"""Every public method at its defaults, and what its step is expected to cost."""
+"""Every public method, as its row in `tests/registry.py` says, and what its step is expected to cost."""
 
+import inspect
 from typing import Any
 
 import optax_sam
@@ -17,11 +18,9 @@ from benchmarks.cases import (
     whole,
     with_surrogate,
 )
-from optax_sam import sharpness_aware, to_radius
+from tests import registry
 
-NUM_EXAMPLES = 50_000
-
-ONE_GRADIENT = {"gradients": 1, "limits": (("sgd", 1.05),), "most_flops": 1.03}
+NUM_EXAMPLES = registry.TRAINING_EXAMPLES
 
 
 def all_cases() -> list[Case]:
@@ -31,137 +30,61 @@ def all_cases() -> list[Case]:
         Case("sgd, again", sgd, 1),
         Case("optax.contrib.sam, opaque", contrib_sam, 2),
         Case("optax.contrib.sam, transparent", contrib_sam_transparent, 2, False),
-        *first_papers(),
-        *gates(),
-        *directions(),
-        *combinations(),
-        *one_gradient(),
-        *examples(),
-        *wrappers(),
+        *(case for row in registry.ROWS.values() for case in of_row(row)),
+        *other_arguments(),
+        *compositions(),
     ]
 
 
-def first_papers() -> list[Case]:
-    """SAM, and the methods of the papers that the library began with."""
-    peer = "optax.contrib.sam, opaque"
-    ausam = optax_sam.ausam(NUM_EXAMPLES)
+def of_row(row: registry.Case) -> list[Case]:
+    """A method as its row says; three cases where a gate may stand open or closed."""
+    timed, name = row.timed, row.timed.name or row.method.__name__
+    gradients, straight, more = timed.gradients, timed.straight, timed.more
+    if gradients == registry.AS_THE_ROW:  # the mean over a gate's decisions is known to the row alone
+        gradients = None if row.gated else row.cost_of_first_step
+    if straight is None:
+        straight = gradients == 2 and not row.needs_oracle
+    if "surrogate_losses" in row.required:
+        build = with_surrogate(lambda losses: row.method(losses, RHO))
+        return [Case(name, build, gradients, straight, **more)]
+    method = row.method(**arguments(row))
+    if row.gated:
+        return gated(method, name, gradients, **more)
+    build = whole(method) if row in registry.OPTIMIZERS.values() else ours(method)
+    return [Case(name, build, gradients, straight, **more)]
+
+
+def arguments(row: registry.Case) -> dict[str, Any]:
+    """What the method is built with: by default what it requires, and the radius of all cases."""
+    if row.timed.arguments is not None:
+        return row.timed.arguments
+    has_radius = "rho" in inspect.signature(row.method).parameters
+    return row.required | ({"rho": RHO} if has_radius else {})
+
+
+def other_arguments() -> list[Case]:
+    """Arguments of a method that cost what its others do not."""
+    by_norm = optax_sam.ausam(NUM_EXAMPLES, score="gradient_norm")
+    fisher = optax_sam.sparse_sam(RHO, num_samples=8)
     return [
-        always(optax_sam.sam(RHO), "sam", limits=((peer, 1.0), ("sgd", 2.0))),
-        *gated(optax_sam.rst(RHO), "rst", limits=(("sgd", 1.5),)),
-        *gated(optax_sam.grst(RHO), "grst", limits=(("sgd", 1.5),)),
-        *gated(optax_sam.vsam(RHO, window=10), "vsam(window=10)", shut=1.2),
-        always(optax_sam.pugd(), "pugd"),
-        always(optax_sam.tsam(RHO), "tsam", 6, straight=False, limits=(("sgd", 6.3),)),
-        always(ausam, "ausam", 1, limits=(("sgd", 0.95), ("sam", 0.5)), most_flops=1.05),
-        always(
-            optax_sam.ausam(NUM_EXAMPLES, score="gradient_norm"),
-            'ausam(score="gradient_norm")',
-            1.5,
-            straight=False,
-        ),
+        always(by_norm, 'ausam(score="gradient_norm")', 1.5, straight=False),
+        Case("sparse_sam(num_samples=8)", ours(fisher), None, False, 10),
     ]
 
 
-def gates() -> list[Case]:
-    """Not every step is perturbed."""
-    steps = 10_000
-    return [
-        *gated(optax_sam.looksam(RHO), "looksam", 1.2, limits=(("sgd", 1.25),)),
-        *gated(optax_sam.look_layersam(RHO), "look_layersam", 1.2),
-        *gated(optax_sam.aesam(steps, RHO), "aesam"),
-        *gated(optax_sam.aelooksam(steps, RHO), "aelooksam"),
-        *gated(optax_sam.late_sam(steps, RHO), "late_sam", 1, calls=1),
-        *gated(
-            sharpness_aware(
-                to_radius(RHO),
-                start=optax_sam.starts.drawn_by_score(NUM_EXAMPLES),
-                gate=optax_sam.gates.with_variance_rate(window=10),
-                reuse=optax_sam.reuses.decayed_difference(0.7, steps=6),
-            ),
-            "ausam's draw, vsam's gate",
-            shut=0.75,
-            part=0.5,
-        ),
-    ]
-
-
-def directions() -> list[Case]:
-    """SAM with another direction, geometry or mask."""
-    dynamic = optax_sam.sparse_sam(RHO, mask="dynamic", total_steps=10_000)
-    return [
-        always(optax_sam.asam(), "asam"),
-        always(optax_sam.usam(RHO), "usam"),
-        always(optax_sam.fisher_sam(RHO), "fisher_sam"),
-        always(optax_sam.sam_on(is_vector), "sam_on(vectors)"),
-        always(optax_sam.friendly_sam(RHO), "friendly_sam"),
-        always(optax_sam.vasso(RHO), "vasso"),
-        always(optax_sam.random_sam(RHO), "random_sam", straight=False),
-        always(optax_sam.multistep_sam(RHO, 2), "multistep_sam(num_steps=2)", 3, straight=False),
-        always(dynamic, 'sparse_sam(mask="dynamic")', straight=False),
-        Case("sparse_sam(num_samples=8)", ours(optax_sam.sparse_sam(RHO, num_samples=8)), None, False, 10),
-        Case(
-            "fisher_mask_sam(num_samples=8)",
-            ours(optax_sam.fisher_mask_sam(RHO, num_samples=8)),
-            None,
-            False,
-            10,
-        ),
-    ]
-
-
-def is_vector(path: Any, leaf: Any) -> bool:
-    """Scales and biases, whose share of the parameters is small in every network."""
-    del path
-    return leaf.ndim == 1
-
-
-def combinations() -> list[Case]:
-    """What becomes of the two gradients, or of more; whole optimizers."""
-    return [
-        always(optax_sam.gsam(RHO), "gsam"),
-        always(optax_sam.gradient_norm_penalty(RHO), "gradient_norm_penalty"),
-        always(optax_sam.wsam(RHO), "wsam"),
-        Case("decoupled(wsam)", whole(optax_sam.decoupled(optax_sam.wsam(RHO), base(), LEARNING_RATE)), 2),
-        always(optax_sam.bilateral_sam(RHO), "bilateral_sam", 3),
-        Case("adasam", whole(optax_sam.adasam(LEARNING_RATE, RHO)), 2),
-        Case("bsam", whole(optax_sam.bsam(NUM_EXAMPLES)), 2, False),
-        Case("fgsam, network as surrogate", with_surrogate(lambda f: optax_sam.fgsam(f, RHO)), 2),
-        Case(
-            "fgsam_plus, network as surrogate",
-            with_surrogate(lambda f: optax_sam.fgsam_plus(f, RHO)),
-            None,
-            False,
-            10,
-        ),
-    ]
-
-
-def one_gradient() -> list[Case]:
-    """The step's one gradient is taken ahead, or two on half of the batch."""
-    return [
-        always(optax_sam.momentum_sam(RHO), "momentum_sam", **ONE_GRADIENT),
-        always(optax_sam.single_step_sam(RHO), "single_step_sam", **ONE_GRADIENT),
-        always(optax_sam.extrapolation(RHO), "extrapolation", **ONE_GRADIENT),
-        always(optax_sam.graphsam(100, RHO), "graphsam", None, straight=False, calls=10),
-        always(optax_sam.random_perturbation(), "random_perturbation", 1, straight=False),
-        always(optax_sam.adaptive_random_perturbation(), "adaptive_random_perturbation", 1, straight=False),
-    ]
-
-
-def examples() -> list[Case]:
-    """Some examples, or each with a weight of its own."""
-    reweighted = optax_sam.reweighted_sam(RHO, weight=0.1, difference_step=0.01)
-    return [
-        always(optax_sam.ksam(RHO), "ksam", 1, straight=False),
-        always(optax_sam.esam(RHO), "esam", 1.5, straight=False),
-        always(reweighted, "reweighted_sam", straight=False),
-    ]
-
-
-def wrappers() -> list[Case]:
-    """Slices of the batch."""
+def compositions() -> list[Case]:
+    """Two papers in one, a method and its base, and slices of the batch."""
     sam = optax_sam.sam(RHO)
+    composed = optax_sam.sharpness_aware(
+        optax_sam.ascents.to_radius(RHO),
+        start=optax_sam.starts.drawn_by_score(NUM_EXAMPLES),
+        gate=optax_sam.gates.with_variance_rate(window=10),
+        reuse=optax_sam.reuses.decayed_difference(0.7, steps=6),
+    )
+    decoupled = optax_sam.decoupled(optax_sam.wsam(RHO), base(), LEARNING_RATE)
     return [
+        Case("decoupled(wsam)", whole(decoupled), 2),
+        *gated(composed, "ausam's draw, vsam's gate", shut=0.75, part=0.5),
         always(optax_sam.accumulated(sam, 8), "accumulated(sam, 8)", straight=False),
         always(optax_sam.per_microbatch(sam, 8), "per_microbatch(sam, 8)", straight=False),
     ]

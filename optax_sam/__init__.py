@@ -3,6 +3,7 @@
 from optax_sam import per_example as per_example
 from optax_sam import schedules as schedules
 from optax_sam import sharpness as sharpness
+from optax_sam.citation import citation as citation
 from optax_sam.hyperparameters import static_arguments as static_arguments
 from optax_sam.jaxprs import canonical_convolutions as canonical_convolutions
 from optax_sam.methods.adasam import adasam as adasam

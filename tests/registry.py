@@ -19,6 +19,29 @@ BATCH = 16
 NUM_EXAMPLES = 48
 
 
+AS_THE_ROW = -1.0
+"""Gradients of a benchmark: those of the row's first step; none known where there is a gate."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Timed:
+    """How `benchmarks/catalogue.py` times a method, where it is not as the row of the method says.
+
+    Attributes:
+      name: of the case; None for the method's.
+      arguments: of the method; None for the required ones, and the radius of all cases as `rho`.
+      gradients: evaluations per step; None where chance or the gradients decide.
+      straight: whether compiled FLOPs tell the evaluations; None where two gradients and no loop do.
+      more: further arguments of `benchmarks.cases.always`, or of `gated`.
+    """
+
+    name: str | None = None
+    arguments: dict[str, Any] | None = None
+    gradients: float | None = AS_THE_ROW
+    straight: bool | None = None
+    more: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """A method as the tests build it, and what it promises.
@@ -37,6 +60,8 @@ class Case:
       without_radius: arguments that leave the base optimizer; None where none do.
       perturbs_by_gradient: whether a zero gradient gives no perturbation; noise does not ask.
       is_scale_free: whether the perturbation is as long for a gradient of any scale.
+      hessian_products: those of the first step; each counts as two gradients.
+      timed: how the benchmarks time it.
     """
 
     method: Callable[..., Any]
@@ -52,6 +77,8 @@ class Case:
     without_radius: dict[str, Any] | None = dataclasses.field(default_factory=lambda: {"rho": 0.0})
     perturbs_by_gradient: bool = True
     is_scale_free: bool = True
+    hessian_products: int = 0
+    timed: Timed = Timed()
 
     @property
     def cost_of_first_step(self) -> float:
@@ -67,12 +94,28 @@ class Case:
         return dataclasses.replace(self, **changes)
 
 
+TRAINING_EXAMPLES, TRAINING_STEPS = 50_000, 10_000
+"""Of a usual training run, which the benchmarks time a step of."""
+
+
+def within(**times: float) -> dict[str, Any]:
+    """How many times as long as other cases a benchmark may take."""
+    return {"limits": tuple(times.items())}
+
+
 METHODS: dict[str, Case] = {
-    "sam": Case(optax_sam.sam),
-    "asam": Case(optax_sam.asam),
-    "rst": Case(optax_sam.rst, gated=True),
-    "grst": Case(optax_sam.grst, gated=True),
-    "vsam": Case(optax_sam.vsam, {"window": 6, "slices": 3, "tail": 3}, gated=True),
+    "sam": Case(
+        optax_sam.sam, timed=Timed(more={"limits": (("optax.contrib.sam, opaque", 1.0), ("sgd", 2.0))})
+    ),
+    "asam": Case(optax_sam.asam, timed=Timed(arguments={})),
+    "rst": Case(optax_sam.rst, gated=True, timed=Timed(more=within(sgd=1.5))),
+    "grst": Case(optax_sam.grst, gated=True, timed=Timed(more=within(sgd=1.5))),
+    "vsam": Case(
+        optax_sam.vsam,
+        {"window": 6, "slices": 3, "tail": 3},
+        gated=True,
+        timed=Timed("vsam(window=10)", {"rho": 0.05, "window": 10}, more={"shut": 1.2}),
+    ),
     "pugd": Case(optax_sam.pugd, without_radius=None),
     "tsam": Case(
         optax_sam.tsam,
@@ -81,6 +124,7 @@ METHODS: dict[str, Case] = {
         starts_at_params=False,
         needs_oracle=True,
         without_radius={"rho": 0.0, "radius": 0.0},
+        timed=Timed(gradients=6, more=within(sgd=6.3)),
     ),
     "ausam": Case(
         optax_sam.ausam,
@@ -89,6 +133,11 @@ METHODS: dict[str, Case] = {
         examples=0.5,
         needs_oracle=True,
         without_radius={"rho": 0.0, "fraction": 1.0},
+        timed=Timed(
+            arguments={"num_examples": TRAINING_EXAMPLES},
+            straight=True,
+            more=within(sgd=0.95, sam=0.5) | {"most_flops": 1.05},
+        ),
     ),
 }
 
@@ -100,20 +149,44 @@ def surrogate_losses(params: Any, batch: Any) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
 
 
+def is_vector(path: Any, leaf: Any) -> bool:
+    """Scales and biases, whose share of the parameters is small in every network."""
+    del path
+    return leaf.ndim == 1
+
+
 def biases(path: Any, leaf: Any) -> bool:
     """What the tests' network has in the place of normalization layers."""
     del leaf
     return "bias" in jax.tree_util.keystr(path)
 
 
+def label(batch: Any) -> jax.Array:
+    """The classes of the examples."""
+    return batch["label"]
+
+
 AHEAD = {"gradients": 1.0, "starts_at_params": False, "needs_oracle": True}
+ONE_GRADIENT = {"straight": True, "more": within(sgd=1.05) | {"most_flops": 1.03}}
+IN_TRAINING = {"total_steps": TRAINING_STEPS, "rho": 0.05}
 
 FAMILY: dict[str, Case] = {
-    "looksam": Case(optax_sam.looksam, {"every_k": 2}, gated=True),
-    "look_layersam": Case(optax_sam.look_layersam, {"every_k": 2}, gated=True),
-    "late_sam": Case(optax_sam.late_sam, required={"start_step": 2}, gated=True),
-    "aesam": Case(optax_sam.aesam, required={"total_steps": 8}, gated=True),
-    "aelooksam": Case(optax_sam.aelooksam, required={"total_steps": 8}, gated=True),
+    "looksam": Case(
+        optax_sam.looksam, {"every_k": 2}, gated=True, timed=Timed(gradients=1.2, more=within(sgd=1.25))
+    ),
+    "look_layersam": Case(optax_sam.look_layersam, {"every_k": 2}, gated=True, timed=Timed(gradients=1.2)),
+    "late_sam": Case(
+        optax_sam.late_sam,
+        required={"start_step": 2},
+        gated=True,
+        timed=Timed(arguments={"start_step": TRAINING_STEPS, "rho": 0.05}, gradients=1, more={"calls": 1}),
+    ),
+    "aesam": Case(
+        optax_sam.aesam, required={"total_steps": 8}, gated=True, timed=Timed(arguments=IN_TRAINING)
+    ),
+    "aelooksam": Case(
+        optax_sam.aelooksam, required={"total_steps": 8}, gated=True, timed=Timed(arguments=IN_TRAINING)
+    ),
     "esam": Case(
         optax_sam.esam,
         second_examples=0.5,
@@ -128,32 +201,56 @@ FAMILY: dict[str, Case] = {
         without_radius={"rho": 0.0, "fraction": 1.0},
     ),
     "reweighted_sam": Case(
-        optax_sam.reweighted_sam, required={"weight": 0.5, "difference_step": 1e-2}, needs_oracle=True
+        optax_sam.reweighted_sam,
+        required={"weight": 0.5, "difference_step": 1e-2},
+        needs_oracle=True,
+        timed=Timed(arguments={"rho": 0.05, "weight": 0.1, "difference_step": 0.01}),
     ),
     "friendly_sam": Case(optax_sam.friendly_sam),
     "vasso": Case(optax_sam.vasso),
     "fisher_sam": Case(optax_sam.fisher_sam, is_scale_free=False),
-    "sam_on": Case(optax_sam.sam_on, {"rho": 0.5}, {"mask": biases}),
+    "sam_on": Case(
+        optax_sam.sam_on, {"rho": 0.5}, {"mask": biases}, timed=Timed("sam_on(vectors)", {"mask": is_vector})
+    ),
     "usam": Case(optax_sam.usam, is_scale_free=False),
-    "multistep_sam": Case(optax_sam.multistep_sam, gradients=3.0),
+    "multistep_sam": Case(
+        optax_sam.multistep_sam,
+        gradients=3.0,
+        timed=Timed("multistep_sam(num_steps=2)", {"rho": 0.05, "num_steps": 2}),
+    ),
     "gsam": Case(optax_sam.gsam),
     "gradient_norm_penalty": Case(optax_sam.gradient_norm_penalty),
     "wsam": Case(optax_sam.wsam),
     "bilateral_sam": Case(
-        optax_sam.bilateral_sam, gradients=3.0, without_radius={"rho": 0.0, "lower_rho": 0.0}
+        optax_sam.bilateral_sam,
+        gradients=3.0,
+        without_radius={"rho": 0.0, "lower_rho": 0.0},
+        timed=Timed(straight=True),
     ),
     "sparse_sam": Case(
         optax_sam.sparse_sam,
         {"mask": "dynamic", "sparsity": 0.5, "refresh_steps": 2, "total_steps": 8},
+        timed=Timed(
+            'sparse_sam(mask="dynamic")',
+            {"rho": 0.05, "mask": "dynamic", "total_steps": TRAINING_STEPS},
+            straight=False,
+        ),
     ),
     "fisher_mask_sam": Case(
-        optax_sam.fisher_mask_sam, {"refresh_steps": 2, "num_samples": 4}, gradients=2.25, needs_oracle=True
+        optax_sam.fisher_mask_sam,
+        {"refresh_steps": 2, "num_samples": 4},
+        gradients=2.25,
+        needs_oracle=True,
+        timed=Timed(
+            "fisher_mask_sam(num_samples=8)", {"rho": 0.05, "num_samples": 8}, None, more={"calls": 10}
+        ),
     ),
     "fgsam": Case(
         optax_sam.fgsam,
         required={"surrogate_losses": surrogate_losses},
         needs_oracle=True,
         without_radius=None,
+        timed=Timed("fgsam, network as surrogate", straight=True),
     ),
     "fgsam_plus": Case(
         optax_sam.fgsam_plus,
@@ -162,6 +259,7 @@ FAMILY: dict[str, Case] = {
         gated=True,
         needs_oracle=True,
         without_radius=None,
+        timed=Timed("fgsam_plus, network as surrogate", gradients=None, more={"calls": 10}),
     ),
     "random_perturbation": Case(
         optax_sam.random_perturbation,
@@ -183,16 +281,47 @@ FAMILY: dict[str, Case] = {
         needs_oracle=True,
         without_radius={"rho": 0.0, "noise_scale": 0.0},
     ),
-    "momentum_sam": Case(optax_sam.momentum_sam, **AHEAD),
-    "single_step_sam": Case(optax_sam.single_step_sam, **AHEAD),
+    "momentum_sam": Case(optax_sam.momentum_sam, **AHEAD, timed=Timed(**ONE_GRADIENT)),
+    "single_step_sam": Case(optax_sam.single_step_sam, **AHEAD, timed=Timed(**ONE_GRADIENT)),
     "extrapolation": Case(
-        optax_sam.extrapolation, required={"step_size": 0.05}, without_radius={"step_size": 0.0}, **AHEAD
+        optax_sam.extrapolation,
+        required={"step_size": 0.05},
+        without_radius={"step_size": 0.0},
+        **AHEAD,
+        timed=Timed(**ONE_GRADIENT),
     ),
-    "graphsam": Case(optax_sam.graphsam, required={"refresh_steps": 3}, **AHEAD | {"gradients": 2.0}),
+    "eigen_sam": Case(
+        optax_sam.eigen_sam, {"refresh_steps": 2, "power_iterations": 2}, gradients=6.0, hessian_products=2
+    ),
+    "focal_sam": Case(
+        optax_sam.focal_sam,
+        required={"class_frequencies": (6, 3, 1), "labels": label, "weight": 0.8, "gamma": 1.0},
+        gradients=3.0,
+        needs_oracle=True,
+    ),
+    "graphsam": Case(
+        optax_sam.graphsam,
+        required={"refresh_steps": 3},
+        **AHEAD | {"gradients": 2.0},
+        timed=Timed(None, {"refresh_steps": 100, "rho": 0.05}, None, more={"calls": 10}),
+    ),
 }
-"""The rest of the family, each made of pieces; `adasam` and `bsam` are whole optimizers."""
+"""The rest of the family, each made of pieces. The row of a new method goes here."""
 
-OPTIMIZERS = ("adasam", "bsam")
+OPTIMIZERS: dict[str, Case] = {
+    "adasam": Case(optax_sam.adasam, required={"learning_rate": 1e-3}),
+    "bsam": Case(
+        optax_sam.bsam,
+        required={"num_examples": NUM_EXAMPLES},
+        starts_at_params=False,
+        needs_oracle=True,
+        timed=Timed(arguments={"num_examples": TRAINING_EXAMPLES}),
+    ),
+}
+"""Whole optimizers, whose guarantees are others, and stand in files of their own."""
+
+ROWS = {**METHODS, **FAMILY, **OPTIMIZERS}
+"""Every public method by its name."""
 
 
 def _slices(loop: str = "scan") -> Callable[[Any], Any]:

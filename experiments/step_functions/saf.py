@@ -75,8 +75,8 @@ def saf_loss(
       1 gradient per step; `num_examples (lag + 1) num_classes` numbers.
 
     References:
-      Du et al., `Sharpness-Aware Training for Free <https://arxiv.org/abs/2205.14083>`_, 2022; the
-      authors' code, AngusDujw/SAF.
+      Jiawei Du, Daquan Zhou, Jiashi Feng, Vincent Y. F. Tan, Joey Tianyi Zhou, `Sharpness-Aware
+      Training for Free <https://arxiv.org/abs/2205.14083>`_, 2022; the authors' code, AngusDujw/SAF.
 
     Deviations:
       the code ends the term after epoch 299, starts from logits of 0 for an example not yet seen, and

@@ -86,7 +86,7 @@ def sampa_step(
       True
 
     References:
-      Xie et al., `SAMPa: Sharpness-aware Minimization Parallelized
+      Wanyun Xie, Thomas Pethick, Volkan Cevher, `SAMPa: Sharpness-aware Minimization Parallelized
       <https://arxiv.org/abs/2410.10683>`_, 2024; the authors' code, LIONS-EPFL/SAMPa.
 
     Deviations:

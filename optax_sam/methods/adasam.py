@@ -122,8 +122,9 @@ def adasam(
       >>> tx = optax_sam.adasam(1e-3, rho=0.05)
 
     References:
-      Sun et al., `AdaSAM: Boosting Sharpness-Aware Minimization with Adaptive Learning Rate and Momentum
-      for Training Deep Neural Networks <https://arxiv.org/abs/2303.00565>`_, 2023.
+      Hao Sun, Li Shen, Qihuang Zhong, Liang Ding, Shixiang Chen, Jingwei Sun, Jing Li, Guangzhong Sun,
+      Dacheng Tao, `AdaSAM: Boosting Sharpness-Aware Minimization with Adaptive Learning Rate and
+      Momentum for Training Deep Neural Networks <https://arxiv.org/abs/2303.00565>`_, 2023.
 
     Deviations:
       the decays and `epsilon` are Adam's usual ones; the paper's were not to be found.

@@ -50,8 +50,8 @@ def aesam(
       >>> tx = optax.chain(optax_sam.aesam(total_steps=1000), optax.sgd(0.1, momentum=0.9))
 
     References:
-      Jiang et al., `An Adaptive Policy to Employ Sharpness-Aware Minimization
-      <https://arxiv.org/abs/2304.14647>`_, 2023.
+      Weisen Jiang, Hansi Yang, Yu Zhang, James Kwok, `An Adaptive Policy to Employ Sharpness-Aware
+      Minimization <https://arxiv.org/abs/2304.14647>`_, 2023.
 
     Deviations:
       the statistics start at zero; the thresholds are inferred from the share of SAM steps reported.
@@ -101,8 +101,8 @@ def aelooksam(
       >>> tx = optax.chain(optax_sam.aelooksam(total_steps=1000), optax.sgd(0.1, momentum=0.9))
 
     References:
-      Jiang et al., `An Adaptive Policy to Employ Sharpness-Aware Minimization
-      <https://arxiv.org/abs/2304.14647>`_, 2023.
+      Weisen Jiang, Hansi Yang, Yu Zhang, James Kwok, `An Adaptive Policy to Employ Sharpness-Aware
+      Minimization <https://arxiv.org/abs/2304.14647>`_, 2023.
 
     Deviations:
       those of `aesam` and `looksam`.

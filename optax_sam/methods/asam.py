@@ -37,8 +37,9 @@ def asam(rho: Radius = 0.5, eta: FixedNotNegative = 0.01) -> SharpnessAware:
       >>> tx = optax.chain(optax_sam.asam(rho=0.5), optax.sgd(0.1, momentum=0.9))
 
     References:
-      Kwon et al., `ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning of Deep
-      Neural Networks <https://arxiv.org/abs/2102.11600>`_, 2021.
+      Jungmin Kwon, Jeongseop Kim, Hyunseo Park, In Kwon Choi, `ASAM: Adaptive Sharpness-Aware
+      Minimization for Scale-Invariant Learning of Deep Neural Networks
+      <https://arxiv.org/abs/2102.11600>`_, 2021.
 
     Deviations:
       the authors' code scales the parameters whose name contains "weight"; Flax has other names, so

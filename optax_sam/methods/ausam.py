@@ -41,9 +41,9 @@ def ausam(
       seed: of the draws; an integer, or an integer array.
 
     Returns:
-      A `SharpnessAware` transformation, to stand first in an `optax.chain`. Its `value_and_grad` needs
-      `indices`; numbers outside `[0, num_examples)` are padding. `whole_batch=True` uses and scores
-      every example: the first epoch of the authors' code.
+      A `SharpnessAware` transformation, to stand first in an `optax.chain`. It needs losses of
+      single examples, and their `indices`. Numbers outside `[0, num_examples)` are padding;
+      `whole_batch=True` uses and scores every example: the first epoch of the authors' code.
 
     Raises:
       ValueError: a number outside its range; `indices` is missing; a fraction that leaves no example;
@@ -65,8 +65,8 @@ def ausam(
       >>> tx = optax.chain(ausam, optax.sgd(0.1, momentum=0.9))
 
     References:
-      Deng et al., `Asymptotic Unbiased Sample Sampling to Speed Up Sharpness-Aware Minimization
-      <https://arxiv.org/abs/2406.08001>`_, 2024.
+      Jiaxin Deng, Junbiao Pang, Baochang Zhang, `Asymptotic Unbiased Sample Sampling to Speed Up
+      Sharpness-Aware Minimization <https://arxiv.org/abs/2406.08001>`_, 2024.
 
     Limits:
       many wrong labels: those examples' losses change most. With 40 % random labels the test accuracy

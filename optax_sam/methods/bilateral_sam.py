@@ -37,8 +37,8 @@ def bilateral_sam(rho: Radius = 0.05, lower_rho: Radius = 0.05) -> SharpnessAwar
       >>> tx = optax.chain(optax_sam.bilateral_sam(0.05, lower), optax.sgd(0.05, momentum=0.9))
 
     References:
-      Deng et al., `Bilateral Sharpness-Aware Minimization for Flatter Minima
-      <https://arxiv.org/abs/2409.13173>`_, 2024; code github.com/ajiaaa/BSAM.
+      Jiaxin Deng, Junbiao Pang, Baochang Zhang, Qingming Huang, `Bilateral Sharpness-Aware Minimization
+      for Flatter Minima <https://arxiv.org/abs/2409.13173>`_, 2024; code github.com/ajiaaa/BSAM.
 
     Deviations:
       through two names for one tensor the authors' code steps from the lower point instead of from `w`;

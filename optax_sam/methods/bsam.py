@@ -175,7 +175,8 @@ def bsam(
       seed: of the noise; an integer, or an integer array.
 
     Returns:
-      A `SharpnessAware` that is a whole optimizer; its updates are added to the parameters.
+      A `SharpnessAware` that is a whole optimizer; its updates are added to the parameters. It needs an
+      oracle.
 
     Raises:
       ValueError: a number outside its range; `n` does not divide the batch; `grad_fn` in place of an
@@ -195,7 +196,7 @@ def bsam(
       >>> tx = optax_sam.bsam(num_examples=50_000, learning_rate=0.5)
 
     References:
-      Moellenhoff and Khan, `SAM as an Optimal Relaxation of Bayes
+      Thomas Moellenhoff, Mohammad Emtiyaz Khan, `SAM as an Optimal Relaxation of Bayes
       <https://arxiv.org/abs/2210.01620>`_, 2022; code github.com/team-approx-bayes/bayesian-sam.
 
     Deviations:

@@ -1,18 +1,18 @@
 """Eigen-SAM: the direction of largest curvature beside the gradient."""
 
 from optax_sam import checks
-from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
+from optax_sam.hyperparameters import Count, Number, Radius, Seed
 from optax_sam.pieces.ascents import in_proportion
 from optax_sam.pieces.directions import with_top_eigenvector
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def eigen_sam(
-    rho: ScalarOrSchedule = 0.1,
-    alpha: ScalarOrSchedule = 0.2,
-    refresh_steps: int = 100,
-    power_iterations: int = 5,
-    seed: Scalar = 0,
+    rho: Radius = 0.1,
+    alpha: Number = 0.2,
+    refresh_steps: Count = 100,
+    power_iterations: Count = 5,
+    seed: Seed = 0,
 ) -> SharpnessAware:
     """Eigen-SAM: climbs along the gradient and along the Hessian's top eigenvector.
 

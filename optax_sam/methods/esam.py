@@ -53,7 +53,8 @@ def esam(
       >>> tx = optax.chain(optax_sam.esam(0.05), optax.sgd(0.05, momentum=0.9))
 
     References:
-      Du et al., `Efficient Sharpness-aware Minimization for Improved Training of Neural Networks
+      Jiawei Du, Hanshu Yan, Jiashi Feng, Joey Tianyi Zhou, Liangli Zhen, Rick Siow Mong Goh, Vincent Y.
+      F. Tan, `Efficient Sharpness-aware Minimization for Improved Training of Neural Networks
       <https://arxiv.org/abs/2110.03141>`_, 2021; code github.com/dydjw9/Efficient_SAM.
 
     Deviations:

@@ -51,8 +51,8 @@ def extrapolation(
       >>> tx = optax.chain(optax_sam.extrapolation(0.1), optax.sgd(0.1))
 
     References:
-      Lin et al., `Extrapolation for Large-batch Training in Deep Learning
-      <https://arxiv.org/abs/2006.05720>`_, 2020.
+      Tao Lin, Lingjing Kong, Sebastian U. Stich, Martin Jaggi, `Extrapolation for Large-batch Training
+      in Deep Learning <https://arxiv.org/abs/2006.05720>`_, 2020.
 
     Deviations:
       written from the abstract and the reviews, no code being known. The previous gradient is that of

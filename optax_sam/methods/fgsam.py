@@ -54,8 +54,9 @@ def fgsam(
       >>> tx = optax.chain(optax_sam.fgsam(coarse), optax.adam(5e-3))
 
     References:
-      Luo et al., `Fast Graph Sharpness-Aware Minimization for Enhancing and Accelerating Few-Shot Node
-      Classification <https://arxiv.org/abs/2410.16845>`_, 2024.
+      Yihong Luo, Yuhan Chen, Siya Qiu, Yiwei Wang, Chen Zhang, Yan Zhou, Xiaochun Cao, Jing Tang, `Fast
+      Graph Sharpness-Aware Minimization for Enhancing and Accelerating Few-Shot Node Classification
+      <https://arxiv.org/abs/2410.16845>`_, 2024.
 
     Deviations:
       the uploaded code mixes by `(1 - mix) g + mix g_s`; the algorithm of the paper is followed.
@@ -108,8 +109,9 @@ def fgsam_plus(
       >>> tx = optax.chain(optax_sam.fgsam_plus(coarse), optax.adam(5e-3))
 
     References:
-      Luo et al., `Fast Graph Sharpness-Aware Minimization for Enhancing and Accelerating Few-Shot Node
-      Classification <https://arxiv.org/abs/2410.16845>`_, 2024.
+      Yihong Luo, Yuhan Chen, Siya Qiu, Yiwei Wang, Chen Zhang, Yan Zhou, Xiaochun Cao, Jing Tang, `Fast
+      Graph Sharpness-Aware Minimization for Enhancing and Accelerating Few-Shot Node Classification
+      <https://arxiv.org/abs/2410.16845>`_, 2024.
 
     Deviations:
       the uploaded code takes norms leaf by leaf, and falls back to stale weights between; the

@@ -35,8 +35,8 @@ def fisher_sam(rho: Radius = 0.1, eta: FixedNotNegative = 1.0) -> SharpnessAware
       >>> tx = optax.chain(optax_sam.fisher_sam(0.1), optax.sgd(0.1, momentum=0.9))
 
     References:
-      Kim et al., `Fisher SAM: Information Geometry and Sharpness Aware Minimisation
-      <https://arxiv.org/abs/2206.04920>`_, 2022.
+      Minyoung Kim, Da Li, Shell Xu Hu, Timothy M. Hospedales, `Fisher SAM: Information Geometry and
+      Sharpness Aware Minimisation <https://arxiv.org/abs/2206.04920>`_, 2022.
 
     Deviations:
       some re-implementations divide by `||u||`; the norm of the paper is followed.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from optax_sam import checks
 from optax_sam.aliases import Batch
-from optax_sam.hyperparameters import ScalarOrSchedule
+from optax_sam.hyperparameters import AtLeastZero, Radius
 from optax_sam.pieces import combinations, directions, selections
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
@@ -32,9 +32,9 @@ def focal_sam(
     class_frequencies: Sequence[float],
     labels: Callable[[Batch], jax.Array],
     *,
-    weight: float,
-    gamma: float,
-    rho: ScalarOrSchedule = 0.05,
+    weight: AtLeastZero,
+    gamma: AtLeastZero,
+    rho: Radius = 0.05,
 ) -> SharpnessAware:
     """Focal-SAM: the sharpness of rare classes counts more, the loss of all alike.
 

@@ -39,8 +39,8 @@ def friendly_sam(
       >>> tx = optax.chain(optax_sam.friendly_sam(0.1), optax.sgd(0.05, momentum=0.9))
 
     References:
-      Li et al., `Friendly Sharpness-Aware Minimization <https://arxiv.org/abs/2403.12350>`_, 2024; code
-      github.com/nblt/F-SAM.
+      Tao Li, Pan Zhou, Zhengbao He, Xinwen Cheng, Xiaolin Huang, `Friendly Sharpness-Aware Minimization
+      <https://arxiv.org/abs/2403.12350>`_, 2024; code github.com/nblt/F-SAM.
 
     Deviations:
       as in the authors' code, `d` uses the mean before this step's gradient; in the paper, after. For

@@ -36,8 +36,9 @@ def gradient_norm_penalty(rho: Radius = 0.1, alpha: Number = 0.8) -> SharpnessAw
       >>> tx = optax.chain(optax_sam.gradient_norm_penalty(0.1), optax.sgd(0.1, momentum=0.9))
 
     References:
-      Zhao et al., `Penalizing Gradient Norm for Efficiently Improving Generalization in Deep Learning
-      <https://arxiv.org/abs/2202.03599>`_, 2022; code github.com/zhaoyang-0204/gnp.
+      Yang Zhao, Hao Zhang, Xiuyuan Hu, `Penalizing Gradient Norm for Efficiently Improving
+      Generalization in Deep Learning <https://arxiv.org/abs/2202.03599>`_, 2022; code
+      github.com/zhaoyang-0204/gnp.
 
     Deviations:
       by default the authors' code mixes with `g / ||g||`; the formula of the paper is followed.

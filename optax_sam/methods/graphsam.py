@@ -50,8 +50,9 @@ def graphsam(
       >>> tx = optax.chain(optax_sam.graphsam(refresh_steps=100), optax.adam(1e-3))
 
     References:
-      Wang et al., `Efficient Sharpness-Aware Minimization for Molecular Graph Transformer Models
-      <https://arxiv.org/abs/2406.13137>`_, 2024; code github.com/YL-wang/GraphSAM.
+      Yili Wang, Kaixiong Zhou, Ninghao Liu, Ying Wang, Xin Wang, `Efficient Sharpness-Aware
+      Minimization for Molecular Graph Transformer Models <https://arxiv.org/abs/2406.13137>`_, 2024;
+      code github.com/YL-wang/GraphSAM.
 
     Deviations:
       the authors' code normalizes by the gradient that its last backward pass left behind, not by `d`,

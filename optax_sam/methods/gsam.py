@@ -40,7 +40,8 @@ def gsam(rho: Radius = 0.05, alpha: Number = 0.4, minimize_clean: bool = False) 
       >>> tx = optax.chain(optax_sam.gsam(rho, alpha=0.01), optax.sgd(learning_rate, momentum=0.9))
 
     References:
-      Zhuang et al., `Surrogate Gap Minimization Improves Sharpness-Aware Training
+      Juntang Zhuang, Boqing Gong, Liangzhe Yuan, Yin Cui, Hartwig Adam, Nicha Dvornek, Sekhar
+      Tatikonda, James Duncan, Ting Liu, `Surrogate Gap Minimization Improves Sharpness-Aware Training
       <https://arxiv.org/abs/2203.08065>`_, 2022; code github.com/google-research/big_vision.
 
     Deviations:

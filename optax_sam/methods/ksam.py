@@ -41,8 +41,9 @@ def ksam(rho: Radius = 0.05, fraction: Fraction = 0.5, strata: Count = 1) -> Sha
       >>> tx = optax.chain(optax_sam.ksam(0.05, fraction=0.5), optax.sgd(0.1, momentum=0.9))
 
     References:
-      Ni et al., `K-SAM: Sharpness-Aware Minimization at the Speed of SGD
-      <https://arxiv.org/abs/2210.12864>`_, 2022.
+      Renkun Ni, Ping-yeh Chiang, Jonas Geiping, Micah Goldblum, Andrew Gordon Wilson, Tom Goldstein,
+      `K-SAM: Sharpness-Aware Minimization at the Speed of SGD <https://arxiv.org/abs/2210.12864>`_,
+      2022.
 
     Deviations:
       `fraction=0.5` is inferred from the speed that the abstract claims.

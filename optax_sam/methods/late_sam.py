@@ -35,8 +35,8 @@ def late_sam(start_step: FixedNotNegative, rho: Radius = 0.05) -> SharpnessAware
       >>> tx = optax.chain(optax_sam.late_sam(start_step=9_000), optax.sgd(0.1, momentum=0.9))
 
     References:
-      Zhou et al., `Sharpness-Aware Minimization Efficiently Selects Flatter Minima Late in Training
-      <https://arxiv.org/abs/2410.10373>`_, 2024.
+      Zhanpeng Zhou, Mingze Wang, Yuchen Mao, Bingrui Li, Junchi Yan, `Sharpness-Aware Minimization
+      Efficiently Selects Flatter Minima Late in Training <https://arxiv.org/abs/2410.10373>`_, 2024.
 
     Deviations:
       none known; how late is the user's to say.

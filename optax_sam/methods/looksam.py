@@ -41,8 +41,8 @@ def looksam(rho: Radius = 0.05, every_k: Count = 5, alpha: Number = 0.7) -> Shar
       >>> tx = optax.chain(optax_sam.looksam(0.05, every_k=5), optax.sgd(0.1, momentum=0.9))
 
     References:
-      Liu et al., `Towards Efficient and Scalable Sharpness-Aware Minimization
-      <https://arxiv.org/abs/2203.02714>`_, 2022.
+      Yong Liu, Siqi Mai, Xiangning Chen, Cho-Jui Hsieh, Yang You, `Towards Efficient and Scalable
+      Sharpness-Aware Minimization <https://arxiv.org/abs/2203.02714>`_, 2022.
 
     Deviations:
       no code of the authors is known; of the re-implementations those with global norms are followed,
@@ -84,8 +84,8 @@ def look_layersam(rho: Radius = 0.1, every_k: Count = 5, alpha: Number = 0.7) ->
       >>> tx = optax.chain(optax_sam.look_layersam(0.1), optax.lamb(1e-2, weight_decay=0.1))
 
     References:
-      Liu et al., `Towards Efficient and Scalable Sharpness-Aware Minimization
-      <https://arxiv.org/abs/2203.02714>`_, 2022.
+      Yong Liu, Siqi Mai, Xiangning Chen, Cho-Jui Hsieh, Yang You, `Towards Efficient and Scalable
+      Sharpness-Aware Minimization <https://arxiv.org/abs/2203.02714>`_, 2022.
 
     Deviations:
       a leaf of the parameters stands for a layer; the kept part is scaled by global norms.

@@ -38,8 +38,9 @@ def momentum_sam(rho: Radius = 0.3, momentum: FixedProbability = 0.9) -> Sharpne
       >>> tx = optax.chain(optax_sam.momentum_sam(0.3), optax.sgd(0.1, momentum=0.9))
 
     References:
-      Becker et al., `Momentum-SAM: Sharpness Aware Minimization without Computational Overhead
-      <https://arxiv.org/abs/2401.12033>`_, 2024; code github.com/MarlonBecker/MSAM.
+      Marlon Becker, Frederick Altrock, Benjamin Risse, `Momentum-SAM: Sharpness Aware Minimization
+      without Computational Overhead <https://arxiv.org/abs/2401.12033>`_, 2024; code
+      github.com/MarlonBecker/MSAM.
 
     Deviations:
       the parameters stay where they are, and the perturbed point is made anew in each step: evaluate

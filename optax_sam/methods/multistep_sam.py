@@ -37,7 +37,7 @@ def multistep_sam(rho: Radius = 0.05, num_steps: Count = 2) -> SharpnessAware:
       >>> tx = optax.chain(optax_sam.multistep_sam(0.05, 3), optax.sgd(0.1, momentum=0.9))
 
     References:
-      Andriushchenko and Flammarion, `Towards Understanding Sharpness-Aware Minimization
+      Maksym Andriushchenko, Nicolas Flammarion, `Towards Understanding Sharpness-Aware Minimization
       <https://arxiv.org/abs/2206.06232>`_, 2022.
 
     Deviations:

@@ -39,8 +39,9 @@ def pugd(radius: Radius = 1.0, sum_gradients: bool = True) -> SharpnessAware:
       >>> tx = optax.chain(optax_sam.pugd(), optax.sgd(0.1, momentum=0.9))
 
     References:
-      Tseng et al., `Perturbated Gradients Updating within Unit Space for Deep Learning
-      <https://arxiv.org/abs/2110.00199>`_, 2021; its first version was called Update in Unit Gradient.
+      Ching-Hsun Tseng, Liu-Hsueh Cheng, Shin-Jye Lee, Xiaojun Zeng, `Perturbated Gradients Updating
+      within Unit Space for Deep Learning <https://arxiv.org/abs/2110.00199>`_, 2021; its first version
+      was called Update in Unit Gradient.
 
     Deviations:
       the method of the second version and of the authors' code. The code updates batch statistics in

@@ -50,9 +50,12 @@ def random_perturbation(
       >>> tx = optax.chain(optax_sam.random_perturbation(0.01), optax.sgd(0.1, momentum=0.9))
 
     References:
-      Li et al., `Efficient Generalization Improvement Guided by Random Weight Perturbation
-      <https://arxiv.org/abs/2211.11489>`_, 2022; code github.com/nblt/RWP. With `noise_scale=0.015` it
-      is the m-RWP of `Revisiting Random Weight Perturbation <https://arxiv.org/abs/2404.00357>`_, 2024.
+      Tao Li, Weihao Yan, Zehao Lei, Yingwen Wu, Kun Fang, Ming Yang, Xiaolin Huang, `Efficient
+      Generalization Improvement Guided by Random Weight Perturbation
+      <https://arxiv.org/abs/2211.11489>`_, 2022; code github.com/nblt/RWP; m-RWP, with
+      `noise_scale=0.015`: Tao Li, Qinghua Tao, Weihao Yan, Zehao Lei, Yingwen Wu, Kun Fang, Mingzhen
+      He, Xiaolin Huang, `Revisiting Random Weight Perturbation for Efficiently Improving
+      Generalization <https://arxiv.org/abs/2404.00357>`_, 2024.
 
     Deviations:
       the authors take two whole batches a step, on two devices: double the batch to have them. The last
@@ -106,7 +109,8 @@ def adaptive_random_perturbation(
       >>> tx = optax.chain(optax_sam.adaptive_random_perturbation(), optax.sgd(0.1, momentum=0.9))
 
     References:
-      Li et al., `Revisiting Random Weight Perturbation for Efficiently Improving Generalization
+      Tao Li, Qinghua Tao, Weihao Yan, Zehao Lei, Yingwen Wu, Kun Fang, Mingzhen He, Xiaolin Huang,
+      `Revisiting Random Weight Perturbation for Efficiently Improving Generalization
       <https://arxiv.org/abs/2404.00357>`_, 2024; code github.com/nblt/mARWP.
 
     Deviations:

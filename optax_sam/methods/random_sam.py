@@ -37,8 +37,8 @@ def random_sam(rho: Radius = 0.05, noise_scale: Radius = 0.1, seed: Seed = 0) ->
       >>> tx = optax.chain(optax_sam.random_sam(0.05), optax.sgd(0.1, momentum=0.9))
 
     References:
-      Liu et al., `Random Sharpness-Aware Minimization
-      <https://openreview.net/forum?id=htUvh7xPoa>`_, NeurIPS 2022.
+      Yong Liu, Siqi Mai, Minhao Cheng, Xiangning Chen, Cho-Jui Hsieh, Yang You, `Random Sharpness-Aware
+      Minimization <https://openreview.net/forum?id=htUvh7xPoa>`_, NeurIPS 2022.
 
     Deviations:
       noise is scaled filter by filter, as the abstract says; code by others scales it by tensor.

@@ -47,8 +47,8 @@ def reweighted_sam(
       >>> tx = optax.chain(method, optax.sgd(0.1, momentum=0.9))
 
     References:
-      Luo et al., `Unveiling m-Sharpness Through the Structure of Stochastic Gradient Noise
-      <https://arxiv.org/abs/2509.18001>`_, 2025.
+      Haocheng Luo, Mehrtash Harandi, Dinh Phung, Trung Le, `Unveiling m-Sharpness Through the Structure
+      of Stochastic Gradient Noise <https://arxiv.org/abs/2509.18001>`_, 2025.
 
     Deviations:
       written from a summary; the authors' code was not read.

@@ -40,8 +40,8 @@ def rst(rho: Radius = 0.05, probability: Probability = 0.5, seed: Seed = 0) -> S
       >>> tx = optax.chain(optax_sam.rst(0.05, rising), optax.sgd(0.1, momentum=0.9))
 
     References:
-      Zhao et al., `Randomized Sharpness-Aware Training for Boosting Computational Efficiency in Deep
-      Learning <https://arxiv.org/abs/2203.09962>`_, 2022.
+      Yang Zhao, Hao Zhang, Xiuyuan Hu, `Randomized Sharpness-Aware Training for Boosting Computational
+      Efficiency in Deep Learning <https://arxiv.org/abs/2203.09962>`_, 2022.
 
     Deviations:
       the authors' code puts L2 regularization into the loss, and clips the result to norm 5: do so
@@ -89,8 +89,8 @@ def grst(
       >>> tx = optax.chain(optax_sam.grst(0.05, probability=0.5), optax.sgd(0.1, momentum=0.9))
 
     References:
-      Zhao et al., `Randomized Sharpness-Aware Training for Boosting Computational Efficiency in Deep
-      Learning <https://arxiv.org/abs/2203.09962>`_, 2022.
+      Yang Zhao, Hao Zhang, Xiuyuan Hu, `Randomized Sharpness-Aware Training for Boosting Computational
+      Efficiency in Deep Learning <https://arxiv.org/abs/2203.09962>`_, 2022.
 
     Deviations:
       by default the authors' code mixes with `g / ||g||`, their formula with `g`: the formula is

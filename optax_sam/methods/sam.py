@@ -34,8 +34,8 @@ def sam(rho: Radius = 0.05) -> SharpnessAware:
       >>> tx = optax.chain(optax_sam.sam(rho=0.05), optax.sgd(0.1, momentum=0.9))
 
     References:
-      Foret et al., `Sharpness-Aware Minimization for Efficiently Improving Generalization
-      <https://arxiv.org/abs/2010.01412>`_, 2020.
+      Pierre Foret, Ariel Kleiner, Hossein Mobahi, Behnam Neyshabur, `Sharpness-Aware Minimization for
+      Efficiently Improving Generalization <https://arxiv.org/abs/2010.01412>`_, 2020.
 
     Deviations:
       under `jit` with a sharded batch the perturbation is that of the global batch, where the

@@ -49,8 +49,9 @@ def sam_on(
       >>> tx = optax.chain(optax_sam.sam_on(optax_sam.is_normalization), optax.sgd(0.1, momentum=0.9))
 
     References:
-      Mueller et al., `Normalization Layers Are All That Sharpness-Aware Minimization Needs
-      <https://arxiv.org/abs/2306.04226>`_, 2023; code github.com/mueller-mp/SAM-ON.
+      Maximilian Mueller, Tiffany Vlaar, David Rolnick, Matthias Hein, `Normalization Layers Are All
+      That Sharpness-Aware Minimization Needs <https://arxiv.org/abs/2306.04226>`_, 2023; code
+      github.com/mueller-mp/SAM-ON.
 
     Deviations:
       of the authors' variants the elementwise ones are here; others are

@@ -42,8 +42,9 @@ def single_step_sam(
       >>> tx = optax.chain(optax_sam.single_step_sam(0.05), optax.sgd(0.1, momentum=0.9))
 
     References:
-      Ji et al., `A Single-Step, Sharpness-Aware Minimization is All You Need to Achieve Efficient and
-      Accurate Sparse Training <https://openreview.net/forum?id=MJgMMqMDu4>`_, NeurIPS 2024.
+      Jie Ji, Gen Li, Jingjing Fu, Fatemeh Afghah, Linke Guo, Xiaoyong Yuan, Xiaolong Ma, `A
+      Single-Step, Sharpness-Aware Minimization is All You Need to Achieve Efficient and Accurate Sparse
+      Training <https://openreview.net/forum?id=MJgMMqMDu4>`_, NeurIPS 2024.
 
     Deviations:
       the direction of the friendly form uses the mean before the last descent, as Friendly SAM here.

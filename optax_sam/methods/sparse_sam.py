@@ -43,8 +43,8 @@ def sparse_sam(
       seed: of the dynamic mask; an integer, or an integer array.
 
     Returns:
-      A `SharpnessAware` transformation, to stand first in an `optax.chain`. With the Fisher mask it
-      needs examples.
+      A `SharpnessAware` transformation, to stand first in an `optax.chain`. It needs losses
+      of single examples with the Fisher mask.
 
     Raises:
       ValueError: a number outside its range, an unknown `mask` or `pattern`, `mask="dynamic"` without
@@ -66,9 +66,11 @@ def sparse_sam(
       >>> tx = optax.chain(sparse, optax.sgd(0.05, momentum=0.9))
 
     References:
-      Mi et al., `Make Sharpness-Aware Minimization Stronger: A Sparsified Perturbation Approach
-      <https://arxiv.org/abs/2210.05177>`_, 2022, and `Systematic Investigation of Sparse Perturbed
-      Sharpness-Aware Minimization Optimizer <https://arxiv.org/abs/2306.17504>`_, 2023.
+      Peng Mi, Li Shen, Tianhe Ren, Yiyi Zhou, Xiaoshuai Sun, Rongrong Ji, Dacheng Tao, `Make
+      Sharpness-Aware Minimization Stronger: A Sparsified Perturbation Approach
+      <https://arxiv.org/abs/2210.05177>`_, 2022; Peng Mi, Li Shen, Tianhe Ren, Yiyi Zhou, Tianshuo Xu,
+      Xiaoshuai Sun, Tongliang Liu, Rongrong Ji, Dacheng Tao, `Systematic Investigation of Sparse
+      Perturbed Sharpness-Aware Minimization Optimizer <https://arxiv.org/abs/2306.17504>`_, 2023.
 
     Deviations:
       the Fisher mask is made from the batch at hand, at the parameters before the step; the authors draw
@@ -109,7 +111,8 @@ def fisher_mask_sam(
       num_samples: examples of a renewal, the first of the batch, at most all of it.
 
     Returns:
-      A `SharpnessAware` transformation, to stand first in an `optax.chain`. It needs examples.
+      A `SharpnessAware` transformation, to stand first in an `optax.chain`. It needs losses of
+      single examples.
 
     Raises:
       ValueError: a number outside its range; `grad_fn` in place of an oracle.
@@ -127,8 +130,9 @@ def fisher_mask_sam(
       >>> tx = optax.chain(optax_sam.fisher_mask_sam(0.05), optax.adamw(2e-5))
 
     References:
-      Zhong et al., `Improving Sharpness-Aware Minimization with Fisher Mask for Better Generalization on
-      Language Models <https://arxiv.org/abs/2210.05497>`_, 2022.
+      Qihuang Zhong, Liang Ding, Li Shen, Peng Mi, Juhua Liu, Bo Du, Dacheng Tao, `Improving
+      Sharpness-Aware Minimization with Fisher Mask for Better Generalization on Language Models
+      <https://arxiv.org/abs/2210.05497>`_, 2022.
 
     Deviations:
       the number of samples and of steps between renewals are not published: inferred.

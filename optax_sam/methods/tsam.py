@@ -39,15 +39,15 @@ def tsam(
       seed: of the noise; an integer, or an integer array.
 
     Returns:
-      A `SharpnessAware` transformation, to stand first in an `optax.chain`.
+      A `SharpnessAware` transformation, to stand first in an `optax.chain`. It needs an oracle.
 
     Raises:
       ValueError: a number outside its range, an unknown `noise`; `grad_fn` in place of an oracle.
       TypeError: `num_samples` is no Python integer; `seed` is no integer.
 
     Cost:
-      2 num_samples gradients per step, one after the other; two gradient trees in memory, however
-      many samples, and no parameter-sized buffer between steps.
+      2 num_samples gradients per step, one after the other; no parameter-sized buffer between steps,
+      but two gradient trees in memory, however many samples.
 
     Guarantees:
       `tilt=0` is the plain mean; `num_samples=1` does not depend on `tilt`, and is SAM for `radius=0`.
@@ -58,7 +58,8 @@ def tsam(
       >>> tx = optax.chain(optax_sam.tsam(0.05, tilt=20.0), optax.sgd(0.1, momentum=0.9))
 
     References:
-      Li et al., `Reweighting Local Minima with Tilted SAM <https://arxiv.org/abs/2410.22656>`_, 2024.
+      Tian Li, Tianyi Zhou, Jeffrey A. Bilmes, `Reweighting Local Minima with Tilted SAM
+      <https://arxiv.org/abs/2410.22656>`_, 2024.
 
     Deviations:
       the paper samples by Hamiltonian dynamics; the authors' code, followed here, takes one normalized

@@ -30,7 +30,7 @@ def usam(rho: Number = 0.05) -> SharpnessAware:
       >>> tx = optax.chain(optax_sam.usam(0.05), optax.sgd(0.1, momentum=0.9))
 
     References:
-      Andriushchenko and Flammarion, `Towards Understanding Sharpness-Aware Minimization
+      Maksym Andriushchenko, Nicolas Flammarion, `Towards Understanding Sharpness-Aware Minimization
       <https://arxiv.org/abs/2206.06232>`_, 2022.
 
     Deviations:

@@ -36,8 +36,8 @@ def vasso(rho: Radius = 0.05, theta: FixedProbability = 0.9) -> SharpnessAware:
       >>> tx = optax.chain(optax_sam.vasso(0.1, theta=0.4), optax.sgd(0.1, momentum=0.9))
 
     References:
-      Li and Giannakis, `Enhancing Sharpness-Aware Optimization Through Variance Suppression
-      <https://arxiv.org/abs/2309.15639>`_, 2023; code github.com/BingcongLi/VaSSO.
+      Bingcong Li, Georgios B. Giannakis, `Enhancing Sharpness-Aware Optimization Through Variance
+      Suppression <https://arxiv.org/abs/2309.15639>`_, 2023; code github.com/BingcongLi/VaSSO.
 
     Deviations:
       none known. `theta=0.9` is the code's default; the paper has 0.4 and 0.9.

@@ -72,9 +72,10 @@ def vsam(
       >>> tx = optax.chain(vsam, optax.sgd(0.05, momentum=0.9))
 
     References:
-      Deng et al., `Effective Gradient Sample Size via Variation Estimation for Accelerating Sharpness
-      aware Minimization <https://arxiv.org/abs/2403.08821>`_, 2024. ARSAM, its successor, names the
-      same three ideas; whether its equations are the same is not known.
+      Jiaxin Deng, Junbiao Pang, Baochang Zhang, Tian Wang, `Effective Gradient Sample Size via
+      Variation Estimation for Accelerating Sharpness aware Minimization
+      <https://arxiv.org/abs/2403.08821>`_, 2024. ARSAM, its successor, names the same three ideas;
+      whether its equations are the same is not known.
 
     Deviations:
       the paper writes the PSF with a Hessian; the authors' code, followed here, takes the difference

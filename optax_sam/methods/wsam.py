@@ -38,8 +38,9 @@ def wsam(rho: Radius = 0.05, gamma: FixedBelowOne = 0.9) -> SharpnessAware:
       >>> separate = optax_sam.decoupled(optax_sam.wsam(0.05), optax.adam(1e-3), learning_rate=1e-3)
 
     References:
-      Yue et al., `Sharpness-Aware Minimization Revisited: Weighted Sharpness as a Regularization Term
-      <https://arxiv.org/abs/2305.15817>`_, 2023; code github.com/intelligent-machine-learning/atorch.
+      Yun Yue, Jiadi Jiang, Zhiling Ye, Ning Gao, Yongchao Liu, Ke Zhang, `Sharpness-Aware Minimization
+      Revisited: Weighted Sharpness as a Regularization Term <https://arxiv.org/abs/2305.15817>`_, 2023;
+      code github.com/intelligent-machine-learning/atorch.
 
     Deviations:
       on several devices the authors perturb per device: that is `per_device(wsam())`.

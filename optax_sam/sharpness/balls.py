@@ -86,7 +86,8 @@ def ascent_sharpness(
       1.25
 
     References:
-      Andriushchenko et al., `A Modern Look at the Relationship between Sharpness and Generalization
+      Maksym Andriushchenko, Francesco Croce, Maximilian Mueller, Matthias Hein, Nicolas Flammarion, `A
+      Modern Look at the Relationship between Sharpness and Generalization
       <https://arxiv.org/abs/2302.07011>`_, 2023.
     """
     checks.number("rho", rho, low=0)
@@ -134,7 +135,8 @@ def surrogate_gap(
       a gradient and two forward passes.
 
     References:
-      Zhuang et al., `Surrogate Gap Minimization Improves Sharpness-Aware Training
+      Juntang Zhuang, Boqing Gong, Liangzhe Yuan, Yin Cui, Hartwig Adam, Nicha Dvornek, Sekhar
+      Tatikonda, James Duncan, Ting Liu, `Surrogate Gap Minimization Improves Sharpness-Aware Training
       <https://arxiv.org/abs/2203.08065>`_, 2022.
     """
     checks.number("rho", rho, low=0)

@@ -169,8 +169,9 @@ def psf_norm(
       1 beside a gradient of 2 (n = 1)
 
     References:
-      Deng et al., `Effective Gradient Sample Size via Variation Estimation for Accelerating Sharpness-Aware
-      Minimization <https://arxiv.org/abs/2403.08821>`_, 2024.
+      Jiaxin Deng, Junbiao Pang, Baochang Zhang, Tian Wang, `Effective Gradient Sample Size via
+      Variation Estimation for Accelerating Sharpness aware Minimization
+      <https://arxiv.org/abs/2403.08821>`_, 2024.
     """
     checks.number("rho", rho, low=0)
     problem = Problem.of(loss_fn, params, batches)

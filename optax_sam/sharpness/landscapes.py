@@ -65,7 +65,8 @@ def random_direction(params: Any, seed: int = 0, *, filter_normalized: bool = Tr
       A tree like `params`, in float32 or wider.
 
     References:
-      Li et al., `Visualizing the Loss Landscape of Neural Nets <https://arxiv.org/abs/1712.09913>`_, 2018.
+      Hao Li, Zheng Xu, Gavin Taylor, Christoph Studer, Tom Goldstein, `Visualizing the Loss Landscape
+      of Neural Nets <https://arxiv.org/abs/1712.09913>`_, 2017.
     """
     checks.seed(seed)
     checks.boolean("filter_normalized", filter_normalized)

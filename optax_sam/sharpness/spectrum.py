@@ -80,7 +80,8 @@ def trace(
       4 ± 0 (30 products)
 
     References:
-      Meyer et al., `Hutch++: Optimal Stochastic Trace Estimation <https://arxiv.org/abs/2010.09649>`_, 2021.
+      Raphael A. Meyer, Cameron Musco, Christopher Musco, David P. Woodruff, `Hutch++: Optimal
+      Stochastic Trace Estimation <https://arxiv.org/abs/2010.09649>`_, 2020.
     """
     checks.one_of("method", method, ("hutch++", "hutchinson"))
     checks.integer("num_products", num_products, low=3 if method == "hutch++" else 1)
@@ -207,8 +208,8 @@ def spectral_density(
       2 eigenvalues from 2 to 4, 0.0% of them negative (4 products)
 
     References:
-      Ghorbani et al., `An Investigation into Neural Net Optimization via Hessian Eigenvalue Density
-      <https://arxiv.org/abs/1901.10159>`_, 2019.
+      Behrooz Ghorbani, Shankar Krishnan, Ying Xiao, `An Investigation into Neural Net Optimization via
+      Hessian Eigenvalue Density <https://arxiv.org/abs/1901.10159>`_, 2019.
     """
     checks.integer("num_vectors", num_vectors, low=1)
     checks.integer("num_steps", num_steps, low=1)

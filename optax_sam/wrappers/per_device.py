@@ -124,7 +124,8 @@ def per_device(method: SharpnessAware, axis_name: str = "data") -> SharpnessAwar
       >>> m_sam = optax_sam.per_device(optax_sam.sam(rho=0.05))
 
     References:
-      Foret et al., `Sharpness-Aware Minimization <https://arxiv.org/abs/2010.01412>`_, 2020, section 4.1.
+      Pierre Foret, Ariel Kleiner, Hossein Mobahi, Behnam Neyshabur, `Sharpness-Aware Minimization for
+      Efficiently Improving Generalization <https://arxiv.org/abs/2010.01412>`_, 2020, section 4.1.
     """
     if not isinstance(axis_name, str):
         raise TypeError(f"axis_name={axis_name!r} is no string: pass the name of an axis of the mesh.")

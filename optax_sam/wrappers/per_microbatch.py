@@ -80,9 +80,11 @@ def per_microbatch(
       >>> m_sam = optax_sam.per_microbatch(optax_sam.sam(rho=0.05), 4)
 
     References:
-      Foret et al., `Sharpness-Aware Minimization <https://arxiv.org/abs/2010.01412>`_, 2020, section 4.1;
-      Behdin et al., `mSAM: Micro-Batch-Averaged Sharpness-Aware Minimization
-      <https://arxiv.org/abs/2302.09693>`_, 2023.
+      Pierre Foret, Ariel Kleiner, Hossein Mobahi, Behnam Neyshabur, `Sharpness-Aware Minimization for
+      Efficiently Improving Generalization <https://arxiv.org/abs/2010.01412>`_, 2020, section 4.1;
+      Kayhan Behdin, Qingquan Song, Aman Gupta, Sathiya Keerthi, Ayan Acharya, Borja Ocejo, Gregory
+      Dexter, Rajiv Khanna, David Durfee, Rahul Mazumder, `mSAM: Micro-Batch-Averaged Sharpness-Aware
+      Minimization <https://arxiv.org/abs/2302.09693>`_, 2023.
     """
     checks.integer("num_microbatches", num_microbatches, low=1)
     checks.one_of("loop", loop, ("scan", "vmap"))

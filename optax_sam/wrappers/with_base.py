@@ -125,8 +125,8 @@ def decoupled(
       >>> tx = optax_sam.decoupled(optax_sam.wsam(0.05), base, learning_rate=0.1)
 
     References:
-      Yue et al., `Sharpness-Aware Minimization Revisited: Weighted Sharpness as a Regularization Term
-      <https://arxiv.org/abs/2305.15817>`_, 2023.
+      Yun Yue, Jiadi Jiang, Zhiling Ye, Ning Gao, Yongchao Liu, Ke Zhang, `Sharpness-Aware Minimization
+      Revisited: Weighted Sharpness as a Regularization Term <https://arxiv.org/abs/2305.15817>`_, 2023.
     """
     checks.transformation("base", base, "optax.sgd(0.1)")
     checks.number_or_schedule("learning_rate", learning_rate, low=0)

@@ -1,8 +1,8 @@
 """The benchmarks run, and what does not depend on the machine holds."""
 
-import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks import catalogue, conditionals, norms, overhead, programs, report
-from tests.registry import FAMILY, METHODS
+from tests.registry import ROWS
 
 CASES = [
     "sam",
@@ -74,9 +74,8 @@ def test_gradients_counted_in_the_loss_are_those_that_info_tells(lines):
 def test_no_public_method_is_missing_from_the_catalogue():
     names = [case.name for case in catalogue.all_cases()]
     assert len(set(names)) == len(names)
-    source = inspect.getsource(catalogue)
-    for name in {case.method.__name__ for case in [*METHODS.values(), *FAMILY.values()]}:
-        assert f"optax_sam.{name}(" in source, name
+    for name in ROWS:
+        assert any(re.match(rf"{name}\b", case) for case in names), name
 
 
 def test_limits_name_cases_that_exist():

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import optax_sam
-from optax_sam.hyperparameters import ScalarOrSchedule
+from optax_sam.hyperparameters import ScalarOrSchedule, declared
 from tests.registry import (
     METHODS,
     assert_trees_close,
@@ -55,8 +55,7 @@ def constants(name):
 
 def schedulable(name):
     """The arguments that may be schedules."""
-    kinds = (ScalarOrSchedule, ScalarOrSchedule | None)
-    return [p.name for p in parameters(name) if p.annotation in kinds]
+    return [p.name for p in parameters(name) if declared(p.annotation)[0] == ScalarOrSchedule]
 
 
 def structural(name):

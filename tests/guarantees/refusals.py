@@ -89,6 +89,7 @@ BY_HAND = {
     "pattern": [(x, ValueError) for x in ("2:x", "4:2", "0:4", None, 2)],
     "order": [(1, ValueError), ("2", TypeError), (3, ValueError), (jnp.array(2.0), TypeError)],
     "axis_name": [(0, TypeError), (None, TypeError)],
+    "class_frequencies": [(3, TypeError), ([[1, 2]], TypeError), ([], ValueError), ([1, -1], ValueError)],
     "opt_state": STATE,
     "state": STATE,
     "batch": BATCH,
@@ -149,5 +150,6 @@ REQUIRED = {
     "refresh_steps": 2, "surrogate_losses": losses, "learning_rate": 0.1, "base": optax.sgd(0.1),
     "scale": 0.1, "num_steps": 2, "max_norm": 0.1, "fraction": 0.5, "sparsity": 0.5, "num_samples": 2,
     "drop_rate": 0.5, "threshold": 0.0, "part": 0, "num_parts": 2, "mix": 0.5, "lower_rho": 0.1,
+    "emphasis": losses, "class_frequencies": [3, 2, 1], "labels": losses, "gamma": 1.0,
     "tx": optax_sam.sam(), "opt_state": (), "state": (),
 }  # fmt: skip
