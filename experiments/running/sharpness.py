@@ -18,7 +18,7 @@ from experiments.models.network import Network
 from experiments.running.inputs import Examples
 from experiments.running.training import Trainer
 from experiments.tasks import Task
-from optax_sam import per_example, sharpness, to_radius
+from optax_sam import ascents, per_example, sharpness
 
 # Examples per product with the Hessian, and the most that are used.
 BATCH = 250
@@ -99,7 +99,7 @@ def _rank(loss: Partial, params: Any, batch: Batch) -> float:
 def _norms_and_changes(loss: Partial, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Each example's gradient norm, and the change of its loss at SAM's perturbation for the batch."""
     gradient = jax.grad(lambda params: loss(params, batch).mean())(params)
-    ascent = to_radius(RHO)
+    ascent = ascents.to_radius(RHO)
     perturbation, _ = ascent.update(gradient, ascent.init(params), params)
     there = optax.tree.add(params, perturbation)
     return per_example.gradient_norms(loss, params, batch), loss(there, batch) - loss(params, batch)
