@@ -7,7 +7,7 @@ NOT_OLDEST := tests/experiments tests/benchmarks tests/documentation tests/frame
   tests/frameworks/test_equinox.py tests/fuzzing/test_fuzz_convolutions.py optax_sam/flax.py
 export XLA_PYTHON_CLIENT_PREALLOCATE ?= false
 
-.PHONY: help demo test test-slow test-oldest check format bench bench-devices notebooks docs dist clean
+.PHONY: help demo test test-slow test-oldest check format derived bench bench-devices notebooks docs dist clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -32,6 +32,9 @@ check: .venv/dev  ## format, lint, types
 format: .venv/dev  ## write the format, mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+derived: .venv/dev  ## write what follows from the methods (exports, tables, citations), list what they lack
+	$(BIN)/python -m docs.derived
 
 bench: .venv/experiments  ## what every method costs, relative to SGD: tables, JSON lines, picture in runs/benchmarks
 	$(BIN)/python -m benchmarks.steps

@@ -6,6 +6,8 @@ from optax_sam import sharpness as sharpness
 from optax_sam.citation import citation as citation
 from optax_sam.hyperparameters import static_arguments as static_arguments
 from optax_sam.jaxprs import canonical_convolutions as canonical_convolutions
+
+# derived: methods (make derived)
 from optax_sam.methods.adasam import adasam as adasam
 from optax_sam.methods.adasam import scale_by_adasam as scale_by_adasam
 from optax_sam.methods.aesam import aelooksam as aelooksam
@@ -49,6 +51,8 @@ from optax_sam.methods.usam import usam as usam
 from optax_sam.methods.vasso import vasso as vasso
 from optax_sam.methods.vsam import vsam as vsam
 from optax_sam.methods.wsam import wsam as wsam
+
+# end of what is derived
 from optax_sam.oracle import Oracle as Oracle
 from optax_sam.pieces import ascents as ascents
 from optax_sam.pieces import combinations as combinations

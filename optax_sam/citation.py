@@ -92,12 +92,11 @@ def papers(docstring: str) -> tuple[Paper, ...]:
     return tuple(Paper(_authors(m[1]), m[2], m[3], m[4] or "", m[5]) for m in found)
 
 
-SECTIONS = ("Args", "Attributes", "Returns", "Raises", "Cost", "Guarantees", "Example", "References", "Limits")
-SECTIONS = (*SECTIONS, "Deviations")
+SECTIONS = "Args Attributes Returns Raises Cost Guarantees Example References Limits Deviations".split()
 
 
 def sections(docstring: str) -> dict[str, str]:
-    """The sections of a docstring by their names, in its order; what stands before them under \"\"."""
+    """The sections of a docstring by their names, in its order; what stands before them has no name."""
     names = "|".join(SECTIONS)
     parts = re.split(rf"^({names}):(?=\s)", inspect.cleandoc(docstring), flags=re.MULTILINE)
     return {"": parts[0].strip()} | dict(zip(parts[1::2], map(str.strip, parts[2::2]), strict=True))

@@ -291,7 +291,11 @@ FAMILY: dict[str, Case] = {
         timed=Timed(**ONE_GRADIENT),
     ),
     "eigen_sam": Case(
-        optax_sam.eigen_sam, {"refresh_steps": 2, "power_iterations": 2}, gradients=6.0, hessian_products=2
+        optax_sam.eigen_sam,
+        {"refresh_steps": 2, "power_iterations": 2},
+        gradients=6.0,
+        hessian_products=2,
+        timed=Timed(gradients=None, straight=False, more={"calls": 10}),
     ),
     "focal_sam": Case(
         optax_sam.focal_sam,

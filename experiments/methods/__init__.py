@@ -118,6 +118,23 @@ class Run:
     weight_decay: float | None
 
 
+def newer_methods() -> dict[str, Factory]:
+    """Public methods that are not named above, and need nothing but what a run knows."""
+    known = {field.name for field in dataclasses.fields(Run)}
+
+    def fits(value: Any) -> bool:
+        if not inspect.isfunction(value) or not value.__module__.startswith("optax_sam.methods."):
+            return False
+        signature = inspect.signature(value)
+        needed = {p.name for p in signature.parameters.values() if p.default is p.empty}
+        return signature.return_annotation is optax_sam.SharpnessAware and needed <= known
+
+    return {name: value for name, value in vars(optax_sam).items() if name not in METHODS and fits(value)}
+
+
+METHODS |= newer_methods()
+
+
 def derived(method: str, run: Run) -> dict[str, Any]:
     """Settings that follow from the run, where the library has no default or one for long runs."""
     if method == "graphsam":

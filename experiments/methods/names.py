@@ -1,5 +1,7 @@
 """Methods as their papers write them."""
 
+import optax_sam
+
 NAMES = {
     "grst": "G-RST",
     "vsam": "vSAM",
@@ -56,5 +58,6 @@ BASE_TITLES = {"sgd": "SGD", "adamw": "AdamW", "lamb": "LAMB"}
 
 
 def title(name: str) -> str:
-    """A method's name as its paper writes it."""
-    return NAMES.get(name, name.upper())
+    """A method's name as its paper writes it: for a newer method what its docstring begins with."""
+    docstring = getattr(getattr(optax_sam, name, None), "__doc__", None) or ""
+    return NAMES.get(name) or (docstring.split(":")[0] if ":" in docstring else name.upper())

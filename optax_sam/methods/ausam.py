@@ -42,7 +42,7 @@ def ausam(
 
     Returns:
       A `SharpnessAware` transformation, to stand first in an `optax.chain`. It needs losses of
-      single examples, and their `indices`. Numbers outside `[0, num_examples)` are padding;
+      single examples, and `indices`. Numbers outside `[0, num_examples)` are padding;
       `whole_batch=True` uses and scores every example: the first epoch of the authors' code.
 
     Raises:

@@ -20,7 +20,7 @@ def momentum_sam(rho: Radius = 0.3, momentum: FixedProbability = 0.9) -> Sharpne
       momentum: of the method's own trace, from 0 to 1, used where the base optimizer has none.
 
     Returns:
-      A `SharpnessAware` transformation, to stand first in an `optax.chain`.
+      A `SharpnessAware` transformation, to stand first in an `optax.chain`. It needs an oracle.
 
     Raises:
       ValueError: `rho` is negative, or `momentum` outside [0, 1]; `grad_fn` in place of an oracle.

@@ -1,0 +1,25 @@
+"""What is out of date, and what is missing."""
+
+from docs.derived import pages
+from docs.derived.exports import exports
+from docs.derived.methods import ROOT, all_methods, public_names
+from docs.derived.parts import COMMAND, Part
+
+
+def parts() -> list[Part]:
+    """Everything that is derived."""
+    methods = all_methods()
+    from tests import registry  # names methods that may not be exported yet: `all_methods` goes first
+
+    starts = {name: row.starts_at_params for name, row in registry.ROWS.items()}
+    return [exports(ROOT, public_names()), *pages.pages(methods, starts)]
+
+
+def problems() -> list[str]:
+    """Derived parts that are out of date, and what the methods lack."""
+    methods = all_methods()
+    from docs.derived.missing import missing
+
+    old = [part for part in parts() if not part.is_current()]
+    stale = [f"{part.file.relative_to(ROOT)}: {part.name} out of date: run {COMMAND}" for part in old]
+    return stale + missing(methods)

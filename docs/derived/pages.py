@@ -1,0 +1,103 @@
+"""The tables of `docs/methods.md`, the reference of the methods, and their citations."""
+
+import ast
+import json
+from collections.abc import Iterator
+
+from docs.derived.groups import grouped
+from docs.derived.methods import ROOT, Method
+from docs.derived.parts import Part
+from optax_sam.citation import Paper, papers
+
+MEASURED = ROOT / "docs/measured.json"
+HEAD = "| call | published as | gradients | buffers | needs | starts at `params` | digits % | time |"
+
+
+def pages(methods: list[Method], starts_at_params: dict[str, bool]) -> list[Part]:
+    """Every derived part of the documentation."""
+    by_paper = dict(by_method())
+    of_methods = {p.url for _, found in by_paper.items() for p in found}
+    return [
+        Part(ROOT / "docs/methods.md", "table of methods", table(methods, starts_at_params)),
+        Part(ROOT / "docs/api/methods.md", "methods by group", reference(methods)),
+        Part(ROOT / "docs/citations.md", "entry of each method", keys(by_paper)),
+        Part(ROOT / "docs/citations.md", "papers of methods", entries(all_papers(), of_methods)),
+        Part(ROOT / "docs/citations.md", "papers of measurements", entries(all_papers(), of_methods, False)),
+    ]
+
+
+def table(methods: list[Method], starts_at_params: dict[str, bool]) -> str:
+    """The table of all methods; what was not measured is left empty."""
+    measured = json.loads(MEASURED.read_text())
+    rows = {
+        method.name: row(method, starts_at_params, measured) for method in methods if method.makes_a_method
+    }
+    lines = [HEAD, "| " + "--- | " * 8]
+    for number, (heading, names) in enumerate(grouped(list(rows)).items()):
+        lines += [f"| **{heading}** |" + " |" * 7] if number else []
+        lines += [rows[name] for name in names]
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def row(method: Method, starts_at_params: dict[str, bool], measured: dict[str, dict[str, str]]) -> str:
+    """One line of the table."""
+    names = [method.title, *map(str, range(2, 1 + len(method.papers)))]
+    links = [f"[{name}]({paper.url})" for name, paper in zip(names, method.papers, strict=False)]
+    starts = {True: "yes", False: "no"}.get(starts_at_params.get(method.name), "")
+    numbers = measured.get(method.name, {})
+    cells = [f"`{method.call}`", ", ".join(links), *method.cost, method.needs, starts]
+    return f"| {' | '.join([*cells, numbers.get('digits', ''), numbers.get('time', '')])} |".replace(
+        "  ", " "
+    )
+
+
+def reference(methods: list[Method]) -> str:
+    """The docstrings, those of helpers behind the methods of their file."""
+    files = {method.name: method.file for method in methods}
+    helpers = [method for method in methods if not method.makes_a_method]
+    text = ""
+    for heading, names in grouped([m.name for m in methods if m.makes_a_method]).items():
+        lines = []
+        for name in names:
+            lines += [name, *(h.name for h in helpers if h.file == files[name])]
+            helpers = [h for h in helpers if h.name not in lines]
+        documented = "\n\n".join(f".. autofunction:: optax_sam.{name}" for name in lines)
+        text += f"## {heading}\n\n```{{eval-rst}}\n{documented}\n```\n\n"
+    return text.strip("\n") + "\n"
+
+
+def docstrings() -> Iterator[tuple[str, str]]:
+    """The path in the repository and the name, and the docstring, of every public function."""
+    for folder in ("optax_sam", "experiments/step_functions"):
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.parse(file.read_text()).body:
+                if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                    yield f"{file.relative_to(ROOT)}:{node.name}", ast.get_docstring(node) or ""
+
+
+def all_papers() -> list[Paper]:
+    """Every paper of a docstring, once."""
+    return sorted({p for _, text in docstrings() for p in papers(text)}, key=lambda p: (p.year, p.key))
+
+
+def by_method() -> Iterator[tuple[str, tuple[Paper, ...]]]:
+    """The papers of methods, wrappers and step functions; of a step function the module is named."""
+    for place, text in docstrings():
+        file, name = place.split(":")
+        if (found := papers(text)) and "sharpness/" not in file:
+            yield (file[:-3].replace("/", ".") if file.startswith("experiments") else name), found
+
+
+def keys(by_paper: dict[str, tuple[Paper, ...]]) -> str:
+    """Which entries to cite for which method."""
+    by_keys: dict[str, list[str]] = {}
+    for name, found in sorted(by_paper.items()):
+        by_keys.setdefault(", ".join(f"`{p.key}`" for p in found), []).append(f"`{name}`")
+    rows = sorted(f"| {', '.join(names)} | {found} |" for found, names in by_keys.items())
+    return "\n".join(["| method | entry |", "| --- | --- |", *rows]) + "\n"
+
+
+def entries(found: list[Paper], of_methods: set[str], wanted: bool = True) -> str:
+    """The BibTeX of the papers that methods name, or of the others."""
+    chosen = [paper.bibtex() for paper in found if (paper.url in of_methods) == wanted]
+    return "```bibtex\n" + "\n\n".join(chosen) + "\n```\n"
