@@ -141,7 +141,7 @@ class Direction(Remembering):
     """What points uphill?"""
 
     needs_gradient: ClassVar[bool] = True
-    """Whether it reads the gradient of this step: if not, it can be followed before any is taken."""
+    """Whether it reads the gradient of this step. If not, it can be followed before any is taken."""
 
     @abc.abstractmethod
     def read(self, state: PieceState, step: Step) -> tuple[Grads, PieceState]:
@@ -157,7 +157,7 @@ class Gate(Remembering):
     """Is a second gradient worth paying for?"""
 
     constant: ClassVar[bool | None] = None
-    """The decision of every step where it never changes: the program then has no conditional."""
+    """The decision of every step, where it never changes; the program then has no conditional."""
     needs_gradient: ClassVar[bool] = False
     """Whether the decision hangs on the first gradient of the same step."""
 
