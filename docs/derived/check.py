@@ -2,8 +2,8 @@
 
 from docs.derived import pages
 from docs.derived.exports import exports
-from docs.derived.methods import ROOT, all_methods, public_names
-from docs.derived.parts import COMMAND, Part
+from docs.derived.methods import all_methods
+from docs.derived.parts import COMMAND, ROOT, Part
 
 
 def parts() -> list[Part]:
@@ -12,7 +12,7 @@ def parts() -> list[Part]:
     from tests import registry  # names methods that may not be exported yet: `all_methods` goes first
 
     starts = {name: row.starts_at_params for name, row in registry.ROWS.items()}
-    return [exports(ROOT, public_names()), *pages.pages(methods, starts)]
+    return [exports(), *pages.pages(methods, starts)]
 
 
 def problems() -> list[str]:

@@ -1,28 +1,15 @@
 """Every public method, read from its file: the one place where a method says what it is."""
 
-import ast
 import dataclasses
 import importlib
 import inspect
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import optax_sam
+from docs.derived.exports import public_names
 from optax_sam.citation import Paper, papers, sections
-
-ROOT = Path(__file__).parents[2]
-METHODS = ROOT / "optax_sam/methods"
-
-
-def public_names() -> dict[str, list[str]]:
-    """The public functions of every file of `optax_sam/methods`, without running any."""
-    found = {}
-    for file in sorted(METHODS.glob("[!_]*.py")):
-        names = [node.name for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef)]
-        found[file.stem] = sorted(name for name in names if not name.startswith("_"))
-    return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,8 @@ import inspect
 import re
 from collections.abc import Iterator
 
-from docs.derived.methods import ROOT, Method
+from docs.derived.methods import Method
+from docs.derived.parts import ROOT
 from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
 from tests import registry
 from tests.references.by_name import functions

@@ -5,8 +5,8 @@ import json
 from collections.abc import Iterator
 
 from docs.derived.groups import grouped
-from docs.derived.methods import ROOT, Method
-from docs.derived.parts import Part
+from docs.derived.methods import Method
+from docs.derived.parts import ROOT, Part
 from optax_sam.citation import Paper, papers
 
 MEASURED = ROOT / "docs/measured.json"

@@ -4,6 +4,7 @@ import dataclasses
 import re
 from pathlib import Path
 
+ROOT = Path(__file__).parents[2]
 COMMAND = "make derived"
 
 

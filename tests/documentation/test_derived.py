@@ -11,7 +11,7 @@ from docs.derived import parts
 from docs.derived.check import problems
 from docs.derived.exports import line
 from docs.derived.groups import OTHERS, grouped
-from docs.derived.methods import ROOT, Method, all_methods
+from docs.derived.methods import Method, all_methods
 from docs.derived.missing import missing
 from docs.derived.pages import all_papers
 from optax_sam import SharpnessAware
@@ -43,7 +43,7 @@ def test_the_command_exits_with_1_and_names_a_part_that_is_out_of_date(tmp_path)
     with pytest.raises(ValueError, match="0 parts"):
         part.is_current()
     command = [sys.executable, "-m", "docs.derived", "--check"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=parts.ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (
         1 if problems() else 0,
         "\n".join(problems() + [""] * bool(problems())),
