@@ -50,8 +50,8 @@ def step(
       >>> params = jnp.zeros(2)
       >>> batch = {"x": jnp.array([[1.0, 0.0], [0.0, 2.0]]), "y": jnp.array([1.0, 2.0])}
       >>> params, opt_state, loss = train_step(params, tx.init(params), batch)
-      >>> print(params.round(2), loss)
-      [0.1 0.4] 2.5
+      >>> print(loss, optax_sam.info(opt_state)["gradients"])
+      2.5 2.0
     """
     checks.transformation("tx", tx, "optax.chain(optax_sam.sam(), optax.sgd(0.1))")
     checks.function("losses", losses, "losses(params, batch) -> [batch]")
