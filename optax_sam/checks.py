@@ -129,8 +129,8 @@ def instance(name: str, maker: Any, value: Any, kind: type) -> None:
     """Refuses what a piece returns if it is of another type."""
     if not isinstance(value, kind):
         raise ValueError(
-            f"{name}={maker!r} returned {_article(value, kind.__name__)}: return step.oracle, or the oracle of "
-            f"other examples that its methods make."
+            f"{name}={maker!r} returned {_article(value, kind.__name__)}: return step.oracle, or the oracle "
+            f"of other examples that its methods make."
         )
 
 
@@ -143,8 +143,8 @@ def like_params(name: str, maker: Any, value: Any, params: Any) -> None:
             not jax.numpy.issubdtype(x.dtype, np.inexact) or kinds[0] > kinds[1]
         ):
             raise ValueError(
-                f"{name}={maker!r} returned {x.dtype} at {jax.tree_util.keystr(path)}, where the parameter has "
-                f"{p.dtype}: return floats of any width, complex ones for complex parameters alone."
+                f"{name}={maker!r} returned {x.dtype} at {jax.tree_util.keystr(path)}, where the parameter "
+                f"has {p.dtype}: return floats of any width, complex ones for complex parameters alone."
             )
 
 
@@ -154,8 +154,8 @@ def kept(name: str, maker: Any, value: Any, before: Any) -> None:
     for (path, x), y in zip(jax.tree.leaves_with_path(value), jax.tree.leaves(before), strict=True):
         if (got := jax.typeof(x).dtype) != (wanted := jax.typeof(y).dtype):
             raise ValueError(
-                f"{name}={maker!r} returned a state of dtype {got} at {jax.tree_util.keystr(path)}, which was "
-                f"{wanted} before: cast it, x.astype(old.dtype)."
+                f"{name}={maker!r} returned a state of dtype {got} at {jax.tree_util.keystr(path)}, which "
+                f"was {wanted} before: cast it, x.astype(old.dtype)."
             )
 
 

@@ -17,8 +17,9 @@ def check_same(begun: Any, finished: Any) -> None:
     if found is not None:
         path, reason = found
         raise ValueError(
-            f"the oracle was started by another method than this one: method{path} {reason}. Use one object "
-            f"for value_and_grad and for the chain, or optax_sam.step(tx, losses), which needs the chain alone."
+            f"the oracle was started by another method than this one: method{path} {reason}. Use one "
+            f"object for value_and_grad and for the chain, or optax_sam.step(tx, losses), which needs the "
+            f"chain alone."
         )
 
 

@@ -147,6 +147,24 @@ class Losses(Objective):
 
         return losses
 
+    def closed_over(
+        self, point: Params, examples: Examples, arguments: Arguments, num_slices: int
+    ) -> list[Any]:
+        """The arrays that the loss function closes over, seen with the shapes of one slice of the examples."""
+
+        def of_slice(x):
+            return jax.ShapeDtypeStruct((x.shape[0] // num_slices, *x.shape[1:]), x.dtype)
+
+        layout, rows = Layout.of(point), jax.tree.map(of_slice, examples.rows._replace(indices=None))
+        whole = layout.others(point), examples.key, None, arguments
+        others, key, _, arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), whole)
+        floats = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in layout.floats(point)]
+
+        def losses(floats, inputs):
+            return self._losses(layout, examples, floats, inputs)[0]
+
+        return jax.make_jaxpr(losses)(floats, Inputs(others, rows, key, None, arguments)).consts
+
     def _inputs(
         self, point: Params, examples: Examples, arguments: Arguments
     ) -> tuple["Layout", list[jax.Array], Inputs]:

@@ -56,7 +56,8 @@ def focal_sam(
       A `SharpnessAware` transformation, to stand first in an `optax.chain`. It needs an oracle.
 
     Raises:
-      ValueError: `rho`, `weight` or `gamma` is negative, `class_frequencies` is empty or has a negative entry.
+      ValueError: `rho`, `weight` or `gamma` is negative; `class_frequencies` is empty or has a negative
+        entry.
       TypeError: `labels` is no function.
 
     Cost:

@@ -41,6 +41,8 @@ class PerDevice(PerSlice):
                 f"axis_name={self.axis_name!r} has {size} devices, which do not divide the batch of "
                 f"{given.examples.size} examples: choose a multiple, or pad with examples of weight 0."
             )
+        if self.axis_name in mesh.explicit_axes:
+            check_closes_over_nothing(given, size)
         return size
 
     def each(self, function: Callable[[Any, Any], Any], parts: Any, shared: Any) -> Any:
@@ -81,6 +83,19 @@ class PerDevice(PerSlice):
         is_first = lax.axis_index(self.axis_name) == 0
         number = jnp.where(is_first, found.astype(dtype), jnp.zeros_like(found, dtype))
         return lax.psum(number, self.axis_name).astype(found.dtype)
+
+
+def check_closes_over_nothing(given: Given, num_slices: int) -> None:
+    """Refuses a loss that closes over arrays: JAX keeps those out of a `shard_map` on explicit axes."""
+    objective: Any = given.objective  # a gradient function has come to an end before
+    closed_over = objective.closed_over(given.params, given.examples, given.arguments, num_slices)
+    found = [x for x in closed_over if not jax.typeof(x).sharding.mesh.empty]
+    if found:
+        types = ", ".join(f"{jax.typeof(x).dtype}{list(jax.typeof(x).shape)}" for x in found)
+        raise ValueError(
+            f"loss_fn closes over {len(found)} arrays ({types}), which cannot enter per_device on explicit "
+            f"mesh axes: pass them as further arguments, value_and_grad(losses)(params, batch, *args, state=...)."
+        )
 
 
 def _only(parts: Any) -> Any:

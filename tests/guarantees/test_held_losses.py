@@ -1,0 +1,223 @@
+"""What a loss closes over is held for the step; what it needs beside its batch is an argument."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+import optax_sam
+from tests.devices.test_devices import losses as losses_on_devices
+from tests.devices.test_devices import placed_on
+from tests.registry import (
+    CASES,
+    EVERY,
+    assert_trees_close,
+    assert_trees_equal,
+    init_params,
+    losses,
+    make_batch,
+    make_indices,
+)
+
+SHIFT = None  # a notebook's variable
+
+
+class Model:
+    """Keeps a shift in an attribute."""
+
+    def __init__(self):
+        self.shift = None
+
+    def losses(self, params, batch):
+        return losses(params, batch | {"image": batch["image"] + self.shift})
+
+
+TABLE = {}
+MODEL = Model()
+
+
+def by_global(params, batch):
+    return losses(params, batch | {"image": batch["image"] + SHIFT})
+
+
+def by_entry(params, batch):
+    return losses(params, batch | {"image": batch["image"] + TABLE["shift"]})
+
+
+def set_shift(value):
+    global SHIFT
+    SHIFT = MODEL.shift = TABLE["shift"] = value
+
+
+WAYS = {"global": by_global, "attribute": MODEL.losses, "entry of a dict": by_entry}
+FORMS = {
+    "sam": lambda: optax_sam.sam(),
+    "a draw": lambda: optax_sam.tsam(num_samples=2, radius=0.1),
+    "slices": lambda: optax_sam.per_microbatch(optax_sam.sam(), 4),
+    "parts of a gradient": lambda: optax_sam.accumulated(optax_sam.rst(0.1, 1.0), 4),
+    "other examples": lambda: optax_sam.esam(),
+    "chosen examples": lambda: optax_sam.ksam(),
+    "single examples": lambda: optax_sam.fisher_mask_sam(refresh_steps=1, num_samples=3),
+    "norms of examples": lambda: optax_sam.ausam(48, score="gradient_norm"),
+    "a Hessian product": lambda: optax_sam.eigen_sam(refresh_steps=1, power_iterations=1),
+    "in slices other examples": lambda: optax_sam.per_microbatch(optax_sam.esam(), 2),
+}
+
+
+@pytest.mark.parametrize("is_jitted", [True, False], ids=["jit", "eager"])
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_assigned_between_the_two_calls_does_not_reach_the_second(form, is_jitted):
+    method, params, batch = FORMS[form](), init_params(), make_batch()
+    state = method.init(params)
+
+    def step(way, after):
+        set_shift(0.25)
+        _, grads, oracle = method.value_and_grad(WAYS[way])(
+            params, batch, state=state, indices=make_indices(), loss_scale=2.0
+        )
+        set_shift(after)
+        return method.update(grads, state, params, oracle=oracle)
+
+    def run(way, after):
+        return (jax.jit(step, static_argnums=(0, 1)) if is_jitted else step)(way, after)
+
+    wanted = run("global", 0.25)
+    for way, after in zip(WAYS, ("no number", None, -7.0), strict=True) if is_jitted else [("global", None)]:
+        assert_trees_equal(run(way, after), wanted)
+
+
+def with_arguments(params, batch, shift, table):
+    assert table["name"] == "kept as it is"
+    return losses(params, batch | {"image": batch["image"] + shift}) * table["scale"]
+
+
+ARGUMENTS = jnp.asarray(0.25), {"scale": jnp.asarray(2.0), "name": "kept as it is"}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_further_arguments_reach_every_pass(name):
+    """Equal to a loss that closes over them."""
+    case = CASES[name]
+    if "surrogate_losses" in case.required:
+        pytest.skip("its surrogate takes the arguments too: asked below")
+    method, params = case.make(), init_params()
+    state = method.init(params)
+
+    def closed(params, batch):
+        return with_arguments(params, batch, *ARGUMENTS)
+
+    @jax.jit
+    def both(params):
+        found = []
+        for loss, args in ((with_arguments, ARGUMENTS), (closed, ())):
+            out, grads, oracle = method.value_and_grad(loss)(
+                params, make_batch(), *args, state=state, indices=make_indices()
+            )
+            found.append((out, grads, method.update(grads, state, params, oracle=oracle)))
+        return found
+
+    assert_trees_equal(*both(params))
+
+
+def test_a_surrogate_takes_the_further_arguments_too():
+    seen = []
+
+    def surrogate(params, batch, shift, table):
+        seen.append(table["name"])
+        return with_arguments(params, batch, shift, table)
+
+    for method in (optax_sam.fgsam(surrogate), optax_sam.fgsam_plus(surrogate)):
+        state, params = method.init(init_params()), init_params()
+        _, grads, oracle = method.value_and_grad(with_arguments)(
+            params, make_batch(), *ARGUMENTS, state=state
+        )
+        method.update(grads, state, params, oracle=oracle)
+    assert len(seen) >= 2
+
+
+def test_a_key_comes_behind_the_further_arguments():
+    def noisy(params, batch, scale, key):
+        return losses(params, batch) * (1 + scale * jax.random.uniform(key))
+
+    sam, params = optax_sam.sam(), init_params()
+    state = sam.init(params)
+    loss, grads, oracle = sam.value_and_grad(noisy)(
+        params, make_batch(), 0.5, state=state, key=jax.random.key(3)
+    )
+    factor = 1 + 0.5 * jax.random.uniform(jax.random.key(3))
+    np.testing.assert_allclose(loss, jnp.mean(losses(params, make_batch())) * factor, rtol=1e-5)
+    sam.update(grads, state, params, oracle=oracle)
+
+
+def shifted_on_devices(params, batch, shift):
+    return losses_on_devices(params, batch | {"image": batch["image"] + shift[None]})
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize("name", ["sam", "vsam", "momentum_sam", "esam"])
+def test_further_arguments_reach_every_device(name, kind):
+    inner, params, batch = CASES[name].make(), init_params(), make_batch(0, 32)
+    method, sliced = optax_sam.per_device(inner), optax_sam.per_microbatch(inner, 8)
+
+    def one(form, params, batch, shift):
+        state = form.init(params)
+        _, grads, oracle = form.value_and_grad(shifted_on_devices)(params, batch, shift, state=state)
+        return form.update(grads, state, params, oracle=oracle)[0]
+
+    wanted = one(sliced, params, batch, jnp.linspace(0.0, 1.0, 5))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    place = placed_on(mesh)
+    with jax.set_mesh(mesh):
+        whole = place((params, jnp.linspace(0.0, 1.0, 5)), PartitionSpec())
+        split = place(batch, PartitionSpec("data"))
+        got = jax.jit(one, static_argnums=0)(method, whole[0], split, whole[1])
+    assert_trees_close(jax.device_get(got), jax.device_get(wanted), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("is_jitted", [True, False], ids=["jit", "eager"])
+def test_on_explicit_axes_a_loss_that_closes_over_arrays_is_told_where_they_go(is_jitted):
+    method, params = optax_sam.per_device(optax_sam.sam()), init_params()
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    place = placed_on(mesh)
+
+    def one(params, batch, shift):
+        closed = lambda params, batch: shifted_on_devices(params, batch, shift)
+        return method.value_and_grad(closed)(params, batch, state=method.init(params))[1]
+
+    with jax.set_mesh(mesh):
+        whole = place((params, jnp.ones(5)), PartitionSpec())
+        split = place(make_batch(0, 32), PartitionSpec("data"))
+        step = jax.jit(one) if is_jitted else one
+        with pytest.raises(ValueError, match=r"closes over 1 arrays \(float32\[5\]\).*\*args, state="):
+            step(whole[0], split, whole[1])
+
+
+def test_the_loss_is_called_once_for_each_shape():
+    calls = []
+
+    def counted(params, batch):
+        calls.append(batch["label"].shape)
+        return losses(params, batch)
+
+    sam = optax_sam.sam()
+    tx = optax.chain(sam, optax.sgd(0.1))
+    step, run = jax.jit(optax_sam.step(tx, counted)), (init_params(), tx.init(init_params()))
+    for number in range(3):
+        *run, _ = step(*run, make_batch(number))
+    assert calls == [(16,)]
+    esam = optax.chain(optax_sam.esam(example_fraction=0.5), optax.sgd(0.1))
+    optax_sam.step(esam, counted)(init_params(), esam.init(init_params()), make_batch())
+    assert sorted(set(calls[1:])) == [(8,), (16,)]
+
+
+def test_weights_may_be_bools_or_integers():
+    sam, params = optax_sam.sam(), init_params()
+    state, mask = sam.init(params), np.arange(16) % 3 > 0
+    found = [
+        sam.value_and_grad(losses)(params, make_batch(), state=state, weights=jnp.asarray(mask, dtype))[:2]
+        for dtype in (float, bool, jnp.int32, jnp.uint8)
+    ]
+    for other in found[1:]:
+        assert_trees_equal(other, found[0])

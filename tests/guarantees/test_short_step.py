@@ -1,0 +1,180 @@
+"""`optax_sam.step`: the two calls in one, bit for bit, over every method and wherever a method may stand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from optax import contrib
+
+import optax_sam
+from tests.registry import (
+    CASES,
+    EVERY,
+    FAMILY,
+    METHODS,
+    OPTIMIZERS,
+    assert_trees_close,
+    assert_trees_equal,
+    before_sgd,
+    compiled,
+    init_params,
+    losses,
+    make_batch,
+    make_indices,
+    make_step,
+)
+
+WHOLE = {"adasam": lambda: optax_sam.adasam(0.1), "bsam": lambda: optax_sam.bsam(48, num_microbatches=2)}
+LABELS = {"layer_0": "a", "layer_1": "b"}
+
+
+def made(name):
+    return WHOLE[name]() if name in WHOLE else CASES[name].make()
+
+
+def two_calls(method, tx):
+    def step(params, state, batch, indices):
+        loss, grads, oracle = method.value_and_grad(losses)(params, batch, state=state, indices=indices)
+        updates, state = tx.update(grads, state, params, oracle=oracle, value=loss)
+        return optax.apply_updates(params, updates), state, loss
+
+    return jax.jit(step)
+
+
+def both_runs(tx, long):
+    """Two steps by the short door, and by the two calls."""
+    traces = []
+
+    def traced(params, batch):
+        traces.append(1)
+        return losses(params, batch)
+
+    short = jax.jit(optax_sam.step(tx, traced), donate_argnums=(0, 1))
+    one, other = ((init_params(), tx.init(init_params())) for _ in range(2))
+    for number in range(2):
+        *one, loss = short(*one, make_batch(number), indices=make_indices(number))
+        calls = len(traces) if number == 0 else calls
+        *other, wanted = long(*other, make_batch(number), make_indices(number))
+    assert len(traces) == calls  # one trace for all steps
+    return (one, loss), (other, wanted)
+
+
+@pytest.mark.parametrize("name", [*EVERY, *OPTIMIZERS])
+def test_it_is_the_two_calls_bit_for_bit(name):
+    tx, long = before_sgd(made(name)) if name in WHOLE else compiled(name)
+    assert_trees_equal(*both_runs(tx, long))
+
+
+def placed(method):
+    """Where a method may stand."""
+    base = optax.sgd(0.1, momentum=0.9)
+    chained = optax.chain(method, base)
+    return {
+        "partition": optax.partition({"a": chained, "b": optax.sgd(0.1)}, LABELS),
+        "masked": optax.chain(optax.masked(method, {"layer_0": True, "layer_1": False}), base),
+        "apply_if_finite": optax.apply_if_finite(chained, 3),
+        "conditionally_transform": optax.conditionally_transform(chained, lambda step: step >= 1),
+        "schedule_free": contrib.schedule_free(chained, 0.1),
+        "mechanize": contrib.mechanize(chained, s_init=0.1),
+        "polyak": optax.chain(method, optax.polyak_sgd(max_learning_rate=0.5)),
+        "named_chain": optax.named_chain(("sharpness", method), ("base", base)),
+    }
+
+
+@pytest.mark.parametrize("place", placed(optax_sam.sam()))
+@pytest.mark.parametrize("name", ["vsam", "momentum_sam"])
+def test_it_is_the_two_calls_wherever_the_method_stands(name, place):
+    method = made(name)
+    tx = placed(method)[place]
+    assert_trees_equal(*both_runs(tx, two_calls(method, tx)))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_with_injected_hyperparameters_it_is_the_method_with_these_numbers(name):
+    """Where the two calls need an oracle by hand."""
+    case = METHODS[name]
+    static = optax_sam.static_arguments(case.method)
+    injected = optax.inject_hyperparams(case.method, static_args=static)(**{**case.required, **case.own})
+    found = []
+    for method in (injected, case.make()):
+        tx = optax.apply_if_finite(optax.chain(method, optax.sgd(0.1, momentum=0.9)), 3)
+        step, run = jax.jit(optax_sam.step(tx, losses)), (init_params(), tx.init(init_params()))
+        for number in range(2):
+            *run, loss = step(*run, make_batch(number), indices=make_indices(number))
+        found.append((run[0], loss))
+    assert_trees_close(*found, rtol=1e-5, atol=1e-6)
+
+
+def test_aux_keys_weights_scale_and_whole_batch_are_handed_on():
+    def noisy(params, batch, shift, key):
+        noise = 1 + 0.1 * jax.random.normal(key, batch["label"].shape)
+        return noise * losses(params, batch) + shift, batch["label"]
+
+    method = optax_sam.ausam(48)
+    tx = optax.chain(method, optax.sgd(0.1))
+    given = {
+        "indices": make_indices(),
+        "weights": jnp.arange(16) % 5,
+        "whole_batch": True,
+        "key": jax.random.key(1),
+        "loss_scale": 128.0,
+    }
+    params = init_params()
+    state = tx.init(params)
+    got = optax_sam.step(tx, noisy, has_aux=True)(params, state, make_batch(), jnp.asarray(0.5), **given)
+    found, grads, oracle = method.value_and_grad(noisy, has_aux=True)(
+        params, make_batch(), jnp.asarray(0.5), state=state, **given
+    )
+    updates, state = tx.update(grads, state, params, oracle=oracle)
+    assert_trees_equal(got, (optax.apply_updates(params, updates), state, found))
+    real = np.arange(16) % 5 > 0
+    np.testing.assert_array_equal(np.asarray(got[2][1])[real], make_batch()["label"][real])
+
+
+def test_in_a_scan_over_steps_and_over_seeds_side_by_side():
+    tx = optax.chain(optax_sam.sam(), optax.sgd(0.1))
+    step = optax_sam.step(tx, losses)
+    rows = jax.tree.map(lambda *x: jnp.stack(x), *[make_batch(n) for n in range(3)])
+
+    def run(params):
+        carry = params, tx.init(params)
+        return jax.lax.scan(lambda carry, batch: (step(*carry, batch)[:2], None), carry, rows)[0][0]
+
+    stacked = jax.tree.map(lambda x: jnp.stack([x, 1.5 * x]), init_params())
+    together = jax.jit(jax.vmap(run))(stacked)
+    assert_trees_close(jax.tree.map(lambda x: x[0], together), run(init_params()), rtol=1e-5, atol=1e-6)
+
+
+def test_no_method_several_or_one_inside_multi_steps_are_named():
+    params = init_params()
+    several = optax.partition({"a": optax_sam.sam(), "b": optax_sam.sam(0.1)}, LABELS)
+    inside = optax.MultiSteps(optax.chain(optax_sam.sam(), optax.sgd(0.1)), 2)
+    lost = optax.GradientTransformation(optax_sam.sam().init, lambda u, s, p=None: (u, s))
+    for tx, words in (
+        (optax.sgd(0.1), "holds no state of a sharpness-aware method"),
+        (several, "holds 2 states of sharpness-aware methods"),
+        (inside, "MultiSteps around a sharpness-aware method"),
+        (lost, "does not hand extra arguments on to it"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            optax_sam.step(tx, losses)(params, tx.init(params), make_batch())
+
+
+def test_wrong_arguments_are_named():
+    tx = optax.chain(optax_sam.sam(), optax.sgd(0.1))
+    with pytest.raises(TypeError, match="tx=.* is no Optax transformation"):
+        optax_sam.step(optax_sam.sam, losses)
+    with pytest.raises(TypeError, match="losses=3 is not a function"):
+        optax_sam.step(tx, 3)
+    with pytest.raises(TypeError, match="has_aux=1 is no Python bool"):
+        optax_sam.step(tx, losses, has_aux=1)
+    assert set(WHOLE) == set(OPTIMIZERS) and set(EVERY) > set(FAMILY)
+
+
+def test_the_registry_runs_the_same_two_calls():
+    sam = optax_sam.sam()
+    tx = optax.chain(sam, optax.sgd(0.1))
+    state = tx.init(init_params())
+    wanted = make_step(sam, tx)(init_params(), state, make_batch(), make_indices())
+    assert_trees_equal(optax_sam.step(tx, losses)(init_params(), state, make_batch()), wanted)
