@@ -6,7 +6,7 @@ from docs.derived.parts import ROOT, Part
 
 
 def exports() -> Part:
-    """One import for each public function of each file, found without importing the package: it may not run."""
+    """One import for each public function of each file, found without importing the package."""
     lines = [
         line(f"optax_sam.methods.{file}", name) for file, names in public_names().items() for name in names
     ]
