@@ -150,7 +150,7 @@ class Losses(Objective):
     def closed_over(
         self, point: Params, examples: Examples, arguments: Arguments, num_slices: int
     ) -> list[Any]:
-        """The arrays that the loss function closes over, seen with the shapes of one slice of the examples."""
+        """The arrays that the loss function closes over, with the shapes of one slice of the examples."""
 
         def of_slice(x):
             return jax.ShapeDtypeStruct((x.shape[0] // num_slices, *x.shape[1:]), x.dtype)

@@ -73,7 +73,7 @@ class Oracle:
     args: tuple[Any, ...] = ()
 
     # What a step has made of it; lost, as it should be, where `dataclasses.replace` makes another oracle.
-    _objective: ClassVar[Losses | None] = None
+    _objective: ClassVar[Losses]
     _started: ClassVar["Started | None"] = None
 
     def __post_init__(self):

@@ -193,8 +193,9 @@ class Assembly(Method):
 
     def _climb(self, state: SharpnessAwareState, step: Step) -> Climb:
         direction, direction_state = self.direction.read(state.direction, step._replace(kind="direction"))
-        # Ahead of the step's gradient the full parameters are in sight, and only the direction tells the mask.
-        params = trees.like_masked(direction, step.params)
+        params = step.params
+        if trees.has_masked(direction):  # ahead of the step's gradient the full parameters are in sight
+            params = trees.like_masked(direction, params)
         checks.like_params("direction", self.direction, direction, params)
         uphill = optax.tree.conj(direction)
         extra = {"step": step.count, "key": step._replace(kind="ascent").key, "oracle": step.oracle}
@@ -216,7 +217,9 @@ class Assembly(Method):
             checks.kept(kind, getattr(self, kind), own, getattr(state, kind))
         old = {kind: getattr(state, kind) for kind in new}
         kept = trees.where(spent.finite, new, old)
-        after = state._replace(step=optax.safe_increment(state.step), diagnostics=diagnostics, **kept)
+        after = state._replace(
+            step=jnp.asarray(optax.safe_increment(state.step)), diagnostics=diagnostics, **kept
+        )
         return Outcome(optax.tree.cast_like(step.descent, step.grads), after, loss)
 
     def _decide_next(self, state: SharpnessAwareState) -> SharpnessAwareState:
@@ -323,13 +326,13 @@ def _check_fit(method: Assembly) -> None:
         return
     if method.direction.needs_gradient:
         raise ValueError(
-            f"direction={method.direction!r} needs the gradient of the step, but start={method.start!r} moves "
-            f"before it is taken: choose a direction that needs none, such as directions.previous_descent(), "
-            f"or starts.at_params()."
+            f"direction={method.direction!r} needs the gradient of the step, but start={method.start!r} "
+            f"moves before it is taken: choose a direction that needs none, such as "
+            f"directions.previous_descent(), or starts.at_params()."
         )
     for name in ("gate", "selection", "combination", "reuse"):
         if (piece := getattr(method, name)) != NEUTRAL[name]():
             raise ValueError(
-                f"{name}={piece!r}, but start={method.start!r} takes the one gradient of the step itself, and "
-                f"descends along it: leave {name} out."
+                f"{name}={piece!r}, but start={method.start!r} takes the one gradient of the step itself, "
+                f"and descends along it: leave {name} out."
             )

@@ -132,8 +132,9 @@ class StepOracle:
         return trees.add_perturbation(self.point, perturbation)
 
     def evaluate_moved(self, perturbation: Params) -> Evaluation:
-        """The gradient at the first point of the step, moved by `perturbation`."""
-        return self.evaluate(self.moved(perturbation))
+        """The gradient at the first point of the step, moved by `perturbation`; what that hides is hidden."""
+        found = self.evaluate(self.moved(perturbation))
+        return found._replace(grads=trees.like_masked(perturbation, found.grads))
 
     def evaluate(self, point: Params) -> Evaluation:
         """The gradient at `point`, with loss, losses and aux; costs one gradient of these examples."""

@@ -244,7 +244,7 @@ class Method(abc.ABC):
             )
 
 
-def check_visible(params: Params, oracle: Oracle | None, grad_fn: Any) -> None:
+def check_visible(params: Params, oracle: Any, grad_fn: Any) -> None:
     """Refuses a step inside `optax.masked` or `optax.partition` that does not know the full parameters."""
     if not trees.has_masked(params):
         return
@@ -261,7 +261,7 @@ def check_visible(params: Params, oracle: Oracle | None, grad_fn: Any) -> None:
         )
 
 
-def given_by_function(grad_fn: Callable[[Params], Grads], params: Params, arrays: Params) -> Given:
+def given_by_function(grad_fn: Any, params: Params, arrays: Params) -> Given:
     """What a step is given by a gradient function."""
     objective = GradientFunction(grad_fn, jax.tree.structure(params))
     return Given(objective, Examples(Rows(())), Arguments([]), arrays)

@@ -1,7 +1,7 @@
 """AdaSAM: SAM with AMSGrad behind it."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from optax_sam import checks, trees
 from optax_sam.hyperparameters import FixedPositive, FixedProbability, NotNegative, Radius, Scalar, scaled
 from optax_sam.methods.sam import sam
 from optax_sam.pieces.ascents import chained, in_proportion
-from optax_sam.pieces.bases import transformation
+from optax_sam.pieces.bases import Ascent, transformation
 from optax_sam.sharpness_aware import SharpnessAware
 from optax_sam.wrappers.with_base import followed_by
 
@@ -50,12 +50,14 @@ def scale_by_adasam(
 
 
 @dataclasses.dataclass(frozen=True)
-class ScaleByAdaSAM:
+class ScaleByAdaSAM(Ascent):
     """See `scale_by_adasam`."""
 
     b1: Scalar
     b2: Scalar
     epsilon: Scalar
+
+    asks_anew: ClassVar[bool] = False
 
     def init(self, params: Any) -> ScaleByAdaSAMState:
         zeros = jax.tree.map(lambda x: jnp.zeros_like(x, dtype=jnp.result_type(x)), params)

@@ -121,7 +121,7 @@ class BSAM(Method):
         spent = meter.spent.plus(Spent(0.0, trees.all_finite(updates)))
         new = BSAMState(mean, trees.map_inexact(renewed, old.scale, wide))
         new = state._replace(
-            step=optax.safe_increment(state.step),
+            step=jnp.asarray(optax.safe_increment(state.step)),
             ascent=trees.where(spent.finite, new, old),
             diagnostics=states.diagnostics(
                 state.diagnostics,

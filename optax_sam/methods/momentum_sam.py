@@ -1,5 +1,8 @@
 """Momentum SAM, MSAM: the perturbation along the momentum, for one gradient a step."""
 
+from collections.abc import Callable
+
+from optax_sam.aliases import OptState, Params
 from optax_sam.hyperparameters import FixedProbability, Radius
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.directions import descent_momentum
@@ -7,7 +10,11 @@ from optax_sam.pieces.starts import ahead
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
-def momentum_sam(rho: Radius = 0.3, momentum: FixedProbability = 0.9) -> SharpnessAware:
+def momentum_sam(
+    rho: Radius = 0.3,
+    momentum: FixedProbability = 0.9,
+    read_momentum: Callable[[OptState], Params] | None = None,
+) -> SharpnessAware:
     """Momentum SAM: one gradient, taken ahead along the momentum.
 
     The momentum of the last steps points where the loss is high on average over batches, seen from
@@ -18,20 +25,24 @@ def momentum_sam(rho: Radius = 0.3, momentum: FixedProbability = 0.9) -> Sharpne
     Args:
       rho: radius, in the L2 norm over all parameters; a number or a schedule of the step.
       momentum: of the method's own trace, from 0 to 1, used where the base optimizer has none.
+      read_momentum: `read_momentum(opt_state)` returns the base optimizer's momentum, a tree like the
+        parameters; None searches for it by name.
 
     Returns:
       A `SharpnessAware` transformation, to stand first in an `optax.chain`. It needs an oracle.
 
     Raises:
-      ValueError: `rho` is negative, or `momentum` outside [0, 1]; `grad_fn` in place of an oracle.
+      ValueError: `rho` is negative, or `momentum` outside [0, 1]; `grad_fn` in place of an oracle; in a
+        step, `opt_state` holds several momenta, or `read_momentum` returns another tree.
 
     Cost:
       1 gradient per step; one parameter-sized buffer.
 
     Guarantees:
       `rho=0` is the base optimizer. The momentum is the base optimizer's own (`trace` or `mu`), if the
-      optimizer state that `value_and_grad` was given has exactly one shaped like the parameters; else
-      the method's, `v = momentum v + g`. `loss` is that of the perturbed point.
+      optimizer state that `value_and_grad` was given has one shaped like the parameters; without one it is
+      the method's, `v = momentum v + g`. `directions.where_momentum_is(opt_state, params)` says which. `loss`
+      is that of the perturbed point.
 
     Example:
       >>> import optax, optax_sam
@@ -46,4 +57,4 @@ def momentum_sam(rho: Radius = 0.3, momentum: FixedProbability = 0.9) -> Sharpne
       the parameters stay where they are, and the perturbed point is made anew in each step: evaluate
       and store `params` as they are. The authors' code keeps the perturbed ones, and decays those.
     """
-    return sharpness_aware(to_radius(rho), direction=descent_momentum(momentum), start=ahead())
+    return sharpness_aware(to_radius(rho), direction=descent_momentum(momentum, read_momentum), start=ahead())

@@ -4,8 +4,9 @@ from optax_sam import checks
 from optax_sam.hyperparameters import FixedNotNegative, FixedProbability, Number, Radius, Seed, Share
 from optax_sam.pieces import selections, starts
 from optax_sam.pieces.ascents import in_proportion
+from optax_sam.pieces.bases import Direction
 from optax_sam.pieces.combinations import mix
-from optax_sam.pieces.directions import Gaussian, damped_gaussian, gaussian
+from optax_sam.pieces.directions import damped_gaussian, gaussian
 from optax_sam.pieces.starts import ahead, at_params
 from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
@@ -128,7 +129,7 @@ def adaptive_random_perturbation(
     return _mixed(noise, noise_scale, alpha, True, seed)
 
 
-def _mixed(noise: Gaussian, noise_scale, alpha, split_batch, seed) -> SharpnessAware:
+def _mixed(noise: Direction, noise_scale, alpha, split_batch, seed) -> SharpnessAware:
     return sharpness_aware(
         in_proportion(noise_scale, to_filters=True),
         start=starts.on_part(0, 2) if split_batch else at_params(),

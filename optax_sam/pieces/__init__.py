@@ -1,1 +1,1 @@
-"""What methods are made of: a file for each of the questions that a step answers, and the bases of their kinds."""
+"""What methods are made of: a file for each of the questions that a step answers, and the bases."""

@@ -117,7 +117,7 @@ class Repeated(Ascent):
     num_steps: int
 
     @property
-    def asks_anew(self) -> bool:
+    def asks_anew(self) -> bool:  # pyrefly: ignore[bad-override]
         return asks_anew(self.ascent)
 
     def init(self, params: Params) -> Any:
@@ -160,7 +160,7 @@ class Chained(Ascent):
     ascents: tuple[optax.GradientTransformation, ...]
 
     @property
-    def asks_anew(self) -> bool:
+    def asks_anew(self) -> bool:  # pyrefly: ignore[bad-override]
         return any(map(asks_anew, self.ascents))
 
     def init(self, params: Params) -> tuple[Any, ...]:

@@ -53,9 +53,9 @@ class DescentMomentum(Direction):
         found = trees.plain(self.read_momentum(opt_state))
         if not is_like(found, params):
             raise ValueError(
-                f"read_momentum returned a tree of the structure {jax.tree.structure(found)}, which is not like "
-                f"the parameters, {jax.tree.structure(params)}: return the momentum of all parameters, for "
-                f'example lambda opt_state: optax.tree.get(opt_state, "trace").'
+                f"read_momentum returned a tree of the structure {jax.tree.structure(found)}, which is not "
+                f"like the parameters, {jax.tree.structure(params)}: return the momentum of all parameters, "
+                f'for example lambda opt_state: optax.tree.get(opt_state, "trace").'
             )
         return found
 

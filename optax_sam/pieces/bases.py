@@ -21,6 +21,10 @@ from optax_sam.step_oracle import StepOracle
 KINDS = ("start", "direction", "gate", "selection", "combination", "reuse", "ascent")
 
 
+ABSENT: Any = None
+"""In the place of what a step has not come to yet."""
+
+
 class Step(NamedTuple):
     """What every piece may know of the present step; what is not there yet is None.
 
@@ -44,14 +48,14 @@ class Step(NamedTuple):
 
     count: jax.Array
     params: Params = None
-    oracle: StepOracle | None = None
+    oracle: StepOracle = ABSENT
     due: Any = None
     opt_state: OptState = None
-    first: Evaluation | None = None
+    first: Evaluation = ABSENT
     direction: Grads = None
     perturbation: Grads = None
     point: Params = None
-    perturbed: Evaluation | None = None
+    perturbed: Evaluation = ABSENT
     descent: Grads = None
     base_key: Any = None
     kind: str = "start"
@@ -73,7 +77,7 @@ class Step(NamedTuple):
         return None if self.perturbed is None else self.perturbed.grads
 
 
-class Piece(abc.ABC):
+class Piece:
     """What all kinds share."""
 
     needs_oracle: ClassVar[bool] = False
@@ -116,7 +120,7 @@ class Began(NamedTuple):
     climb: Any = None
 
 
-class Start(Remembering):
+class Start(Remembering, abc.ABC):
     """Where, and on which examples, is the first gradient of a step?"""
 
     needs_oracle: ClassVar[bool] = True
@@ -137,7 +141,7 @@ class Start(Remembering):
         return state
 
 
-class Direction(Remembering):
+class Direction(Remembering, abc.ABC):
     """What points uphill?"""
 
     needs_gradient: ClassVar[bool] = True
@@ -153,7 +157,7 @@ class Direction(Remembering):
         return state
 
 
-class Gate(Remembering):
+class Gate(Remembering, abc.ABC):
     """Is a second gradient worth paying for?"""
 
     constant: ClassVar[bool | None] = None
@@ -171,7 +175,7 @@ class Gate(Remembering):
         return state
 
 
-class Selection(Piece):
+class Selection(Piece, abc.ABC):
     """Which examples see the second gradient?"""
 
     needs_oracle: ClassVar[bool] = True
@@ -181,7 +185,7 @@ class Selection(Piece):
         """The oracle of the second gradient, which is taken at `step.point`."""
 
 
-class Combination(Piece):
+class Combination(Piece, abc.ABC):
     """How do the two gradients become one?"""
 
     @abc.abstractmethod
@@ -189,7 +193,7 @@ class Combination(Piece):
         """The descent gradient, a tree like the parameters."""
 
 
-class Reuse(Remembering):
+class Reuse(Remembering, abc.ABC):
     """What does an unpaid step remember?"""
 
     def refresh(self, state: PieceState, step: Step) -> PieceState:
@@ -202,7 +206,7 @@ class Reuse(Remembering):
         """The descent gradient of an unperturbed step, and the state after it."""
 
 
-class Ascent(Piece):
+class Ascent(Piece, abc.ABC):
     """How far uphill? An Optax transformation, from a direction to a perturbation.
 
     Its key comes with `update`, not with `init`: any other Optax transformation is an ascent too.

@@ -13,7 +13,16 @@ from optax_sam.aliases import Batch, Grads
 from optax_sam.hyperparameters import Number, Radius, ScalarOrSchedule, at_step
 from optax_sam.pieces.bases import Combination, Step
 
-__all__ = ["bilateral", "mix", "perturbed", "plus", "plus_emphasized_rise", "surrogate_gap", "unit", "unit_sum"]
+__all__ = [
+    "bilateral",
+    "mix",
+    "perturbed",
+    "plus",
+    "plus_emphasized_rise",
+    "surrogate_gap",
+    "unit",
+    "unit_sum",
+]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,7 +43,14 @@ class FisherMask(Ascent):
         return MaskState(mask)
 
     def update(
-        self, updates: Any, state: MaskState, params: Any = None, *, step: Any, oracle: Any, **extra_args: Any
+        self,
+        updates: Any,
+        state: MaskState,
+        params: Any = None,
+        *,
+        step: Any = None,
+        oracle: Any = None,
+        **extra_args: Any,
     ) -> tuple[Any, MaskState]:
         del extra_args
         number = min(self.num_samples, oracle.size or 1)
@@ -98,7 +105,14 @@ class DynamicMask(Ascent):
         return MaskState(mask)
 
     def update(
-        self, updates: Any, state: MaskState, params: Any = None, *, step: Any, key: Any, **extra_args: Any
+        self,
+        updates: Any,
+        state: MaskState,
+        params: Any = None,
+        *,
+        step: Any = None,
+        key: Any = None,
+        **extra_args: Any,
     ) -> tuple[Any, MaskState]:
         del params, extra_args
 
@@ -179,7 +193,7 @@ class KeepRandomFraction(Ascent):
 
     asks_anew: ClassVar[bool] = False
 
-    def update(self, updates: Any, state: Any, params: Any = None, *, key: Any, **extra_args: Any):
+    def update(self, updates: Any, state: Any, params: Any = None, *, key: Any = None, **extra_args: Any):
         del params, extra_args
         kept = random_trees.coins(key, self.fraction, updates)
         return trees.map_inexact(lambda d, k: jnp.where(k, d, jnp.zeros_like(d)), updates, kept), state

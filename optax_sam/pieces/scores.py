@@ -40,7 +40,7 @@ class DrawnByScore(Start):
     strata: int
 
     @property
-    def asks_anew(self) -> bool:
+    def asks_anew(self) -> bool:  # pyrefly: ignore[bad-override]
         return self.score == "gradient_norm"
 
     def init(self, params: Params, key: jax.Array) -> ScoreState:

@@ -94,7 +94,8 @@ def check_closes_over_nothing(given: Given, num_slices: int) -> None:
         types = ", ".join(f"{jax.typeof(x).dtype}{list(jax.typeof(x).shape)}" for x in found)
         raise ValueError(
             f"loss_fn closes over {len(found)} arrays ({types}), which cannot enter per_device on explicit "
-            f"mesh axes: pass them as further arguments, value_and_grad(losses)(params, batch, *args, state=...)."
+            f"mesh axes: pass them as further arguments, "
+            f"value_and_grad(losses)(params, batch, *args, state=...)."
         )
 
 

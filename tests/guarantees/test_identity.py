@@ -1,0 +1,172 @@
+"""Equal methods are one method; unequal ones in the step and in the chain are told apart by name."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_sam
+from optax_sam import ascents, gates, reuses
+from optax_sam.identity import difference
+from tests.registry import CASES, assert_trees_equal, init_params, losses, make_batch, make_step
+
+SEEN = [n for n, case in CASES.items()]
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_a_method_made_twice_is_one(name):
+    case = CASES[name]
+    if name.startswith("m_") or name == "accumulated" or case.method.__module__.startswith("optax_sam"):
+        assert difference(case.make().method, case.make().method) is None
+
+
+def test_a_factory_called_twice_steps_as_one_object_does():
+    """Momentum SAM sees the base optimizer's momentum, and the loss is traced once."""
+
+    def made():
+        sam = optax_sam.momentum_sam(0.3)
+        return sam, optax.chain(sam, optax.clip_by_global_norm(1.0), optax.sgd(0.1, momentum=0.9))
+
+    calls = []
+
+    def counted(params, batch):
+        calls.append(1)
+        return losses(params, batch)
+
+    found = []
+    for sam, tx in ((made()[0], made()[1]), made()):
+        step, run = jax.jit(make_step(sam, tx, counted)), (init_params(), tx.init(init_params()))
+        for number in range(3):
+            *run, _ = step(*run, make_batch(number), jnp.arange(16))
+        found.append(run)
+    assert_trees_equal(*found)
+    assert len(calls) == 2 and optax_sam.info(found[0][1])["gradients"] == 3
+
+
+def finish(sam, other):
+    state = sam.init(init_params())
+    _, grads, oracle = sam.value_and_grad(losses)(init_params(), make_batch(), state=state)
+    return other.update(grads, other.init(init_params()), init_params(), oracle=oracle)
+
+
+def schedule():
+    return optax.linear_schedule(0.1, 0.2, 10)
+
+
+UNEQUAL = {
+    "a number": (optax_sam.sam(0.1), optax_sam.sam(0.2), "method.ascent.*rho is 0.1 in one and 0.2"),
+    "a kind": (
+        optax_sam.sam(),
+        optax_sam.asam(0.05),
+        "method.ascent.*geometry is Euclidean.* in one and Elem",
+    ),
+    "a piece": (optax_sam.sam(), optax_sam.rst(), "method.gate is Always"),
+    "a seed": (optax_sam.rst(seed=1), optax_sam.rst(seed=2), "method.seed is 1 in one and 2"),
+    "an array": (optax_sam.sam(np.float32(0.1)), optax_sam.sam(np.float32(0.2)), "rho is .*0.1.* and .*0.2"),
+    "a wrapper": (
+        optax_sam.per_microbatch(optax_sam.sam(), 2),
+        optax_sam.per_microbatch(optax_sam.sam(), 4),
+        "method.num_microbatches is 2 in one and 4",
+    ),
+    "two schedules of one formula": (
+        optax_sam.sam(schedule()),
+        optax_sam.sam(schedule()),
+        "rho is a function of its own in each",
+    ),
+    "two chains": (
+        optax_sam.sharpness_aware(optax.chain(ascents.to_radius(0.1))),
+        optax_sam.sharpness_aware(optax.chain(ascents.to_radius(0.1))),
+        "method.ascent.init is a function of its own",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNEQUAL)
+def test_unequal_methods_are_an_error_that_names_the_first_difference(name):
+    one, other, words = UNEQUAL[name]
+    with pytest.raises(ValueError, match=words) as error:
+        finish(one, other)
+    assert re.search(r"Use one object .* optax_sam.step\(tx, losses\)", str(error.value))
+    finish(one, one)
+
+
+def test_injected_numbers_cannot_be_compared_and_say_what_to_do():
+    tx = optax.inject_hyperparams(optax_sam.sam)(rho=0.05)
+    sam, params = optax_sam.sam(0.05), init_params()
+
+    @jax.jit
+    def step(params):
+        _, grads, oracle = sam.value_and_grad(losses)(params, make_batch(), state=sam.init(params))
+        return tx.update(grads, tx.init(params), params, oracle=oracle)
+
+    with pytest.raises(ValueError, match="rho is .* optax_sam.step"):
+        step(params)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Record:
+    """Compared field by field, whatever `==` says."""
+
+    value: object
+
+
+def test_values_are_compared_by_dtype_and_content():
+    def f():
+        return 1
+
+    same = [
+        (Record(jnp.ones(2)), Record(jnp.ones(2))),
+        (Record(float("nan")), Record(float("nan"))),
+        (Record({"a": (1, np.float32(2))}), Record({"a": (1, np.float32(2))})),
+        (Record(f), Record(f)),
+        (Record(jax.random.key(1)), Record(jax.random.key(1))),
+        (gates.every(3), gates.every(3)),
+        (ascents.to_radius(0.1), ascents.to_radius(0.1)),
+    ]
+    other = [
+        (Record(jnp.ones(2)), Record(jnp.ones(2, jnp.int32))),
+        (Record(jnp.ones(2)), Record(jnp.zeros(2))),
+        (Record(1), Record(1.0)),
+        (Record([1]), Record((1,))),
+        (Record({"a": 1}), Record({"b": 1})),
+        (Record((1, 2)), Record((1, 2, 3))),
+        (Record(lambda: 1), Record(lambda: 1)),
+        (Record(jax.random.key(1)), Record(jax.random.key(2))),
+        (gates.every(3), gates.after(3)),
+        (reuses.decayed_difference(0.5, 3), reuses.decayed_difference(0.5, 4)),
+    ]
+    assert [difference(x, y) for x, y in same] == [None] * len(same)
+    assert all(difference(x, y) is not None for x, y in other)
+
+
+def test_where_momentum_sam_finds_the_momentum_is_told_and_can_be_chosen():
+    params, where = init_params(), optax_sam.directions.where_momentum_is
+    sam = optax_sam.momentum_sam(0.3)
+    assert (
+        where(optax.chain(sam, optax.sgd(0.1, momentum=0.9)).init(params), params) == "opt_state[1][0].trace"
+    )
+    assert where(optax.chain(sam, optax.adam(0.1)).init(params), params) == "opt_state[1][0].mu"
+    assert where(optax.chain(sam, optax.sgd(0.1)).init(params), params) == "own"
+    both = optax.chain(sam, optax.adam(0.1), optax.trace(0.5))
+    with pytest.raises(ValueError, match=r"2 momenta .* opt_state\[2\].trace, opt_state\[1\]\[0\].mu: say"):
+        where(both.init(params), params)
+    with pytest.raises(ValueError, match="read_momentum=lambda opt_state"):
+        optax_sam.step(both, losses)(params, both.init(params), make_batch())
+
+    def run(method, base):
+        tx = optax.chain(method, base)
+        step, run = jax.jit(optax_sam.step(tx, losses)), (params, tx.init(params))
+        for number in range(3):
+            *run, _ = step(*run, make_batch(number))
+        return run[0]
+
+    base = optax.sgd(0.1, momentum=0.9)
+    chosen = optax_sam.momentum_sam(0.3, read_momentum=lambda state: state[1][0].trace)
+    assert_trees_equal(run(chosen, base), run(sam, base))
+    wrong = optax_sam.momentum_sam(0.3, read_momentum=lambda state: state[1][0].trace["layer_0"])
+    with pytest.raises(ValueError, match="read_momentum returned a tree of the structure"):
+        run(wrong, base)

@@ -1,0 +1,368 @@
+"""What a user's piece is promised: counted wherever it asks, told the whole step, refused by name."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import lax
+
+import optax_sam
+from optax_sam import ascents, combinations, directions, gates, geometries, reuses, selections, starts
+from optax_sam.pieces import bases
+from tests.registry import assert_trees_close, init_params, losses, make_batch, make_indices, one_step
+
+RHO = 0.05
+
+
+def info_after(method, **fixed):
+    return optax_sam.info(one_step(method, init_params(), make_batch(), **fixed)[1])
+
+
+# Counting and judging.
+
+
+def test_repeated_ascents_count_every_gradient_however_they_are_nested():
+    nested = ascents.repeated(ascents.repeated(ascents.to_radius(0.01), 2), 3)
+    masked = optax.masked(nested, {"layer_0": True, "layer_1": False})
+    for ascent in (nested, ascents.chained(nested, optax.scale(1.0)), masked, optax.chain(nested)):
+        # 3 climbs of 2 steps each, of which the very first is along the step's own gradient, and 2 beside.
+        assert info_after(optax_sam.sharpness_aware(ascent))["gradients"] == 7
+
+
+class AsksTwice(bases.Combination):
+    """Two further gradients, one of them in a loop, one by chance."""
+
+    def combine(self, step):
+        def once(carry, _):
+            return carry + step.oracle.evaluate_moved(step.perturbation).norm, None
+
+        total, _ = step.oracle.scan(once, jnp.zeros([]), length=3)
+
+        def paid():
+            return step.oracle.evaluate(step.point).grads
+
+        return step.oracle.cond(total > 0, paid, lambda: step.perturbed_grads)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "gradients"),
+    [
+        (lambda method: method, 6),
+        (lambda method: optax_sam.per_microbatch(method, 4), 6),
+        (lambda method: optax_sam.per_microbatch(method, 4, loop="vmap"), 6),
+        (lambda method: optax_sam.accumulated(method, 4), 6),
+        (lambda method: optax_sam.over_draws(method, 2, optax_sam.tilted(1.0)), 12),
+        (lambda method: optax_sam.per_microbatch(optax_sam.accumulated(method, 2), 2), 6),
+    ],
+    ids=["alone", "slices", "slices at once", "accumulated", "draws", "nested"],
+)
+def test_what_a_users_piece_takes_is_counted_inside_every_wrapper(wrap, gradients):
+    method = wrap(optax_sam.sharpness_aware(ascents.to_radius(RHO), combination=AsksTwice()))
+    assert info_after(method)["gradients"] == gradients
+
+
+def test_a_part_of_the_examples_counts_as_that_part():
+    class OnHalf(bases.Combination):
+        def combine(self, step):
+            half = step.oracle.take(jnp.arange(8)[None])
+            return half.evaluate(step.point).grads
+
+    method = optax_sam.sharpness_aware(ascents.to_radius(RHO), combination=OnHalf())
+    assert info_after(method)["gradients"] == 2.5
+
+
+LOOPS = {
+    "scan": lambda ask: lax.scan(lambda c, _: (c + ask(), None), jnp.zeros([]), length=2)[0],
+    "fori_loop": lambda ask: lax.fori_loop(0, 2, lambda _, c: c + ask(), jnp.zeros([])),
+    "while_loop": lambda ask: lax.while_loop(lambda c: c < 1, lambda c: c + ask(), jnp.zeros([])),
+    "cond": lambda ask: lax.cond(jnp.ones([]) > 0, ask, lambda: jnp.zeros([])),
+    "map": lambda ask: lax.map(lambda _: ask(), jnp.arange(2)).sum(),
+    "vmap": lambda ask: jax.vmap(lambda _: ask())(jnp.arange(2)).sum(),
+    "jit": lambda ask: jax.jit(ask)(),
+    "grad": lambda ask: jax.grad(lambda x: x * ask())(1.0),
+    "checkpoint": lambda ask: jax.checkpoint(ask)(),
+}
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_gradient_in_a_loop_of_a_piece_s_own_is_refused_by_naming_the_doors(loop):
+    class Asks(bases.Combination):
+        def combine(self, step):
+            LOOPS[loop](lambda: step.oracle.evaluate(step.point).norm)
+            return step.perturbed_grads
+
+    method = optax_sam.sharpness_aware(ascents.to_radius(RHO), combination=Asks())
+    with pytest.raises(ValueError, match=r"use oracle.scan .* oracle.cond .* oracle.hessian_product"):
+        one_step(method, init_params(), make_batch())
+
+
+def test_finite_covers_the_third_gradient_and_the_descent():
+    def root(params, batch):
+        return jnp.sqrt(params["w"]) * jnp.ones_like(batch)
+
+    def step(method):
+        params = {"w": jnp.asarray(0.05)}
+        state = method.init(params)
+        _, grads, oracle = method.value_and_grad(root)(params, jnp.ones(4), state=state)
+        return method.update(grads, state, params, oracle=oracle)
+
+    descent, state = step(optax_sam.bilateral_sam(0.01, lower_rho=0.1))
+    assert np.isnan(descent["w"]) and not optax_sam.finite(state)
+
+    class Overflows(bases.Combination):
+        def combine(self, step):
+            return jax.tree.map(lambda g: g * jnp.inf, step.perturbed_grads)
+
+    descent, state = step(optax_sam.sharpness_aware(ascents.to_radius(0.01), combination=Overflows()))
+    assert np.isinf(descent["w"]) and not optax_sam.finite(state)
+
+    class Recalls(bases.Reuse):
+        def init(self, params, key):
+            return jnp.zeros([])
+
+        def recall(self, state, step):
+            return jax.tree.map(lambda g: g / 0, step.grads), state + 1
+
+    method = optax_sam.sharpness_aware(ascents.to_radius(0.01), gate=gates.after(9), reuse=Recalls())
+    _, state = step(method)
+    assert not optax_sam.finite(state) and state.reuse == 0
+
+
+# Shares of the mean.
+
+
+def test_slices_weigh_alike_whatever_the_method_makes_of_its_examples():
+    """Losses of very unequal slopes, of which reweighting makes very unequal chances."""
+
+    def steep(params, batch):
+        return losses(params, batch) * batch["slope"]
+
+    batch = make_batch() | {"slope": jnp.exp(jnp.linspace(0.0, 3.0, 16))}
+    method = optax_sam.reweighted_sam(weight=2.0, difference_step=1e-3)
+    for form in (optax_sam.per_microbatch(method, 4), optax_sam.per_microbatch(optax_sam.esam(), 4)):
+        state = form.init(init_params())
+        for weights in (None, jnp.ones(16)):
+            loss, _, oracle = form.value_and_grad(steep)(init_params(), batch, state=state, weights=weights)
+            np.testing.assert_allclose(loss, jnp.mean(steep(init_params(), batch)), rtol=1e-6)
+            np.testing.assert_allclose(oracle._started.begun.parts[1], 0.25, rtol=1e-6)
+
+
+def test_sharpness_is_the_difference_of_equally_weighted_losses():
+    method = optax_sam.sharpness_aware(ascents.to_radius(1e-6), start=starts.reweighted(2.0, 1e-3))
+    assert abs(info_after(method)["sharpness"]) < 1e-4
+
+
+# What a piece is told, and what it may say.
+
+
+def test_a_combination_is_told_the_whole_step():
+    seen = {}
+
+    class Looks(bases.Combination):
+        asks_anew = False
+
+        def combine(self, step):
+            moved = jax.tree.map(jnp.subtract, step.point, step.params)
+            seen["same"] = jax.tree.map(jnp.subtract, moved, step.perturbation)
+            seen["dot"] = optax.tree.vdot(step.direction, step.perturbation)
+            seen["norms"] = step.first.norm, step.perturbed.norm, step.count
+            return step.perturbed_grads
+
+    method = optax_sam.sharpness_aware(ascents.to_radius(RHO), combination=Looks())
+    state = method.init(init_params())
+    _, grads, oracle = method.value_and_grad(losses)(init_params(), make_batch(), state=state)
+    method.update(grads, state, init_params(), oracle=oracle)
+    assert_trees_close(seen["same"], jax.tree.map(jnp.zeros_like, init_params()), atol=1e-7)
+    np.testing.assert_allclose(seen["dot"], RHO * optax.tree.norm(grads), rtol=1e-5)
+    np.testing.assert_allclose(seen["norms"][0], optax.tree.norm(grads), rtol=1e-6)
+
+
+def test_initial_states_may_be_random_each_by_a_key_of_its_own():
+    class Random(bases.Direction):
+        def init(self, params, key):
+            return jax.random.normal(key, [3])
+
+        def read(self, state, step):
+            return step.grads, state
+
+    class AlsoRandom(bases.Reuse):
+        def init(self, params, key):
+            return jax.random.normal(key, [3])
+
+        def recall(self, state, step):
+            return step.grads, state
+
+    def states(seed):
+        method = optax_sam.sharpness_aware(
+            ascents.to_radius(RHO), direction=Random(), reuse=AlsoRandom(), seed=seed
+        )
+        state = method.init(init_params())
+        return [np.asarray(x) for x in (state.direction, state.reuse)]
+
+    found = [*states(0), *states(1)]
+    assert all(np.any(x != y) for n, x in enumerate(found) for y in found[n + 1 :])
+
+
+def test_a_piece_may_repair_the_mean_of_its_states():
+    class Counter(bases.Direction):
+        def init(self, params, key):
+            return jnp.zeros([])
+
+        def read(self, state, step):
+            return step.grads, state
+
+        def write(self, state, step):
+            return state + jnp.where(step.grads["layer_0"]["bias"][0] > 0, 1.0, 2.0)
+
+        def settle(self, mean, old):
+            return old + 10.0
+
+    method = optax_sam.sharpness_aware(ascents.to_radius(RHO), direction=Counter())
+    for form in (
+        optax_sam.per_microbatch(method, 4),
+        optax_sam.over_draws(method, 2, optax_sam.tilted(0.0)),
+        optax_sam.per_microbatch(optax_sam.over_draws(method, 2, optax_sam.tilted(0.0)), 2),
+    ):
+        assert one_step(form, init_params(), make_batch())[1].direction == 10.0
+
+
+# What is refused.
+
+
+def test_all_missing_members_are_named_at_once():
+    class Bare:
+        def read(self, state, step):
+            return step.grads, state
+
+    with pytest.raises(
+        TypeError, match=r"direction=.*asks_anew, init, needs_gradient, needs_oracle, settle, write"
+    ):
+        optax_sam.sharpness_aware(ascents.to_radius(RHO), direction=Bare())
+
+    class Unfinished(bases.Reuse):
+        pass
+
+    with pytest.raises(TypeError, match="recall"):
+        Unfinished()
+    for kind, factory in {
+        "start": starts.at_params,
+        "direction": directions.gradient,
+        "gate": gates.always,
+        "selection": selections.everything,
+        "combination": combinations.unit,
+        "reuse": reuses.nothing,
+    }.items():
+        with pytest.raises(TypeError, match=f"{kind}=<function .*with its brackets"):
+            optax_sam.sharpness_aware(ascents.to_radius(RHO), **{kind: factory})
+    with pytest.raises(TypeError, match="geometry=<function"):
+        ascents.to_radius(RHO, geometries.euclidean)
+
+
+def first_leaf(tree, change):
+    leaves, treedef = jax.tree.flatten(tree)
+    return jax.tree.unflatten(treedef, [change(leaves[0]), *leaves[1:]])
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrong(bases.Direction, bases.Combination, bases.Reuse):
+    """Returns something else than was promised, by the name of what is wrong."""
+
+    what: str
+
+    def spoilt(self, tree):
+        changes = {
+            "structure": lambda: {"no": tree},
+            "shape": lambda: first_leaf(tree, lambda x: x[..., None]),
+            "dtype": lambda: first_leaf(tree, lambda x: x.astype(jnp.int32)),
+        }
+        return changes[self.what]()
+
+    def read(self, state, step):
+        return self.spoilt(step.grads), state
+
+    def combine(self, step):
+        return self.spoilt(step.perturbed_grads)
+
+    def recall(self, state, step):
+        return self.spoilt(step.grads), state
+
+
+@pytest.mark.parametrize("what", ["structure", "shape", "dtype"])
+@pytest.mark.parametrize("kind", ["direction", "combination", "reuse"])
+def test_a_tree_that_is_not_like_the_parameters_is_refused_with_the_piece_s_name(kind, what):
+    gate = gates.after(9) if kind == "reuse" else gates.always()
+    method = optax_sam.sharpness_aware(ascents.to_radius(RHO), gate=gate, **{kind: Wrong(what)})
+    words = {"structure": "a tree of the structure", "shape": "the shape", "dtype": "int32 at"}[what]
+    with pytest.raises(ValueError, match=rf"^{kind}=Wrong\(what='{what}'\) returned {words}"):
+        one_step(method, init_params(), make_batch())
+
+
+@pytest.mark.parametrize("what", ["structure", "shape", "dtype"])
+def test_an_ascent_that_returns_another_tree_is_refused(what):
+    ascent = optax.stateless(lambda updates, params: Wrong(what).spoilt(updates))
+    method = optax_sam.sharpness_aware(ascent)
+    with pytest.raises(ValueError, match="^ascent=.* returned"):
+        one_step(method, init_params(), make_batch())
+
+
+@dataclasses.dataclass(frozen=True)
+class WrongState(bases.Direction):
+    """A state in bfloat16 that comes back as something else."""
+
+    what: str
+
+    def init(self, params, key):
+        return {"mean": jnp.zeros([2], jnp.bfloat16)}
+
+    def read(self, state, step):
+        return step.grads, state
+
+    def write(self, state, step):
+        return {
+            "dtype": {"mean": state["mean"].astype(jnp.float32)},
+            "shape": {"mean": state["mean"][:1]},
+            "structure": (state["mean"],),
+        }[self.what]
+
+
+@pytest.mark.parametrize("what", ["structure", "shape", "dtype"])
+def test_a_state_that_changes_its_type_is_refused_with_the_piece_s_name(what):
+    method = optax_sam.sharpness_aware(ascents.to_radius(RHO), direction=WrongState(what))
+    with pytest.raises(ValueError, match=rf"^direction=WrongState\(what='{what}'\) returned (a|the) "):
+        one_step(method, init_params(), make_batch())
+
+
+def test_a_selection_that_returns_no_oracle_is_refused():
+    class Nothing(bases.Selection):
+        def select(self, step):
+            return step.oracle.batch
+
+    method = optax_sam.sharpness_aware(ascents.to_radius(RHO), selection=Nothing())
+    with pytest.raises(ValueError, match="selection=.* returned a dict, no StepOracle"):
+        one_step(method, init_params(), make_batch())
+
+
+def test_a_user_s_oracle_shows_what_a_user_gives():
+    given = {
+        "losses",
+        "batch",
+        "params",
+        "has_aux",
+        "indices",
+        "weights",
+        "whole_batch",
+        "key",
+        "loss_scale",
+        "args",
+    }
+    assert {field.name for field in dataclasses.fields(optax_sam.Oracle)} == given
+    method = optax_sam.ausam(48)
+    state = method.init(init_params())
+    *_, oracle = method.value_and_grad(losses)(
+        init_params(), make_batch(), state=state, indices=make_indices()
+    )
+    assert isinstance(oracle, optax_sam.Oracle) and oracle.batch["label"].shape == (16,)
+    assert set(vars(oracle)) - given == {"_objective", "_started"}
