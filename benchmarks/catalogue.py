@@ -18,9 +18,9 @@ from benchmarks.cases import (
     whole,
     with_surrogate,
 )
-from tests import registry
+from tests import registry, rows
 
-NUM_EXAMPLES = registry.TRAINING_EXAMPLES
+NUM_EXAMPLES = rows.TRAINING_EXAMPLES
 
 
 def all_cases() -> list[Case]:
@@ -36,11 +36,11 @@ def all_cases() -> list[Case]:
     ]
 
 
-def of_row(row: registry.Case) -> list[Case]:
+def of_row(row: rows.Case) -> list[Case]:
     """A method as its row says; three cases where a gate may stand open or closed."""
     timed, name = row.timed, row.timed.name or row.method.__name__
     gradients, straight, more = timed.gradients, timed.straight, timed.more
-    if gradients == registry.AS_THE_ROW:  # the mean over a gate's decisions is known to the row alone
+    if gradients == rows.AS_THE_ROW:  # the mean over a gate's decisions is known to the row alone
         gradients = None if row.gated else row.cost_of_first_step
     if straight is None:
         straight = gradients == 2 and not row.needs_oracle
@@ -54,7 +54,7 @@ def of_row(row: registry.Case) -> list[Case]:
     return [Case(name, build, gradients, straight, **more)]
 
 
-def arguments(row: registry.Case) -> dict[str, Any]:
+def arguments(row: rows.Case) -> dict[str, Any]:
     """What the method is built with: by default what it requires, and the radius of all cases."""
     if row.timed.arguments is not None:
         return row.timed.arguments
