@@ -55,6 +55,30 @@ def apply_gradients(train_state: Any, *, grads: Any, **arguments: Any) -> Any:
     return train_state.replace(tx=bound).apply_gradients(grads=grads, **{"tx": tx} | replaced)
 
 
+def from_0_1(saved: Any) -> Any:
+    """A state that version 0.1.0 has saved, as `flax.serialization.from_state_dict` wants it now.
+
+    `multistep_sam`, `sparse_sam` and `fisher_mask_sam` kept a count in their state, which is gone. All other
+    states are as they were.
+
+    Args:
+      saved: a nested dict, as `flax.serialization.msgpack_restore` returns it.
+
+    Returns:
+      A nested dict without these counts.
+
+    Example:
+      >>> import optax_sam.flax
+      >>> optax_sam.flax.from_0_1({"ascent": {"inner": {}, "evaluations": 1.0}})
+      {'ascent': {}}
+    """
+    if not isinstance(saved, dict):
+        return saved
+    if set(saved) == {"inner", "evaluations"}:
+        return from_0_1(saved["inner"])
+    return {key: from_0_1(value) for key, value in saved.items() if key != "evaluations"}
+
+
 def nnx_value_and_grad(
     method: SharpnessAware,
     loss_fn: Callable[[Any, Any], Any],
