@@ -53,6 +53,7 @@ class Examples:
       num_slices: into how many parts an evaluation is cut.
       needs_losses: whether one loss per example is wanted.
       whole_batch: whether every example is to be used in this step.
+      is_part: whether they are only a part of what the user's batch holds.
     """
 
     rows: Rows
@@ -64,6 +65,7 @@ class Examples:
     num_slices: int = dataclasses.field(default=1, metadata={"static": True})
     needs_losses: bool = dataclasses.field(default=False, metadata={"static": True})
     whole_batch: bool = dataclasses.field(default=False, metadata={"static": True})
+    is_part: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @property
     def size(self) -> int | None:
@@ -81,7 +83,10 @@ class Examples:
     def take(self, positions: jax.Array) -> "Examples":
         """The drawn examples only; `positions`: `int[strata, drawn]`, inside each contiguous part."""
         rows = jax.tree.map(lambda x: sharding.take_rows(x, positions), self.rows)
-        return self.but(rows=rows, fraction=self.fraction * positions.size / (self.size or 1))
+        is_part = self.is_part or positions.size != self.size
+        return self.but(
+            rows=rows, fraction=self.fraction * positions.size / (self.size or 1), is_part=is_part
+        )
 
     def padded(self, real: jax.Array) -> "Examples":
         """Examples where `real` (`bool[batch]`) is False are padding."""
@@ -111,9 +116,9 @@ class Examples:
         total = None if rows.weights is None else rows.weights.sum(axis=1)
         return Slices(rows, total, jnp.arange(num_slices))
 
-    def without_rows(self) -> "Examples":
-        """What all slices share."""
-        return self.but(rows=Rows(()), total=None)
+    def shared_by(self, num_slices: int) -> "Examples":
+        """What all slices share: everything but rows and shares."""
+        return self.but(rows=Rows(()), total=None, is_part=self.is_part or num_slices > 1)
 
     def of_slice(self, part: "Slices") -> "Examples":
         """The examples of one slice, with a key of its own."""

@@ -10,6 +10,7 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.interpreters import partial_eval as pe
 
 from optax_sam import sharding, trees
 from optax_sam.aliases import Grads, Params
@@ -98,6 +99,8 @@ class Losses(Objective):
         layout, floats, inputs = self._inputs(point, examples, arguments)
         key, gradient = self._gradient(layout, examples)
         grads, (loss, losses, aux) = self.held.call(key, gradient, floats, inputs)
+        if examples.is_part and not losses.ndim:
+            self._check_reads_batch(layout, examples, floats, inputs)
         grads = layout.merged(grads, [jnp.zeros_like(x) for x in inputs.others])
         return Evaluation(grads, loss, losses if losses.ndim else None, aux)
 
@@ -214,6 +217,30 @@ class Losses(Objective):
         needed = "weights are given" if inputs.rows.weights is not None else None
         needed = "this method needs them" if examples.needs_losses else needed
         return checked(losses, size_of(batch), needed), aux
+
+    def _check_reads_batch(self, layout: "Layout", examples: Examples, floats: Any, inputs: Inputs) -> None:
+        """Refuses a scalar loss that looks at no example, where only a part of the examples is asked for."""
+
+        def needed(times):
+            """The equations that a loss of so many times the examples needs, and whether of the batch."""
+
+            def loss(batch):
+                return self._losses(layout, examples, floats, inputs._replace(rows=Rows(batch)))[0]
+
+            def longer(x):
+                return jax.ShapeDtypeStruct((times * x.shape[0], *x.shape[1:]), x.dtype)
+
+            closed = jax.make_jaxpr(loss)(jax.tree.map(longer, inputs.rows.batch))
+            jaxpr, reads = pe.dce_jaxpr(closed.jaxpr, [True])
+            return str(jaxpr), any(reads)
+
+        equations, reads = needed(1)
+        if not reads and needed(2)[0] == equations:  # else the loss looks at the number of examples
+            raise ValueError(
+                "losses reads nothing of batch, but this step takes gradients of parts of it, and every part "
+                "would be the same: take the examples from the argument batch, not from what losses closes "
+                "over."
+            )
 
     def _pair(self, returned: Any) -> tuple[Any, Any]:
         if not self.has_aux:

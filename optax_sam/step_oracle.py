@@ -168,10 +168,13 @@ class StepOracle:
         if self.examples.num_slices == 1:
             return ask(point, self.examples, self.given.arguments)
 
-        def on_slice(part):
-            return ask(point, self.examples.of_slice(part), self.given.arguments)
+        number = self.examples.num_slices
+        shared = self.examples.shared_by(number)
 
-        return self._joined(lax.map(on_slice, self.examples.split(self.examples.num_slices)))
+        def on_slice(part):
+            return ask(point, shared.of_slice(part), self.given.arguments)
+
+        return self._joined(lax.map(on_slice, self.examples.split(number)))
 
     def hessian_product(self, vector: Params, at: Params = None) -> Grads:
         """`H v`, the derivative of the gradient along `vector`; at the first point, or at another.
@@ -242,15 +245,16 @@ class StepOracle:
 
     def _in_slices(self, function: Callable[[Examples], tuple[Any, Any]]) -> tuple[Any, Any]:
         """The mean of gradients over slices, and what else each gives."""
-        parts = self.examples.split(self.examples.num_slices)
+        number = self.examples.num_slices
+        parts, shared = self.examples.split(number), self.examples.shared_by(number)
         rows, weights = parts.rows, parts.rows.weights
         if rows.emphasis is not None:
             weights = (
                 rows.emphasis if weights is None else rows.emphasis * weights.astype(rows.emphasis.dtype)
             )
         totals = None if weights is None else weights.sum(axis=1)
-        shares = means.shares(totals, self.examples.num_slices, self.given.params)
-        return means.mean_by_scan(lambda part: function(self.examples.of_slice(part)), shares, parts)
+        shares = means.shares(totals, number, self.given.params)
+        return means.mean_by_scan(lambda part: function(shared.of_slice(part)), shares, parts)
 
     def _joined(self, losses: jax.Array) -> jax.Array:
         return sharding.join_rows(losses, like=jax.tree.leaves(self.batch)[0])

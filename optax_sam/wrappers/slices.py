@@ -86,7 +86,7 @@ class PerSlice(Wrapper):
 
 def _parts_and_shared(number: int, state: SharpnessAwareState, given: Given) -> tuple[Slices, Any]:
     """What each slice has of its own, and what is whole in all of them."""
-    whole = given.but(examples=given.examples.without_rows())
+    whole = given.but(examples=given.examples.shared_by(number))
     return given.examples.split(number), (state, whole)
 
 

@@ -221,3 +221,34 @@ def test_weights_may_be_bools_or_integers():
     ]
     for other in found[1:]:
         assert_trees_equal(other, found[0])
+
+
+PARTS = {
+    "slices": lambda: optax_sam.per_microbatch(optax_sam.sam(), 4),
+    "parts of a gradient": lambda: optax_sam.accumulated(optax_sam.sam(), 4),
+    "halves": lambda: optax_sam.random_perturbation(),
+}
+
+
+@pytest.mark.parametrize("form", PARTS)
+def test_a_scalar_loss_that_reads_nothing_of_its_batch_is_refused_where_parts_are_asked_for(form):
+    method, params, whole = PARTS[form](), init_params(), make_batch()
+    state = method.init(params)
+
+    def closes_over_its_batch(params, batch):
+        return jax.jit(lambda p, b: jnp.mean(losses(p, whole)))(params, batch)
+
+    def looks_at_shapes(params, batch):
+        return jnp.mean(jnp.ones_like(batch["image"])) * optax.tree.norm(params)
+
+    def reads(params, batch):
+        return jnp.mean(losses(params, batch))
+
+    with pytest.raises(ValueError, match="losses reads nothing of batch"):
+        method.value_and_grad(closes_over_its_batch)(params, whole, state=state)
+    for loss in (looks_at_shapes, reads):
+        method.value_and_grad(loss)(params, whole, state=state)
+    optax_sam.sam().value_and_grad(closes_over_its_batch)(params, whole, state=optax_sam.sam().init(params))
+    optax_sam.sam().value_and_grad(lambda p, b: optax.tree.norm(p))(
+        params, (), state=optax_sam.sam().init(params)
+    )
