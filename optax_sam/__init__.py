@@ -3,9 +3,18 @@
 from optax_sam import per_example as per_example
 from optax_sam import schedules as schedules
 from optax_sam import sharpness as sharpness
+from optax_sam.arithmetic import trees as trees
+from optax_sam.arithmetic.jaxprs import canonical_convolutions as canonical_convolutions
 from optax_sam.citation import citation as citation
-from optax_sam.hyperparameters import static_arguments as static_arguments
-from optax_sam.jaxprs import canonical_convolutions as canonical_convolutions
+from optax_sam.engine.assembly import sharpness_aware as sharpness_aware
+from optax_sam.engine.hyperparameters import static_arguments as static_arguments
+from optax_sam.engine.oracle import Oracle as Oracle
+from optax_sam.engine.state import SharpnessAwareState as SharpnessAwareState
+from optax_sam.engine.state import due as due
+from optax_sam.engine.state import finite as finite
+from optax_sam.engine.state import info as info
+from optax_sam.engine.training_step import step as step
+from optax_sam.engine.transformation import SharpnessAware as SharpnessAware
 
 # derived: methods (make derived)
 from optax_sam.methods.adasam import adasam as adasam
@@ -53,7 +62,6 @@ from optax_sam.methods.vsam import vsam as vsam
 from optax_sam.methods.wsam import wsam as wsam
 
 # end of what is derived
-from optax_sam.oracle import Oracle as Oracle
 from optax_sam.pieces import ascents as ascents
 from optax_sam.pieces import combinations as combinations
 from optax_sam.pieces import directions as directions
@@ -62,13 +70,6 @@ from optax_sam.pieces import geometries as geometries
 from optax_sam.pieces import reuses as reuses
 from optax_sam.pieces import selections as selections
 from optax_sam.pieces import starts as starts
-from optax_sam.sharpness_aware import sharpness_aware as sharpness_aware
-from optax_sam.state import SharpnessAwareState as SharpnessAwareState
-from optax_sam.state import due as due
-from optax_sam.state import finite as finite
-from optax_sam.state import info as info
-from optax_sam.training_step import step as step
-from optax_sam.transformation import SharpnessAware as SharpnessAware
 from optax_sam.wrappers.accumulated import accumulated as accumulated
 from optax_sam.wrappers.over_draws import over_draws as over_draws
 from optax_sam.wrappers.over_draws import tilted as tilted

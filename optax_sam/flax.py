@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import optax
 
-from optax_sam import means, sharding
-from optax_sam.transformation import SharpnessAware
+from optax_sam.arithmetic import means, sharding
+from optax_sam.engine.transformation import SharpnessAware
 
 try:
     from flax import nnx

@@ -10,11 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optax_sam import checks, ghost_norms, trees
-from optax_sam.examples import Rows, check_rows, size_of
-from optax_sam.hyperparameters import Count
-from optax_sam.jaxprs import canonical_convolutions
-from optax_sam.objective import like_params, mean_loss
+from optax_sam.arithmetic import ghost_norms, trees
+from optax_sam.arithmetic.jaxprs import canonical_convolutions
+from optax_sam.engine import checks
+from optax_sam.engine.examples import Rows, check_rows, size_of
+from optax_sam.engine.hyperparameters import Count
+from optax_sam.engine.losses import mean_loss
+from optax_sam.engine.objective import like_params
 
 
 def losses(

@@ -8,8 +8,8 @@ gradients cost: a step takes `1 + mean` gradients.
 import jax.numpy as jnp
 import optax
 
-from optax_sam import checks
-from optax_sam.hyperparameters import Count, Share
+from optax_sam.engine import checks
+from optax_sam.engine.hyperparameters import Count, Share
 
 
 def constant(probability: Share) -> optax.Schedule:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from docs.derived.methods import Method
 from docs.derived.parts import ROOT
-from optax_sam.hyperparameters import Scalar, ScalarOrSchedule
+from optax_sam.engine.hyperparameters import Scalar, ScalarOrSchedule
 from tests import registry
 from tests.references.by_name import functions
 
@@ -52,8 +52,8 @@ def of_signature(method: Method) -> Iterator[str]:
     for name, parameter in inspect.signature(method.function).parameters.items():
         if parameter.annotation in (*BARE, inspect.Parameter.empty) and name not in ("order", "pattern"):
             yield (
-                f"{name} declares no range: annotate it with an alias of optax_sam/hyperparameters.py, "
-                "such as Radius, or with a Literal"
+                f"{name} declares no range: annotate it with an alias of "
+                "optax_sam/engine/hyperparameters.py, such as Radius, or with a Literal"
             )
 
 

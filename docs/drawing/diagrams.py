@@ -132,7 +132,7 @@ def house() -> None:
     d.box(
         (34.5, 53),
         (61, 5),
-        "sharpness_aware.py",
+        "engine/assembly.py",
         "the order of the pieces in a step; the gate's lax.cond",
         ORACLE,
     )
@@ -153,29 +153,18 @@ def house() -> None:
     d.box((84, 58), (28, 7), "wrappers/", "a method over slices,\ndevices, draws")
     d.box((84, 42), (28, 7), "sharpness/", "what it is: measured,\ndrawn, never trained with")
     d.box(
-        (18, 27.5),
-        (28, 6),
-        "transformation.py, state.py",
-        "how a method is called,\nwhat it remembers",
-        ORACLE,
-    )
-    d.box(
-        (51, 27.5),
-        (28, 6),
-        "oracle.py, step_oracle.py",
-        "gradients at a point, on all or\nsome examples; counted",
+        (34.5, 27.5),
+        (61, 6),
+        "engine/",
+        "how a step is called; gradients at a point, on all or some examples;\ncounting; the state",
         ORACLE,
     )
     d.box((84, 27.5), (28, 6), "per_example.py", "gradients and norms\nof single examples", ORACLE)
-    text = (
-        "objective.py, held.py, meter.py, examples.py, means.py, trees.py, sharding.py, jaxprs.py, checks.py"
-    )
-    d.box((51, 20.7), (94, 4.6), "what all of these share", text, GIVEN)
+    d.box((51, 20.7), (94, 4.6), "arithmetic/", "trees, noise, means, devices, jaxprs", GIVEN)
     for x, top, foot in (
         (34.5, 59, 55.5),
         (34.5, 50.5, 49),
-        (18, 33, 30.5),
-        (48, 33, 30.5),
+        (34.5, 33, 30.5),
         (84, 38.5, 30.5),
     ):
         d.arrow((x, top), (x, foot))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import checks
+from optax_sam.engine import checks
 
 
 class SAFState(NamedTuple):

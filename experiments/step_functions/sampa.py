@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 import optax_sam
-from optax_sam import checks
+from optax_sam.engine import checks
 
 Loss = Callable[[Any, Any], jax.Array]
 

@@ -7,12 +7,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import checks, trees
-from optax_sam.hyperparameters import FixedPositive, FixedProbability, NotNegative, Radius, Scalar, scaled
+from optax_sam.arithmetic import trees
+from optax_sam.engine import checks
+from optax_sam.engine.assembly import SharpnessAware
+from optax_sam.engine.hyperparameters import (
+    FixedPositive,
+    FixedProbability,
+    NotNegative,
+    Radius,
+    Scalar,
+    scaled,
+)
 from optax_sam.methods.sam import sam
 from optax_sam.pieces.ascents import chained, in_proportion
 from optax_sam.pieces.bases import Ascent, transformation
-from optax_sam.sharpness_aware import SharpnessAware
 from optax_sam.wrappers.with_base import followed_by
 
 

@@ -1,11 +1,11 @@
 """AE-SAM and AE-LookSAM: SAM where the gradient is large."""
 
-from optax_sam import checks
-from optax_sam.hyperparameters import Count, FixedNumber, FixedProbability, Linear, Number, Radius
+from optax_sam.engine import checks
+from optax_sam.engine.assembly import SharpnessAware, sharpness_aware
+from optax_sam.engine.hyperparameters import Count, FixedNumber, FixedProbability, Linear, Number, Radius
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.gates import when_gradient_is_large
 from optax_sam.pieces.reuses import orthogonal_component
-from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def aesam(

@@ -1,9 +1,9 @@
 """ASAM, adaptive sharpness-aware minimization."""
 
-from optax_sam.hyperparameters import FixedNotNegative, Radius
+from optax_sam.engine.assembly import SharpnessAware, sharpness_aware
+from optax_sam.engine.hyperparameters import FixedNotNegative, Radius
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.geometries import elementwise
-from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def asam(rho: Radius = 0.5, eta: FixedNotNegative = 0.01) -> SharpnessAware:

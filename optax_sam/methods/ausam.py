@@ -2,10 +2,10 @@
 
 from typing import Literal
 
-from optax_sam.hyperparameters import Count, CountOrZero, Fraction, Radius, Seed
+from optax_sam.engine.assembly import SharpnessAware, sharpness_aware
+from optax_sam.engine.hyperparameters import Count, CountOrZero, Fraction, Radius, Seed
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.scores import drawn_by_score
-from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def ausam(

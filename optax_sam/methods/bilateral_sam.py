@@ -1,9 +1,9 @@
 """Bilateral SAM, BSAM: flat above and below."""
 
-from optax_sam.hyperparameters import Radius
+from optax_sam.engine.assembly import SharpnessAware, sharpness_aware
+from optax_sam.engine.hyperparameters import Radius
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.combinations import bilateral
-from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def bilateral_sam(rho: Radius = 0.05, lower_rho: Radius = 0.05) -> SharpnessAware:

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import checks, random_trees, trees
-from optax_sam import state as states
-from optax_sam.aliases import Grads, Params
-from optax_sam.hyperparameters import (
+from optax_sam.arithmetic import random_trees, trees
+from optax_sam.engine import checks
+from optax_sam.engine import state as states
+from optax_sam.engine.aliases import Grads, Params
+from optax_sam.engine.hyperparameters import (
     AtLeastOne,
     AtLeastZero,
     Count,
@@ -24,10 +25,10 @@ from optax_sam.hyperparameters import (
     Seed,
     at_step,
 )
-from optax_sam.meter import Spent, metered, spend
-from optax_sam.state import SharpnessAwareState
-from optax_sam.step_oracle import Given, StepOracle
-from optax_sam.transformation import Begun, Method, Outcome, SharpnessAware, from_method
+from optax_sam.engine.meter import Spent, metered, spend
+from optax_sam.engine.state import SharpnessAwareState
+from optax_sam.engine.step_oracle import Given, StepOracle
+from optax_sam.engine.transformation import Begun, Method, Outcome, SharpnessAware, from_method
 from optax_sam.wrappers.per_microbatch import per_microbatch
 
 

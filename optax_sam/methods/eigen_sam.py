@@ -1,10 +1,10 @@
 """Eigen-SAM: the direction of largest curvature beside the gradient."""
 
-from optax_sam import checks
-from optax_sam.hyperparameters import Count, Number, Radius, Seed
+from optax_sam.engine import checks
+from optax_sam.engine.assembly import SharpnessAware, sharpness_aware
+from optax_sam.engine.hyperparameters import Count, Number, Radius, Seed
 from optax_sam.pieces.ascents import in_proportion
 from optax_sam.pieces.directions import with_top_eigenvector
-from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def eigen_sam(

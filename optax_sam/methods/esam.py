@@ -1,11 +1,11 @@
 """ESAM, efficient SAM: a part of the weights, and the examples that matter."""
 
-from optax_sam import checks
-from optax_sam.hyperparameters import Count, Fraction, Radius, Seed
+from optax_sam.engine import checks
+from optax_sam.engine.assembly import SharpnessAware, sharpness_aware
+from optax_sam.engine.hyperparameters import Count, Fraction, Radius, Seed
 from optax_sam.pieces.ascents import chained, in_proportion, to_radius
 from optax_sam.pieces.masks import keep_random_fraction
 from optax_sam.pieces.selections import check_fraction, everything, largest_increase
-from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def esam(

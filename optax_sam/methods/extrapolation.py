@@ -2,12 +2,12 @@
 
 from typing import Literal
 
-from optax_sam import checks
-from optax_sam.hyperparameters import FixedProbability, Number, Seed, scaled
+from optax_sam.engine import checks
+from optax_sam.engine.assembly import SharpnessAware, sharpness_aware
+from optax_sam.engine.hyperparameters import FixedProbability, Number, Seed, scaled
 from optax_sam.pieces.ascents import in_proportion
 from optax_sam.pieces.directions import descent_momentum, gaussian, gradient, previous_descent
 from optax_sam.pieces.starts import ahead
-from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def extrapolation(

@@ -3,15 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
-from optax_sam import checks
-from optax_sam.hyperparameters import Count, Number, Radius
+from optax_sam.engine import checks
+from optax_sam.engine.assembly import SharpnessAware, sharpness_aware
+from optax_sam.engine.hyperparameters import Count, Number, Radius
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.combinations import plus
 from optax_sam.pieces.gates import every
 from optax_sam.pieces.reuses import components_beyond
 from optax_sam.pieces.selections import on_surrogate
 from optax_sam.pieces.starts import on_surrogate_between
-from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def fgsam(

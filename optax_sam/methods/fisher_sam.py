@@ -1,9 +1,9 @@
 """Fisher SAM: the ball of information geometry."""
 
-from optax_sam.hyperparameters import FixedNotNegative, Radius
+from optax_sam.engine.assembly import SharpnessAware, sharpness_aware
+from optax_sam.engine.hyperparameters import FixedNotNegative, Radius
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.geometries import fisher
-from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def fisher_sam(rho: Radius = 0.1, eta: FixedNotNegative = 1.0) -> SharpnessAware:

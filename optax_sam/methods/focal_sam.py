@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from optax_sam import checks
-from optax_sam.aliases import Batch
-from optax_sam.hyperparameters import AtLeastZero, Radius
+from optax_sam.engine import checks
+from optax_sam.engine.aliases import Batch
+from optax_sam.engine.assembly import SharpnessAware, sharpness_aware
+from optax_sam.engine.hyperparameters import AtLeastZero, Radius
 from optax_sam.pieces import combinations, directions, selections
 from optax_sam.pieces.ascents import to_radius
-from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Friendly SAM, F-SAM: perturbing along what is particular to the batch."""
 
-from optax_sam.hyperparameters import FixedNumber, FixedProbability, Radius
+from optax_sam.engine.assembly import SharpnessAware, sharpness_aware
+from optax_sam.engine.hyperparameters import FixedNumber, FixedProbability, Radius
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.directions import batch_specific
-from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def friendly_sam(

@@ -1,9 +1,9 @@
 """Gradient-norm penalty, GNP."""
 
-from optax_sam.hyperparameters import Number, Radius
+from optax_sam.engine.assembly import SharpnessAware, sharpness_aware
+from optax_sam.engine.hyperparameters import Number, Radius
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.combinations import mix
-from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def gradient_norm_penalty(rho: Radius = 0.1, alpha: Number = 0.8) -> SharpnessAware:

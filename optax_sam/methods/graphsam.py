@@ -1,12 +1,12 @@
 """GraphSAM: the mean of the perturbed gradients before as the direction, for one gradient a step."""
 
-from optax_sam import checks
-from optax_sam.hyperparameters import Count, FixedProbability, Radius
+from optax_sam.engine import checks
+from optax_sam.engine.assembly import SharpnessAware, sharpness_aware
+from optax_sam.engine.hyperparameters import Count, FixedProbability, Radius
 from optax_sam.pieces.ascents import chained, to_radius, within_leaf_norm
 from optax_sam.pieces.directions import mean_of_perturbed
 from optax_sam.pieces.geometries import elementwise, euclidean
 from optax_sam.pieces.starts import ahead
-from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def graphsam(

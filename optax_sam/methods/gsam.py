@@ -1,9 +1,9 @@
 """GSAM, surrogate gap guided SAM."""
 
-from optax_sam.hyperparameters import Number, Radius
+from optax_sam.engine.assembly import SharpnessAware, sharpness_aware
+from optax_sam.engine.hyperparameters import Number, Radius
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.combinations import surrogate_gap
-from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def gsam(rho: Radius = 0.05, alpha: Number = 0.4, minimize_clean: bool = False) -> SharpnessAware:

@@ -1,9 +1,9 @@
 """K-SAM: SAM on the examples with the highest losses."""
 
-from optax_sam.hyperparameters import Count, Fraction, Radius
+from optax_sam.engine.assembly import SharpnessAware, sharpness_aware
+from optax_sam.engine.hyperparameters import Count, Fraction, Radius
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.starts import on_highest_loss
-from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def ksam(rho: Radius = 0.05, fraction: Fraction = 0.5, strata: Count = 1) -> SharpnessAware:

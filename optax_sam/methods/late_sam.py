@@ -1,9 +1,9 @@
 """Late SAM: SAM in the last part of training alone."""
 
-from optax_sam.hyperparameters import FixedNotNegative, Radius
+from optax_sam.engine.assembly import SharpnessAware, sharpness_aware
+from optax_sam.engine.hyperparameters import FixedNotNegative, Radius
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.gates import after
-from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def late_sam(start_step: FixedNotNegative, rho: Radius = 0.05) -> SharpnessAware:

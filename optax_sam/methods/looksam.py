@@ -1,12 +1,12 @@
 """LookSAM and Look-LayerSAM: the perturbed gradient every k steps, its lasting part in between."""
 
-from optax_sam import checks
-from optax_sam.hyperparameters import Count, Number, Radius
+from optax_sam.engine import checks
+from optax_sam.engine.assembly import SharpnessAware, sharpness_aware
+from optax_sam.engine.hyperparameters import Count, Number, Radius
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.gates import every
 from optax_sam.pieces.geometries import layerwise
 from optax_sam.pieces.reuses import orthogonal_component
-from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def looksam(rho: Radius = 0.05, every_k: Count = 5, alpha: Number = 0.7) -> SharpnessAware:

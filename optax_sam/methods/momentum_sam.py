@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 
-from optax_sam.aliases import OptState, Params
-from optax_sam.hyperparameters import FixedProbability, Radius
+from optax_sam.engine.aliases import OptState, Params
+from optax_sam.engine.assembly import SharpnessAware, sharpness_aware
+from optax_sam.engine.hyperparameters import FixedProbability, Radius
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.directions import descent_momentum
 from optax_sam.pieces.starts import ahead
-from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def momentum_sam(

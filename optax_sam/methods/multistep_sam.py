@@ -1,9 +1,9 @@
 """Multi-step SAM: several short steps uphill."""
 
-from optax_sam import checks
-from optax_sam.hyperparameters import Count, Radius, scaled
+from optax_sam.engine import checks
+from optax_sam.engine.assembly import SharpnessAware, sharpness_aware
+from optax_sam.engine.hyperparameters import Count, Radius, scaled
 from optax_sam.pieces.ascents import repeated, to_radius
-from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def multistep_sam(rho: Radius = 0.05, num_steps: Count = 2) -> SharpnessAware:

@@ -1,11 +1,11 @@
 """PUGD, perturbed unit gradient descent ("Update in Unit Gradient")."""
 
-from optax_sam import checks
-from optax_sam.hyperparameters import Radius
+from optax_sam.engine import checks
+from optax_sam.engine.assembly import SharpnessAware, sharpness_aware
+from optax_sam.engine.hyperparameters import Radius
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.combinations import unit, unit_sum
 from optax_sam.pieces.geometries import magnitude
-from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def pugd(radius: Radius = 1.0, sum_gradients: bool = True) -> SharpnessAware:

@@ -1,14 +1,14 @@
 """Random weight perturbation: RWP, m-RWP, ARWP, m-ARWP."""
 
-from optax_sam import checks
-from optax_sam.hyperparameters import FixedNotNegative, FixedProbability, Number, Radius, Seed, Share
+from optax_sam.engine import checks
+from optax_sam.engine.assembly import SharpnessAware, sharpness_aware
+from optax_sam.engine.hyperparameters import FixedNotNegative, FixedProbability, Number, Radius, Seed, Share
 from optax_sam.pieces import selections, starts
 from optax_sam.pieces.ascents import in_proportion
 from optax_sam.pieces.bases import Direction
 from optax_sam.pieces.combinations import mix
 from optax_sam.pieces.directions import damped_gaussian, gaussian
 from optax_sam.pieces.starts import ahead, at_params
-from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def random_perturbation(

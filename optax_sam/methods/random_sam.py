@@ -1,9 +1,9 @@
 """R-SAM, random SAM: noise, then SAM from there."""
 
-from optax_sam.hyperparameters import Radius, Seed
+from optax_sam.engine.assembly import SharpnessAware, sharpness_aware
+from optax_sam.engine.hyperparameters import Radius, Seed
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.starts import at_random_per_filter
-from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def random_sam(rho: Radius = 0.05, noise_scale: Radius = 0.1, seed: Seed = 0) -> SharpnessAware:

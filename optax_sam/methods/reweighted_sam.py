@@ -1,10 +1,10 @@
 """Reweighted SAM, RW-SAM: examples with large gradients count more in the climb."""
 
-from optax_sam.hyperparameters import Number, PositiveNumber, Radius, Seed
+from optax_sam.engine.assembly import SharpnessAware, sharpness_aware
+from optax_sam.engine.hyperparameters import Number, PositiveNumber, Radius, Seed
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.selections import whole_batch
 from optax_sam.pieces.starts import reweighted
-from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def reweighted_sam(

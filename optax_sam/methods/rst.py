@@ -1,10 +1,10 @@
 """RST and G-RST, randomized sharpness-aware training."""
 
-from optax_sam.hyperparameters import Number, Probability, Radius, Reciprocal, Seed
+from optax_sam.engine.assembly import SharpnessAware, sharpness_aware
+from optax_sam.engine.hyperparameters import Number, Probability, Radius, Reciprocal, Seed
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.combinations import mix
 from optax_sam.pieces.gates import with_probability
-from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def rst(rho: Radius = 0.05, probability: Probability = 0.5, seed: Seed = 0) -> SharpnessAware:

@@ -1,8 +1,8 @@
 """SAM, sharpness-aware minimization."""
 
-from optax_sam.hyperparameters import Radius
+from optax_sam.engine.assembly import SharpnessAware, sharpness_aware
+from optax_sam.engine.hyperparameters import Radius
 from optax_sam.pieces.ascents import to_radius
-from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def sam(rho: Radius = 0.05) -> SharpnessAware:

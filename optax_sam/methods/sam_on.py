@@ -5,12 +5,12 @@ from typing import Any
 
 import jax
 
-from optax_sam import checks
-from optax_sam.hyperparameters import FixedNotNegative, Radius
+from optax_sam.engine import checks
+from optax_sam.engine.assembly import SharpnessAware, sharpness_aware
+from optax_sam.engine.hyperparameters import FixedNotNegative, Radius
 from optax_sam.pieces.ascents import chained, to_radius
 from optax_sam.pieces.geometries import elementwise, signs
 from optax_sam.pieces.masks import only
-from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def sam_on(

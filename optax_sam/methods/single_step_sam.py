@@ -1,11 +1,11 @@
 """S2-SAM, single-step SAM, and its friendly form."""
 
-from optax_sam import checks
-from optax_sam.hyperparameters import FixedProbability, Radius
+from optax_sam.engine import checks
+from optax_sam.engine.assembly import SharpnessAware, sharpness_aware
+from optax_sam.engine.hyperparameters import FixedProbability, Radius
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.directions import batch_specific, gradient, previous_descent
 from optax_sam.pieces.starts import ahead
-from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def single_step_sam(

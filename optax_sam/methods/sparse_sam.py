@@ -2,11 +2,11 @@
 
 from typing import Literal
 
-from optax_sam import checks
-from optax_sam.hyperparameters import Count, FixedProbability, Radius, Seed, Share
+from optax_sam.engine import checks
+from optax_sam.engine.assembly import SharpnessAware, sharpness_aware
+from optax_sam.engine.hyperparameters import Count, FixedProbability, Radius, Seed, Share
 from optax_sam.pieces.ascents import chained, to_radius
 from optax_sam.pieces.masks import check_pattern, dynamic_mask, fisher_mask
-from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def sparse_sam(

@@ -2,11 +2,11 @@
 
 from typing import Literal
 
-from optax_sam import checks
-from optax_sam.hyperparameters import Count, FixedNotNegative, Number, Radius, Seed
+from optax_sam.engine import checks
+from optax_sam.engine.assembly import SharpnessAware, sharpness_aware
+from optax_sam.engine.hyperparameters import Count, FixedNotNegative, Number, Radius, Seed
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.starts import at_random
-from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 from optax_sam.wrappers.over_draws import over_draws, tilted
 
 

@@ -1,9 +1,9 @@
 """USAM, unnormalized SAM."""
 
-from optax_sam import checks
-from optax_sam.hyperparameters import Number
+from optax_sam.engine import checks
+from optax_sam.engine.assembly import SharpnessAware, sharpness_aware
+from optax_sam.engine.hyperparameters import Number
 from optax_sam.pieces.ascents import in_proportion
-from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def usam(rho: Number = 0.05) -> SharpnessAware:

@@ -1,10 +1,10 @@
 """VaSSO, variance-suppressed SAM."""
 
-from optax_sam import checks
-from optax_sam.hyperparameters import FixedProbability, Radius
+from optax_sam.engine import checks
+from optax_sam.engine.assembly import SharpnessAware, sharpness_aware
+from optax_sam.engine.hyperparameters import FixedProbability, Radius
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.directions import running_mean
-from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def vasso(rho: Radius = 0.05, theta: FixedProbability = 0.9) -> SharpnessAware:

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-from optax_sam import checks
-from optax_sam.hyperparameters import Count, CountOrZero, FixedProbability, Radius, Seed, Share
+from optax_sam.engine import checks
+from optax_sam.engine.assembly import SharpnessAware, sharpness_aware
+from optax_sam.engine.hyperparameters import Count, CountOrZero, FixedProbability, Radius, Seed, Share
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.reuses import decayed_difference
 from optax_sam.pieces.variance_rate import with_variance_rate
-from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def vsam(

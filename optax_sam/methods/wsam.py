@@ -1,10 +1,10 @@
 """WSAM, weighted sharpness as a regularization term."""
 
-from optax_sam import checks
-from optax_sam.hyperparameters import FixedBelowOne, Radius
+from optax_sam.engine import checks
+from optax_sam.engine.assembly import SharpnessAware, sharpness_aware
+from optax_sam.engine.hyperparameters import FixedBelowOne, Radius
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.combinations import mix
-from optax_sam.sharpness_aware import SharpnessAware, sharpness_aware
 
 
 def wsam(rho: Radius = 0.05, gamma: FixedBelowOne = 0.9) -> SharpnessAware:

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import checks, trees
-from optax_sam.aliases import Grads, Params
-from optax_sam.hyperparameters import Count, Number, Radius, ScalarOrSchedule, at_step
+from optax_sam.arithmetic import trees
+from optax_sam.engine import checks
+from optax_sam.engine.aliases import Grads, Params
+from optax_sam.engine.hyperparameters import Count, Number, Radius, ScalarOrSchedule, at_step
 from optax_sam.pieces.bases import Ascent, asks_anew, climb, transformation
 from optax_sam.pieces.geometries import Geometry, euclidean, filter_norms
 from optax_sam.pieces.masks import dynamic_mask, fisher_mask, keep_random_fraction, only

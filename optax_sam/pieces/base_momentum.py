@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import checks, trees
-from optax_sam.aliases import Grads, OptState, Params
-from optax_sam.hyperparameters import FixedProbability, Scalar
+from optax_sam.arithmetic import trees
+from optax_sam.engine import checks
+from optax_sam.engine.aliases import Grads, OptState, Params
+from optax_sam.engine.hyperparameters import FixedProbability, Scalar
 from optax_sam.pieces.bases import Direction, Step
 
 

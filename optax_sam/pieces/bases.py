@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import trees
-from optax_sam.aliases import Grads, OptState, Params, PieceState
-from optax_sam.objective import Evaluation
-from optax_sam.step_oracle import StepOracle
+from optax_sam.arithmetic import trees
+from optax_sam.engine.aliases import Grads, OptState, Params, PieceState
+from optax_sam.engine.objective import Evaluation
+from optax_sam.engine.step_oracle import StepOracle
 
 KINDS = ("start", "direction", "gate", "selection", "combination", "reuse", "ascent")
 

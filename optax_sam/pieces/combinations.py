@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import checks, trees
-from optax_sam.aliases import Batch, Grads
-from optax_sam.hyperparameters import Number, Radius, ScalarOrSchedule, at_step
+from optax_sam.arithmetic import trees
+from optax_sam.engine import checks
+from optax_sam.engine.aliases import Batch, Grads
+from optax_sam.engine.hyperparameters import Number, Radius, ScalarOrSchedule, at_step
 from optax_sam.pieces.bases import Combination, Step
 
 __all__ = [

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import checks, random_trees, trees
-from optax_sam.aliases import Batch, Grads, Params
-from optax_sam.hyperparameters import Count, FixedNotNegative, FixedNumber, FixedProbability, Scalar
+from optax_sam.arithmetic import random_trees, trees
+from optax_sam.engine import checks
+from optax_sam.engine.aliases import Batch, Grads, Params
+from optax_sam.engine.hyperparameters import Count, FixedNotNegative, FixedNumber, FixedProbability, Scalar
 from optax_sam.pieces.base_momentum import descent_momentum, where_momentum_is
 from optax_sam.pieces.bases import Direction, Step
 from optax_sam.pieces.geometries import filter_sums

@@ -6,9 +6,10 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_sam import checks, trees
-from optax_sam.aliases import Grads, Params
-from optax_sam.hyperparameters import (
+from optax_sam.arithmetic import trees
+from optax_sam.engine import checks
+from optax_sam.engine.aliases import Grads, Params
+from optax_sam.engine.hyperparameters import (
     Count,
     FixedNotNegative,
     FixedProbability,

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from optax_sam import checks, random_trees, sharding, trees
-from optax_sam.hyperparameters import Count, FixedProbability, Scalar, Seed, Share
+from optax_sam.arithmetic import random_trees, sharding, trees
+from optax_sam.engine import checks
+from optax_sam.engine.hyperparameters import Count, FixedProbability, Scalar, Seed, Share
 from optax_sam.pieces.bases import Ascent, transformation
 
 

@@ -7,9 +7,17 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_sam import checks, trees
-from optax_sam.aliases import Grads, Params
-from optax_sam.hyperparameters import CountOrZero, FixedProbability, Number, Scalar, ScalarOrSchedule, at_step
+from optax_sam.arithmetic import trees
+from optax_sam.engine import checks
+from optax_sam.engine.aliases import Grads, Params
+from optax_sam.engine.hyperparameters import (
+    CountOrZero,
+    FixedProbability,
+    Number,
+    Scalar,
+    ScalarOrSchedule,
+    at_step,
+)
 from optax_sam.pieces.bases import Reuse, Step
 
 __all__ = ["components_beyond", "decayed_difference", "nothing", "orthogonal_component"]

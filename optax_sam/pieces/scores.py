@@ -7,12 +7,13 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_sam import checks, sharding
-from optax_sam.aliases import Params
-from optax_sam.hyperparameters import Count, CountOrZero, Fraction
+from optax_sam.arithmetic import sharding
+from optax_sam.engine import checks
+from optax_sam.engine.aliases import Params
+from optax_sam.engine.hyperparameters import Count, CountOrZero, Fraction
+from optax_sam.engine.step_oracle import StepOracle
 from optax_sam.pieces.bases import Began, Start, Step
 from optax_sam.pieces.selections import check_fraction, draw, number_of
-from optax_sam.step_oracle import StepOracle
 
 
 class ScoreState(NamedTuple):

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from optax_sam import checks, sharding
-from optax_sam.aliases import Batch
-from optax_sam.hyperparameters import Count, CountOrZero, Fraction
+from optax_sam.arithmetic import sharding
+from optax_sam.engine import checks
+from optax_sam.engine.aliases import Batch
+from optax_sam.engine.hyperparameters import Count, CountOrZero, Fraction
+from optax_sam.engine.step_oracle import StepOracle
 from optax_sam.pieces.bases import Selection, Step
-from optax_sam.step_oracle import StepOracle
 
 __all__ = ["emphasized", "everything", "largest_increase", "on_part", "on_surrogate", "whole_batch"]
 

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from optax_sam import checks, random_trees, sharding, trees
-from optax_sam.hyperparameters import (
+from optax_sam.arithmetic import random_trees, sharding, trees
+from optax_sam.engine import checks
+from optax_sam.engine.hyperparameters import (
     Count,
     CountOrZero,
     FixedNotNegative,

@@ -6,9 +6,10 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_sam import checks, random_trees, trees
-from optax_sam.aliases import Grads, Params
-from optax_sam.hyperparameters import Count, Number, ScalarOrSchedule, at_step
+from optax_sam.arithmetic import random_trees, trees
+from optax_sam.engine import checks
+from optax_sam.engine.aliases import Grads, Params
+from optax_sam.engine.hyperparameters import Count, Number, ScalarOrSchedule, at_step
 from optax_sam.pieces.bases import Direction, Step
 
 

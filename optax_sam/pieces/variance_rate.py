@@ -7,9 +7,10 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_sam import checks, trees
-from optax_sam.aliases import Params
-from optax_sam.hyperparameters import Count, CountOrZero, Share
+from optax_sam.arithmetic import trees
+from optax_sam.engine import checks
+from optax_sam.engine.aliases import Params
+from optax_sam.engine.hyperparameters import Count, CountOrZero, Share
 from optax_sam.pieces.bases import Gate, Step
 
 

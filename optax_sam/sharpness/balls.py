@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_sam import checks, random_trees, trees
+from optax_sam.arithmetic import random_trees, trees
+from optax_sam.engine import checks
 from optax_sam.sharpness.problem import Floats, Point, Problem, random_vector
 from optax_sam.sharpness.progress import Steps, shown
 from optax_sam.sharpness.standard_errors import standard_error

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_sam import checks, random_trees
+from optax_sam.arithmetic import random_trees
+from optax_sam.engine import checks
 from optax_sam.sharpness import products
 from optax_sam.sharpness.krylov import Krylov
 from optax_sam.sharpness.problem import Problem, random_vector

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from optax_sam import checks, per_example
+from optax_sam import per_example
+from optax_sam.engine import checks
 from optax_sam.sharpness.balls import climbed
 from optax_sam.sharpness.problem import NotFiniteError, Point, Problem, alone, norm
 from optax_sam.sharpness.progress import shown

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_sam import trees
+from optax_sam.arithmetic import trees
 from optax_sam.sharpness.problem import Floats, check_product, norm
 
 TOGETHER = 8

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_sam import checks, random_trees, trees
-from optax_sam.objective import mean_loss
+from optax_sam.arithmetic import random_trees, trees
+from optax_sam.engine import checks
+from optax_sam.engine.losses import mean_loss
 from optax_sam.pieces import geometries
 from optax_sam.sharpness.problem import (
     Floats,

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from optax_sam import checks, trees
-from optax_sam.examples import Rows, check_rows, size_of
-from optax_sam.jaxprs import canonical_convolutions
-from optax_sam.objective import mean_loss
+from optax_sam.arithmetic import trees
+from optax_sam.arithmetic.jaxprs import canonical_convolutions
+from optax_sam.engine import checks
+from optax_sam.engine.examples import Rows, check_rows, size_of
+from optax_sam.engine.losses import mean_loss
 from optax_sam.sharpness.progress import Steps
 
 Floats = list[jax.Array]

@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 
-from optax_sam import checks, trees
-from optax_sam.objective import mean_loss
+from optax_sam.arithmetic import trees
+from optax_sam.engine import checks
+from optax_sam.engine.losses import mean_loss
 from optax_sam.sharpness.problem import (
     Floats,
     Point,

@@ -7,7 +7,8 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from optax_sam import checks, random_trees
+from optax_sam.arithmetic import random_trees
+from optax_sam.engine import checks
 from optax_sam.sharpness import products
 from optax_sam.sharpness.eigenvalues import krylov
 from optax_sam.sharpness.krylov import Basis

@@ -2,12 +2,12 @@
 
 import dataclasses
 
-from optax_sam import checks
-from optax_sam.aliases import Grads, Params
-from optax_sam.hyperparameters import Count
-from optax_sam.state import SharpnessAwareState
-from optax_sam.step_oracle import Given
-from optax_sam.transformation import Begun, Outcome, SharpnessAware, from_method
+from optax_sam.engine import checks
+from optax_sam.engine.aliases import Grads, Params
+from optax_sam.engine.hyperparameters import Count
+from optax_sam.engine.state import SharpnessAwareState
+from optax_sam.engine.step_oracle import Given
+from optax_sam.engine.transformation import Begun, Outcome, SharpnessAware, from_method
 from optax_sam.wrappers.wrapper import Wrapper, method_of
 
 

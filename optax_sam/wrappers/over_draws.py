@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from optax_sam import checks, means, trees
-from optax_sam.aliases import Grads, Params
-from optax_sam.hyperparameters import Count, Number, ScalarOrSchedule, at_step
-from optax_sam.state import SharpnessAwareState, with_key_of_part
-from optax_sam.step_oracle import Given
-from optax_sam.transformation import Begun, Outcome, SharpnessAware, from_method
+from optax_sam.arithmetic import means, trees
+from optax_sam.engine import checks
+from optax_sam.engine.aliases import Grads, Params
+from optax_sam.engine.hyperparameters import Count, Number, ScalarOrSchedule, at_step
+from optax_sam.engine.state import SharpnessAwareState, with_key_of_part
+from optax_sam.engine.step_oracle import Given
+from optax_sam.engine.transformation import Begun, Outcome, SharpnessAware, from_method
 from optax_sam.wrappers.wrapper import Wrapper, method_of, with_gradients_of
 
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from optax_sam import means, sharding, trees
-from optax_sam.step_oracle import Given
-from optax_sam.transformation import SharpnessAware, from_method
+from optax_sam.arithmetic import means, sharding, trees
+from optax_sam.engine.step_oracle import Given
+from optax_sam.engine.transformation import SharpnessAware, from_method
 from optax_sam.wrappers.slices import PerSlice
 from optax_sam.wrappers.wrapper import method_of
 

@@ -7,10 +7,11 @@ from typing import Any, Literal
 import jax
 from jax import lax
 
-from optax_sam import checks, means
-from optax_sam.hyperparameters import Count
-from optax_sam.step_oracle import Given
-from optax_sam.transformation import SharpnessAware, from_method
+from optax_sam.arithmetic import means
+from optax_sam.engine import checks
+from optax_sam.engine.hyperparameters import Count
+from optax_sam.engine.step_oracle import Given
+from optax_sam.engine.transformation import SharpnessAware, from_method
 from optax_sam.wrappers.slices import PerSlice
 from optax_sam.wrappers.wrapper import method_of
 

@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import means, sharding, trees
-from optax_sam.aliases import Grads, Params
-from optax_sam.examples import Slices
-from optax_sam.meter import Spent
-from optax_sam.objective import Evaluation
-from optax_sam.state import SharpnessAwareState, with_key_of_part
-from optax_sam.step_oracle import Given
-from optax_sam.transformation import Begun, Outcome
+from optax_sam.arithmetic import means, sharding, trees
+from optax_sam.engine.aliases import Grads, Params
+from optax_sam.engine.examples import Slices
+from optax_sam.engine.meter import Spent
+from optax_sam.engine.objective import Evaluation
+from optax_sam.engine.state import SharpnessAwareState, with_key_of_part
+from optax_sam.engine.step_oracle import Given
+from optax_sam.engine.transformation import Begun, Outcome
 from optax_sam.wrappers.wrapper import Wrapper, with_gradients_of
 
 

@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import checks, trees
-from optax_sam import state as states
-from optax_sam.hyperparameters import NotNegative, ScalarOrSchedule, at_step
-from optax_sam.objective import like_params
-from optax_sam.oracle import Oracle, Started, started
-from optax_sam.transformation import Method, SharpnessAware, check_visible
+from optax_sam.arithmetic import trees
+from optax_sam.engine import checks
+from optax_sam.engine import state as states
+from optax_sam.engine.hyperparameters import NotNegative, ScalarOrSchedule, at_step
+from optax_sam.engine.objective import like_params
+from optax_sam.engine.oracle import Oracle, Started, started
+from optax_sam.engine.transformation import Method, SharpnessAware, check_visible
 from optax_sam.wrappers.wrapper import method_of
 
 

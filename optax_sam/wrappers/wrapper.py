@@ -5,10 +5,10 @@ from typing import Any
 
 import jax
 
-from optax_sam import state as states
-from optax_sam.aliases import Grads, Params
-from optax_sam.state import SharpnessAwareState
-from optax_sam.transformation import Method, SharpnessAware
+from optax_sam.engine import state as states
+from optax_sam.engine.aliases import Grads, Params
+from optax_sam.engine.state import SharpnessAwareState
+from optax_sam.engine.transformation import Method, SharpnessAware
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 
 from optax_sam import canonical_convolutions
-from optax_sam.jaxprs import _has_convolution
+from optax_sam.arithmetic.jaxprs import _has_convolution
 from tests.arithmetic.convolutions import assert_all_canonical, assert_same, normal
 
 

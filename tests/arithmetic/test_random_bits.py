@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from optax_sam.random_bits import for_large_arrays
+from optax_sam.arithmetic.random_bits import for_large_arrays
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (7,), (3, 5), (2, 3, 4, 5), (70_000,)])

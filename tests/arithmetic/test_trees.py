@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import optax_sam
-from optax_sam import trees
+from optax_sam.arithmetic import trees
 
 TREE = {
     "a": jnp.array([3.0, -4.0]),

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import optax_sam
-from optax_sam.hyperparameters import ScalarOrSchedule, declared
+from optax_sam.engine.hyperparameters import ScalarOrSchedule, declared
 from tests.registry import (
     METHODS,
     assert_trees_close,

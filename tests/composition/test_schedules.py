@@ -8,7 +8,7 @@ import pytest
 
 import optax_sam
 from optax_sam import schedules
-from optax_sam.hyperparameters import Reciprocal
+from optax_sam.engine.hyperparameters import Reciprocal
 
 TOTAL = 1000
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # to compile

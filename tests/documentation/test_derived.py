@@ -15,7 +15,7 @@ from docs.derived.methods import Method, all_methods
 from docs.derived.missing import missing
 from docs.derived.pages import all_papers
 from optax_sam import SharpnessAware
-from optax_sam.hyperparameters import ScalarOrSchedule
+from optax_sam.engine.hyperparameters import ScalarOrSchedule
 
 
 def test_everything_that_is_derived_is_up_to_date_and_no_method_lacks_a_file():

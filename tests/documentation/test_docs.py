@@ -52,8 +52,8 @@ def test_every_method_has_its_row():
 
 def test_every_file_of_the_package_stands_in_the_architecture():
     page = (ROOT / "docs/architecture.md").read_text()
-    folders = [ROOT / "optax_sam", ROOT / "optax_sam/pieces", ROOT / "optax_sam/sharpness"]
-    files = {file.name for folder in folders for file in folder.glob("[!_]*.py")} - {"aliases.py"}
+    parts = ("", "engine", "arithmetic", "pieces", "sharpness")
+    files = {file.name for part in parts for file in (ROOT / "optax_sam" / part).glob("[!_]*.py")}
     assert {name for name in files if f"`{name}`" not in page} == set()
     named = set(re.findall(r"`(\w+\.py)`", page.split("## The experiments")[0]))
     assert named - files <= {"conf.py", "__init__.py", "with_base.py"}
@@ -82,7 +82,7 @@ def test_every_public_name_stands_in_the_reference():
     names |= {f"optax_sam.{space}.{name}" for space in spaces for name in getattr(optax_sam, space).__all__}
     records = {f"optax_sam.pieces.bases.{name}" for name in ("Began", "Step", "transformation")}
     records |= {f"optax_sam.pieces.geometries.{name}" for name in ("Geometry", "Steepest")}
-    records |= {"optax_sam.step_oracle.StepOracle", "optax_sam.objective.Evaluation"}
+    records |= {"optax_sam.engine.step_oracle.StepOracle", "optax_sam.engine.objective.Evaluation"}
     kinds = {f"optax_sam.pieces.bases.{kind.__name__}" for kind in (bases.Piece, *subclasses(bases.Piece))}
     assert set(documented) == names | records | kinds
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import optax_sam
-from optax_sam import trees
+from optax_sam.arithmetic import trees
 from tests.fuzzing.cases import Case
 from tests.fuzzing.problems import Problem, loss_fn, wide_dtype
 

@@ -1,7 +1,7 @@
 """What arguments may not be: values of each kind, and the error that refuses them.
 
-The kind of an argument is what its annotation declares (`optax_sam.hyperparameters`). The few that declare
-none stand in `BY_HAND`, what is refused beyond the kind in `BEYOND`.
+The kind of an argument is what its annotation declares (`optax_sam.engine.hyperparameters`). The few that
+declare none stand in `BY_HAND`, what is refused beyond the kind in `BEYOND`.
 """
 
 import collections.abc
@@ -14,7 +14,7 @@ import optax
 
 import optax_sam
 from optax_sam import per_example
-from optax_sam.hyperparameters import Range, ScalarOrSchedule, SeedOfDraws, declared
+from optax_sam.engine.hyperparameters import Range, ScalarOrSchedule, SeedOfDraws, declared
 from optax_sam.pieces import bases, geometries
 from tests.registry import CASES, init_params, losses, make_batch
 

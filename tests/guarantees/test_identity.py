@@ -11,7 +11,7 @@ import pytest
 
 import optax_sam
 from optax_sam import ascents, gates, reuses
-from optax_sam.identity import difference
+from optax_sam.engine.identity import difference
 from tests.registry import CASES, assert_trees_equal, init_params, losses, make_batch, make_step
 
 SEEN = [n for n, case in CASES.items()]

@@ -42,8 +42,8 @@ def test_every_argument_of_every_public_function_has_a_kind():
     assert len(PUBLIC) > 90
     without = [f"{f.__name__}({name}=)" for f in PUBLIC for name, wrong in table(f).items() if wrong is None]
     assert not without, (
-        f"{without} declare no range: annotate them with an alias of optax_sam/hyperparameters.py, for "
-        "example Radius, or say in BY_HAND of tests/guarantees/refusals.py what they refuse"
+        f"{without} declare no range: annotate them with an alias of optax_sam/engine/hyperparameters.py, "
+        "for example Radius, or say in BY_HAND of tests/guarantees/refusals.py what they refuse"
     )
 
 

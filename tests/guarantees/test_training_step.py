@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import optax_sam
-from optax_sam.state import add_gradients
+from optax_sam.engine.state import add_gradients
 from tests.registry import (
     FAMILY,
     METHODS,

@@ -1,4 +1,4 @@
-"""Eigen-SAM keeps a unit vector and takes Hessian products; Focal-SAM weighs examples in the sharpness alone."""
+"""Eigen-SAM keeps a unit vector by Hessian products; Focal-SAM weighs examples in the sharpness alone."""
 
 import jax
 import jax.numpy as jnp

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 import optax_sam
-from optax_sam.state import find
+from optax_sam.engine.state import find
 from tests.references.network import make_problem
 from tests.references.trees import flatten, leaves
 

@@ -8,8 +8,8 @@ from flax import linen as nn
 from jax import lax
 
 from optax_sam import per_example
-from optax_sam.ghost_norms import _plan
-from optax_sam.jaxprs import inlined
+from optax_sam.arithmetic.ghost_norms import _plan
+from optax_sam.arithmetic.jaxprs import inlined
 
 EXAMPLES = 5
 

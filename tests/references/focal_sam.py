@@ -19,7 +19,7 @@ def focal_sam(
     rho: Schedule = 0.05,
     **base: Unpack[Base],
 ) -> Record:
-    """Focal-SAM (2505.01660): descent grad mean((1 - c) l)(w) + grad mean(c l)(w + e), two terms as written."""
+    """Focal-SAM (2505.01660): descent grad mean((1 - c) l)(w) + grad mean(c l)(w + e), as written."""
     run = Training(params, batches, **base)
     pi = np.asarray(class_frequencies, float) / np.sum(class_frequencies)
     for t in run:

@@ -20,9 +20,9 @@ import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 
-from optax_sam import trees
-from optax_sam.ghost_rules import RULES, Sides, joined, squared_norm
-from optax_sam.jaxprs import canonical_convolutions, evaluate_equation, inlined
+from optax_sam.arithmetic import trees
+from optax_sam.arithmetic.ghost_rules import RULES, Sides, joined, squared_norm
+from optax_sam.arithmetic.jaxprs import canonical_convolutions, evaluate_equation, inlined
 
 _SAME_ENTRIES = ("reshape", "transpose", "squeeze", "copy", "rev", "convert_element_type", "broadcast_in_dim")
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_sam import trees
-from optax_sam.meter import Spent
+from optax_sam.arithmetic import trees
+from optax_sam.engine.meter import Spent
 
 MEASURED = ("loss", "perturbed_loss", "grad_norm", "perturbed_grad_norm", "perturbation_norm")
 

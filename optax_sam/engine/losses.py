@@ -1,6 +1,5 @@
-"""What a step differentiates: the user's losses of examples, or the user's own gradient function."""
+"""The user's loss function, as a step differentiates it: traced once, run again as it was."""
 
-import abc
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,41 +11,11 @@ import numpy as np
 from jax import lax
 from jax.interpreters import partial_eval as pe
 
-from optax_sam import sharding, trees
-from optax_sam.aliases import Grads, Params
-from optax_sam.examples import Examples, Rows, size_of
-from optax_sam.held import Held
-from optax_sam.jaxprs import canonical_convolutions
-
-
-class Evaluation(NamedTuple):
-    """What one evaluation at a point gave.
-
-    Attributes:
-      grads: a tree like the parameters.
-      loss: the weighted mean of the losses, `float[]`; None where only a gradient function is known.
-      losses: one loss per example, `float[batch]`; None where the loss function returns their mean.
-      aux: what the loss function returned beside the losses.
-      norm: `float[]`, the L2 norm of `grads`; None before it is judged.
-    """
-
-    grads: Grads
-    loss: Any = None
-    losses: Any = None
-    aux: Any = None
-    norm: Any = None
-
-
-class Arguments(NamedTuple):
-    """What every pass of a step is given, whole.
-
-    Attributes:
-      args: the arrays of the user's further arguments.
-      loss_scale: `float[]`, or None.
-    """
-
-    args: list[jax.Array]
-    loss_scale: Any = None
+from optax_sam.arithmetic import sharding, trees
+from optax_sam.engine.aliases import Grads, Params
+from optax_sam.engine.examples import Examples, Rows, size_of
+from optax_sam.engine.held import Held
+from optax_sam.engine.objective import Arguments, Evaluation, Layout, Objective
 
 
 class Inputs(NamedTuple):
@@ -57,24 +26,6 @@ class Inputs(NamedTuple):
     key: Any
     on_surrogate: Any
     arguments: Arguments
-
-
-class Objective(abc.ABC):
-    """What can be asked at a point; a step asks through `StepOracle`, which counts and judges."""
-
-    @abc.abstractmethod
-    def evaluate(self, point: Params, examples: Examples, arguments: Arguments) -> Evaluation:
-        """The gradient at `point`, of all examples at once."""
-
-    @abc.abstractmethod
-    def losses_at(self, point: Params, examples: Examples, arguments: Arguments) -> jax.Array:
-        """One loss per example, `float[batch]`."""
-
-    @abc.abstractmethod
-    def hessian_product(
-        self, point: Params, vector: Params, examples: Examples, arguments: Arguments
-    ) -> Grads:
-        """The derivative of the gradient at `point` along `vector`."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -170,12 +121,12 @@ class Losses(Objective):
 
     def _inputs(
         self, point: Params, examples: Examples, arguments: Arguments
-    ) -> tuple["Layout", list[jax.Array], Inputs]:
+    ) -> tuple[Layout, list[jax.Array], Inputs]:
         layout, rows = Layout.of(point), examples.without_padding().rows._replace(indices=None)
         inputs = Inputs(layout.others(point), rows, examples.key, examples.on_surrogate, arguments)
         return layout, layout.floats(point), inputs
 
-    def _gradient(self, layout: "Layout", examples: Examples) -> tuple[Any, Callable[..., Any]]:
+    def _gradient(self, layout: Layout, examples: Examples) -> tuple[Any, Callable[..., Any]]:
         """`(floats, inputs) -> grads, (loss, losses, aux)`, and what it depends on beside their types."""
 
         def scaled_loss(floats, inputs):
@@ -195,7 +146,7 @@ class Losses(Objective):
 
         return ("gradient", self.structure, layout, examples.surrogate, examples.needs_losses), gradient
 
-    def _losses(self, layout: "Layout", examples: Examples, floats: Any, inputs: Inputs) -> tuple[Any, Any]:
+    def _losses(self, layout: Layout, examples: Examples, floats: Any, inputs: Inputs) -> tuple[Any, Any]:
         """The losses as floats, and aux."""
         params = layout.merged(floats, inputs.others)
         batch, args = inputs.rows.batch, self.rest(inputs.arguments.args)
@@ -218,7 +169,7 @@ class Losses(Objective):
         needed = "this method needs them" if examples.needs_losses else needed
         return checked(losses, size_of(batch), needed), aux
 
-    def _check_reads_batch(self, layout: "Layout", examples: Examples, floats: Any, inputs: Inputs) -> None:
+    def _check_reads_batch(self, layout: Layout, examples: Examples, floats: Any, inputs: Inputs) -> None:
         """Refuses a scalar loss that looks at no example, where only a part of the examples is asked for."""
 
         def needed(times):
@@ -250,79 +201,6 @@ class Losses(Objective):
                 f"has_aux=True, but losses returned {type(returned).__name__}: return (losses, aux)."
             )
         return returned
-
-
-@dataclasses.dataclass(eq=False)
-class GradientFunction(Objective):
-    """The narrower door: a gradient function of the parameters, without losses or examples."""
-
-    grad_fn: Callable[[Params], Grads]
-    structure: Any
-
-    def evaluate(self, point: Params, examples: Examples, arguments: Arguments) -> Evaluation:
-        del examples, arguments
-        return Evaluation(canonical_convolutions(self._gradient)(point))
-
-    def losses_at(self, point: Params, examples: Examples, arguments: Arguments) -> jax.Array:
-        del point, examples, arguments
-        raise ValueError(ONLY_GRAD_FN)
-
-    def hessian_product(
-        self, point: Params, vector: Params, examples: Examples, arguments: Arguments
-    ) -> Grads:
-        del examples, arguments
-        layout = Layout.of(point)
-        floats = layout.floats(point)
-
-        def along(floats, tangents):
-            def again(floats):
-                return layout.floats(self._gradient(layout.merged(floats, layout.others(point))))
-
-            return jax.jvp(again, (floats,), (tangents,))[1]
-
-        tangents = [v.astype(x.dtype) for v, x in zip(layout.floats(vector), floats, strict=True)]
-        found = canonical_convolutions(along)(floats, tangents)
-        return layout.merged(found, [jnp.zeros_like(x) for x in layout.others(point)])
-
-    def _gradient(self, point: Params) -> Grads:
-        params = jax.tree.unflatten(self.structure, jax.tree.leaves(point))
-        return like_params("grad_fn(params)", self.grad_fn(params), params)
-
-
-ONLY_GRAD_FN = (
-    "grad_fn is given, but this method needs examples, losses or a start of its own: "
-    "pass the oracle of value_and_grad, or oracle=optax_sam.Oracle(losses, batch)."
-)
-
-
-class Layout(NamedTuple):
-    """Which leaves of the parameters are differentiated.
-
-    Attributes:
-      treedef: of the parameters.
-      is_float: of each leaf.
-    """
-
-    treedef: Any
-    is_float: tuple[bool, ...]
-
-    @classmethod
-    def of(cls, params: Params) -> "Layout":
-        leaves, treedef = jax.tree.flatten(params)
-        return cls(treedef, tuple(bool(trees.is_inexact(x)) for x in leaves))
-
-    def floats(self, tree: Any) -> list[jax.Array]:
-        """The leaves that are differentiated."""
-        return [x for x, is_float in zip(jax.tree.leaves(tree), self.is_float, strict=True) if is_float]
-
-    def others(self, tree: Any) -> list[jax.Array]:
-        """All other leaves."""
-        return [x for x, is_float in zip(jax.tree.leaves(tree), self.is_float, strict=True) if not is_float]
-
-    def merged(self, floats: list[Any], others: list[Any]) -> Any:
-        """The tree of both."""
-        supply, rest = iter(floats), iter(others)
-        return self.treedef.unflatten([next(supply if f else rest) for f in self.is_float])
 
 
 def checked(losses: Any, size: int | None, needed: str | None) -> jax.Array:
@@ -370,23 +248,3 @@ def weighted_mean(losses: jax.Array, weights: jax.Array | None, params: Any) -> 
 def mean_loss(losses: Callable[[Params, Any], Any], params: Params, batch: Any) -> jax.Array:
     """The mean of the losses of a batch, `float[]`: one forward pass, to be differentiated by the caller."""
     return weighted_mean(checked(losses(params, batch), size_of(batch), None), None, params)
-
-
-def like_params(name: str, grads: Any, params: Params) -> Grads:
-    """The gradient as arrays, zeros for integer leaves; refuses what is no tree like the parameters."""
-    grads, params = trees.plain(grads), trees.plain(params)
-    if (got := jax.tree.structure(grads)) != (wanted := jax.tree.structure(params)):
-        raise ValueError(
-            f"{name} has the tree structure {got}, the parameters have {wanted}: pass a gradient "
-            f"tree like params, without auxiliary values."
-        )
-    for (path, g), p in zip(jax.tree.leaves_with_path(grads), jax.tree.leaves(params), strict=True):
-        if jnp.shape(g) != jnp.shape(p):
-            raise ValueError(
-                f"{name}{jax.tree_util.keystr(path)} has shape {jnp.shape(g)}, the parameter has "
-                f"{jnp.shape(p)}: pass the gradient with respect to params."
-            )
-    # The gradient of an integer leaf has no arithmetic in JAX (float0).
-    return jax.tree.map(
-        lambda g, p: jnp.asarray(g) if trees.is_inexact(p) else jnp.zeros_like(p), grads, params
-    )

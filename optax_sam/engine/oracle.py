@@ -8,11 +8,13 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_sam import checks, trees
-from optax_sam.aliases import Batch, Grads, OptState, Params
-from optax_sam.examples import Examples, Rows, check_rows
-from optax_sam.objective import Arguments, Losses
-from optax_sam.step_oracle import Given, StepOracle
+from optax_sam.arithmetic import trees
+from optax_sam.engine import checks
+from optax_sam.engine.aliases import Batch, Grads, OptState, Params
+from optax_sam.engine.examples import Examples, Rows, check_rows
+from optax_sam.engine.losses import Losses
+from optax_sam.engine.objective import Arguments
+from optax_sam.engine.step_oracle import Given, StepOracle
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -13,17 +13,18 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from optax_sam import checks, trees
-from optax_sam import state as states
-from optax_sam.aliases import Grads, Params
-from optax_sam.hyperparameters import Scalar, Seed
-from optax_sam.meter import Spent, metered, spend
-from optax_sam.objective import Evaluation
+from optax_sam.arithmetic import trees
+from optax_sam.engine import checks
+from optax_sam.engine import state as states
+from optax_sam.engine.aliases import Grads, Params
+from optax_sam.engine.hyperparameters import Scalar, Seed
+from optax_sam.engine.meter import Spent, metered, spend
+from optax_sam.engine.objective import Evaluation
+from optax_sam.engine.state import SharpnessAwareState
+from optax_sam.engine.step_oracle import Given, StepOracle
+from optax_sam.engine.transformation import Begun, Climb, Method, Outcome, SharpnessAware, from_method
 from optax_sam.pieces import bases, combinations, directions, gates, reuses, selections, starts
 from optax_sam.pieces.bases import Combination, Direction, Gate, Reuse, Selection, Start, Step
-from optax_sam.state import SharpnessAwareState
-from optax_sam.step_oracle import Given, StepOracle
-from optax_sam.transformation import Begun, Climb, Method, Outcome, SharpnessAware, from_method
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from optax_sam import trees
+from optax_sam.arithmetic import trees
 
 
 class Picked(NamedTuple):

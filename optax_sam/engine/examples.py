@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_sam import sharding
-from optax_sam.aliases import Batch
+from optax_sam.arithmetic import sharding
+from optax_sam.engine.aliases import Batch
 
 
 class Rows(NamedTuple):

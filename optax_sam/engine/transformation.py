@@ -9,15 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_sam import checks, meter, trees
-from optax_sam import state as states
-from optax_sam.aliases import Grads, OptState, Params
-from optax_sam.examples import Examples, Rows
-from optax_sam.identity import check_same
-from optax_sam.objective import ONLY_GRAD_FN, Arguments, Evaluation, GradientFunction, like_params
-from optax_sam.oracle import Oracle, Started, given_by, started
-from optax_sam.state import SharpnessAwareState
-from optax_sam.step_oracle import Given
+from optax_sam.arithmetic import trees
+from optax_sam.engine import checks, meter
+from optax_sam.engine import state as states
+from optax_sam.engine.aliases import Grads, OptState, Params
+from optax_sam.engine.examples import Examples, Rows
+from optax_sam.engine.gradient_function import ONLY_GRAD_FN, GradientFunction
+from optax_sam.engine.identity import check_same
+from optax_sam.engine.objective import Arguments, Evaluation, like_params
+from optax_sam.engine.oracle import Oracle, Started, given_by, started
+from optax_sam.engine.state import SharpnessAwareState
+from optax_sam.engine.step_oracle import Given
 
 
 class Climb(NamedTuple):

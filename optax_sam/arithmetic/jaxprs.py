@@ -14,7 +14,7 @@ import jax
 import jax.extend.core as jex
 from jax import lax
 
-from optax_sam import checks
+from optax_sam.engine import checks
 
 _JAXPRS = (jex.Jaxpr, jex.ClosedJaxpr)
 

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optax_sam import trees
-from optax_sam.random_bits import for_large_arrays
+from optax_sam.arithmetic import trees
+from optax_sam.arithmetic.random_bits import for_large_arrays
 
 
 def standard_normal(key: jax.Array, params: Any) -> Any:

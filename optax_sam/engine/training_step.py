@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import optax
 
-from optax_sam import checks
-from optax_sam import state as states
-from optax_sam.aliases import Batch, OptState, Params
-from optax_sam.oracle import Oracle
-from optax_sam.transformation import Found, Method, Probe, begin
+from optax_sam.engine import checks
+from optax_sam.engine import state as states
+from optax_sam.engine.aliases import Batch, OptState, Params
+from optax_sam.engine.oracle import Oracle
+from optax_sam.engine.transformation import Found, Method, Probe, begin
 
 
 def step(

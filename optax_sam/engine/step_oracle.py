@@ -8,10 +8,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from optax_sam import means, meter, per_example, sharding, trees
-from optax_sam.aliases import Grads, OptState, Params
-from optax_sam.examples import Examples
-from optax_sam.objective import ONLY_GRAD_FN, Arguments, Evaluation, Losses, Objective, weighted_mean
+from optax_sam import per_example
+from optax_sam.arithmetic import means, sharding, trees
+from optax_sam.engine import meter
+from optax_sam.engine.aliases import Grads, OptState, Params
+from optax_sam.engine.examples import Examples
+from optax_sam.engine.gradient_function import ONLY_GRAD_FN
+from optax_sam.engine.losses import Losses, weighted_mean
+from optax_sam.engine.objective import Arguments, Evaluation, Objective
 
 
 @jax.tree_util.register_dataclass

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from optax_sam import sharding, trees
+from optax_sam.arithmetic import sharding, trees
 
 
 def shares(weights: jax.Array | None, num_parts: int, params: Any) -> jax.Array:

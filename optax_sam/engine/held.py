@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.extend.core as jex
 
-from optax_sam.jaxprs import canonical
+from optax_sam.arithmetic.jaxprs import canonical
 
 
 class Traced(NamedTuple):
