@@ -49,6 +49,7 @@ from optax_sam.methods.random_sam import random_sam as random_sam
 from optax_sam.methods.reweighted_sam import reweighted_sam as reweighted_sam
 from optax_sam.methods.rst import grst as grst
 from optax_sam.methods.rst import rst as rst
+from optax_sam.methods.sagm import sagm as sagm
 from optax_sam.methods.sam import sam as sam
 from optax_sam.methods.sam_on import is_normalization as is_normalization
 from optax_sam.methods.sam_on import sam_on as sam_on
@@ -60,6 +61,7 @@ from optax_sam.methods.usam import usam as usam
 from optax_sam.methods.vasso import vasso as vasso
 from optax_sam.methods.vsam import vsam as vsam
 from optax_sam.methods.wsam import wsam as wsam
+from optax_sam.methods.zsharp import zsharp as zsharp
 
 # end of what is derived
 from optax_sam.pieces import ascents as ascents

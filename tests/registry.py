@@ -118,6 +118,7 @@ FAMILY: dict[str, Case] = {
     "gsam": Case(optax_sam.gsam),
     "gradient_norm_penalty": Case(optax_sam.gradient_norm_penalty),
     "wsam": Case(optax_sam.wsam),
+    "sagm": Case(optax_sam.sagm, {"alpha": 0.02}, is_scale_free=False, without_radius=None),
     "bilateral_sam": Case(
         optax_sam.bilateral_sam,
         gradients=3.0,
@@ -142,6 +143,7 @@ FAMILY: dict[str, Case] = {
             "fisher_mask_sam(num_samples=8)", {"rho": 0.05, "num_samples": 8}, None, more={"calls": 10}
         ),
     ),
+    "zsharp": Case(optax_sam.zsharp),
     "fgsam": Case(
         optax_sam.fgsam,
         required={"surrogate_losses": surrogate_losses},

@@ -13,17 +13,19 @@ from optax_sam.engine.aliases import Grads, Params
 from optax_sam.engine.hyperparameters import Count, Number, Radius, ScalarOrSchedule, at_step
 from optax_sam.pieces.bases import Ascent, asks_anew, climb, transformation
 from optax_sam.pieces.geometries import Geometry, euclidean, filter_norms
-from optax_sam.pieces.masks import dynamic_mask, fisher_mask, keep_random_fraction, only
+from optax_sam.pieces.masks import dynamic_mask, fisher_mask, keep_outliers, keep_random_fraction, only
 
 __all__ = [
     "chained",
     "dynamic_mask",
     "fisher_mask",
     "in_proportion",
+    "keep_outliers",
     "keep_random_fraction",
     "only",
     "repeated",
     "to_radius",
+    "to_radius_less",
     "within_leaf_norm",
 ]
 
@@ -72,6 +74,39 @@ def to_radius(rho: Radius, geometry: Geometry | None = None) -> optax.GradientTr
     checks.number_or_schedule("rho", rho, low=0)
     checks.piece("geometry", geometry, Geometry, "geometries.euclidean()")
     return transformation(ToRadius(rho, euclidean() if geometry is None else geometry))
+
+
+@dataclasses.dataclass(frozen=True)
+class ToRadiusLess(Ascent):
+    """See `to_radius_less`."""
+
+    rho: ScalarOrSchedule
+    alpha: ScalarOrSchedule
+
+    asks_anew: ClassVar[bool] = False
+
+    def update(
+        self, updates: Grads, state: Any, params: Params = None, *, step: Any = None, **extra_args: Any
+    ) -> tuple[Grads, Any]:
+        del params, extra_args
+        norm = trees.norm(updates)
+        rho, alpha = _at_given_step("rho", self.rho, step), _at_given_step("alpha", self.alpha, step)
+        length = jnp.asarray(rho).astype(norm.dtype) - trees.times(alpha, norm)
+        return trees.map_wide(lambda u: trees.times(length, u), trees.divide(updates, norm)), state
+
+
+def to_radius_less(rho: Radius, alpha: Number) -> optax.GradientTransformationExtraArgs:
+    """`e = (rho / ||d|| - alpha) d`: to the radius, less a part of the direction itself (SAGM).
+
+    Zero where the direction is zero.
+
+    Args:
+      rho: 0 or more, in the L2 norm; a number, or a schedule of the step count.
+      alpha: a number, or a schedule of the step count.
+    """
+    checks.number_or_schedule("rho", rho, low=0)
+    checks.number_or_schedule("alpha", alpha)
+    return transformation(ToRadiusLess(rho, alpha))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -212,6 +212,42 @@ def keep_random_fraction(fraction: FixedProbability) -> optax.GradientTransforma
     return transformation(KeepRandomFraction(fraction))
 
 
+@dataclasses.dataclass(frozen=True)
+class KeepOutliers(Ascent):
+    """See `keep_outliers`."""
+
+    quantile: Scalar
+
+    asks_anew: ClassVar[bool] = False
+
+    def update(self, updates: Any, state: Any, params: Any = None, **extra_args: Any):
+        del params, extra_args
+
+        def on_leaf(d):
+            if d.ndim < 2 or not d.size:
+                return d
+            # The standard deviation is one number for the leaf, and does not change the order.
+            distance = jnp.abs(d - jnp.mean(d))
+            quantile = jnp.asarray(self.quantile).astype(distance.dtype)
+            level = jnp.quantile(sharding.replicated(distance).ravel(), quantile, method="lower")
+            return jnp.where(distance > level, d, jnp.zeros_like(d))
+
+        return trees.map_wide(on_leaf, updates), state
+
+
+def keep_outliers(quantile: FixedProbability) -> optax.GradientTransformationExtraArgs:
+    """The entries of each leaf that are furthest from its mean; zero for the others (ZSharp).
+
+    An entry is kept if its z-score, without the sign, is above the quantile of all z-scores of the leaf.
+    Leaves with one axis or none are kept whole. Before `to_radius`, the radius is that of what is kept.
+
+    Args:
+      quantile: from 0 (all but the nearest) to 1 (none).
+    """
+    checks.number("quantile", quantile, low=0, high=1)
+    return transformation(KeepOutliers(quantile))
+
+
 def masked(tree: Any, mask: Any) -> Any:
     """The entries that the mask keeps; zeros elsewhere."""
 
