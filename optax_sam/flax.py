@@ -81,7 +81,7 @@ def from_0_1(saved: Any) -> Any:
 
 def nnx_value_and_grad(
     method: SharpnessAware,
-    loss_fn: Callable[[Any, Any], Any],
+    loss_fn: Callable[..., Any],
     has_aux: bool = False,
     *,
     fresh_keys: bool = False,
@@ -95,13 +95,13 @@ def nnx_value_and_grad(
 
     Args:
       method: a sharpness-aware method.
-      loss_fn: `loss_fn(model, batch)` returns one loss per example, shape `[batch]` (or their mean, where
-        the method needs no losses of single examples), or `(losses, aux)` with `has_aux`.
+      loss_fn: `loss_fn(model, batch, *args)` returns one loss per example, shape `[batch]` (or their mean,
+        where the method needs no losses of single examples), or `(losses, aux)` with `has_aux`.
       has_aux: whether `loss_fn` returns a pair.
       fresh_keys: each pass has dropout masks of its own.
 
     Returns:
-      A function `(model, batch, *, optimizer, indices=None, weights=None, whole_batch=False,
+      A function `(model, batch, *args, optimizer, indices=None, weights=None, whole_batch=False,
       loss_scale=None)` that returns `loss, grads, oracle`, or `(loss, aux), grads, oracle`; `optimizer` is
       the `nnx.Optimizer`, to be stepped by `optimizer.update(model, grads, oracle=oracle)`. Where the
       batch is gone through in slices, the model gets the mean of their statistics, weighted as they are.
@@ -120,18 +120,19 @@ def nnx_value_and_grad(
       >>> updated = optimizer.update(model, grads, oracle=oracle)
     """
 
-    def value_and_grad(model, batch, *, optimizer, weights=None, **arguments) -> tuple[Any, Any, Any]:
+    def value_and_grad(model, batch, *args, optimizer, weights=None, **arguments) -> tuple[Any, Any, Any]:
         graph, params, rest = nnx.split(model, optimizer.wrt, ...)
         variables = jax.tree.structure(params)
         # Arrays alone: no later pass sees what the first one leaves in the model, and the parameters
         # are the tree that nnx.Optimizer hands to the method.
         params, rest = nnx.as_pure((params, rest))
 
-        def losses(params, batch, key=None):
+        def losses(params, batch, rest, *args):
             copy = nnx.merge(graph, params, rest, copy=True)
-            if key is not None:
+            if fresh_keys:
+                *args, key = args
                 nnx.update(copy, _folded(nnx.state(copy, nnx.RngKey), key))
-            returned = loss_fn(copy, batch)
+            returned = loss_fn(copy, batch, *args)
             if has_aux and (not isinstance(returned, tuple) or len(returned) != 2):
                 raise ValueError(
                     f"has_aux=True, but loss_fn returned {type(returned).__name__}: return (losses, aux)."
@@ -142,7 +143,7 @@ def nnx_value_and_grad(
         if fresh_keys:
             arguments["key"] = jax.random.key(0)
         (loss, (aux, after)), grads, oracle = method.value_and_grad(losses, has_aux=True)(
-            params, batch, state=optimizer.opt_state, weights=weights, **arguments
+            params, batch, rest, *args, state=optimizer.opt_state, weights=weights, **arguments
         )
         nnx.update(model, _without_slices(rest, after, weights))
         grads = jax.tree.unflatten(variables, jax.tree.leaves(grads))

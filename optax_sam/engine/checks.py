@@ -117,11 +117,13 @@ def piece(name: str, value: Any, base: type, example: str) -> None:
     """Refuses what is no piece of its kind: a factory that was not called, a record without its members."""
     if value is None or isinstance(value, base):
         return
+    if inspect.isroutine(value) or isinstance(value, type):
+        raise TypeError(f"{name}={value!r} was not called: pass {example}, with its brackets.")
     missing = sorted(n for n in dir(base) if not n.startswith("_") and not hasattr(value, n))
-    if inspect.isroutine(value) or isinstance(value, type) or missing:
+    if missing:
         raise TypeError(
-            f"{name}={value!r} is no {base.__name__}, for it has no {', '.join(missing) or 'instance'}: pass "
-            f"{example}, with its brackets, or inherit from optax_sam.pieces.bases.{base.__name__}."
+            f"{name}={value!r} is no {base.__name__}, for it has no {', '.join(missing)}: pass {example}, or "
+            f"inherit from {base.__module__}.{base.__name__}."
         )
 
 
@@ -143,7 +145,7 @@ def like_params(name: str, maker: Any, value: Any, params: Any) -> None:
             not jax.numpy.issubdtype(x.dtype, np.inexact) or kinds[0] > kinds[1]
         ):
             raise ValueError(
-                f"{name}={maker!r} returned {x.dtype} at {jax.tree_util.keystr(path)}, where the parameter "
+                f"{name}={maker!r} returned {x.dtype} at {_place(path)}, where the parameter "
                 f"has {p.dtype}: return floats of any width, complex ones for complex parameters alone."
             )
 
@@ -154,9 +156,14 @@ def kept(name: str, maker: Any, value: Any, before: Any) -> None:
     for (path, x), y in zip(jax.tree.leaves_with_path(value), jax.tree.leaves(before), strict=True):
         if (got := jax.typeof(x).dtype) != (wanted := jax.typeof(y).dtype):
             raise ValueError(
-                f"{name}={maker!r} returned a state of dtype {got} at {jax.tree_util.keystr(path)}, which "
+                f"{name}={maker!r} returned a state of dtype {got} at {_place(path)}, which "
                 f"was {wanted} before: cast it, x.astype(old.dtype)."
             )
+
+
+def _place(path: Any) -> str:
+    """Where a leaf stands in its tree."""
+    return jax.tree_util.keystr(path) or "its root"
 
 
 def _check_tree(name: str, maker: Any, value: Any, like: Any, words: str) -> None:
@@ -167,7 +174,7 @@ def _check_tree(name: str, maker: Any, value: Any, like: Any, words: str) -> Non
     for (path, x), y in zip(jax.tree.leaves_with_path(value), jax.tree.leaves(like), strict=True):
         if (got := np.shape(x)) != (wanted := np.shape(y)):
             raise ValueError(
-                f"{name}={maker!r} returned the shape {got} at {jax.tree_util.keystr(path)}, {words} has "
+                f"{name}={maker!r} returned the shape {got} at {_place(path)}, {words} has "
                 f"{wanted} there: return the same."
             )
 
