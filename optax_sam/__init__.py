@@ -25,7 +25,6 @@ from optax_sam.methods.asam import asam as asam
 from optax_sam.methods.ausam import ausam as ausam
 from optax_sam.methods.bilateral_sam import bilateral_sam as bilateral_sam
 from optax_sam.methods.bsam import bsam as bsam
-from optax_sam.methods.curvature_gated_sam import curvature_gated_sam as curvature_gated_sam
 from optax_sam.methods.eigen_sam import eigen_sam as eigen_sam
 from optax_sam.methods.esam import esam as esam
 from optax_sam.methods.extrapolation import extrapolation as extrapolation
