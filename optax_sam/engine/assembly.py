@@ -66,6 +66,8 @@ class Assembly(Method):
             ascent=self.ascent.init(params),
             **{kind: getattr(self, kind).init(params, first._replace(kind=kind).key) for kind in REMEMBERING},
         )
+        for kind in REMEMBERING:
+            checks.arrays(f"{kind}.init", getattr(self, kind), getattr(state, kind))
         return self._decide_next(state)
 
     def due(self, state: SharpnessAwareState, grads: Grads) -> jax.Array:

@@ -150,6 +150,16 @@ def like_params(name: str, maker: Any, value: Any, params: Any) -> None:
             )
 
 
+def arrays(name: str, maker: Any, value: Any) -> None:
+    """Refuses an initial state with leaves that are no arrays: they have no dtype of their own."""
+    for path, x in jax.tree.leaves_with_path(value):
+        if not isinstance(x, jax.Array | np.ndarray):
+            raise ValueError(
+                f"{name}={maker!r} returned {_article(x, 'array')}, at {_place(path)}: return an array of a "
+                f"dtype, such as jnp.zeros([], jnp.int32)."
+            )
+
+
 def kept(name: str, maker: Any, value: Any, before: Any) -> None:
     """Refuses a new state that has another structure, shapes or dtypes than the one before."""
     _check_tree(name, maker, value, before, "its state before")

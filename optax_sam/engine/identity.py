@@ -46,7 +46,7 @@ def difference(one: Any, other: Any, path: str = "") -> tuple[str, str] | None:
     if isinstance(one, optax.GradientTransformation):  # a record's `init` and `update` say the same
         records = [getattr(x.update, "__self__", None) for x in (one, other)]
         if None not in records and type(one.update) is type(other.update):
-            return difference(*records, path)
+            return difference(records[0], records[1], path)
     if isinstance(one, tuple | list):
         if len(one) != len(other):
             return path, f"has {len(one)} parts in one and {len(other)} in the other"

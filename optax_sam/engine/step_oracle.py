@@ -183,7 +183,9 @@ class StepOracle:
     def hessian_product(self, vector: Params, at: Params = None) -> Grads:
         """`H v`, the derivative of the gradient along `vector`; at the first point, or at another.
 
-        Costs two gradients of these examples. The second derivative of the loss is needed.
+        `vector` is a displacement of the parameters, what comes back a gradient: of complex leaves, the
+        conjugate points uphill. Costs two gradients of these examples. The loss must have a second
+        derivative.
         """
         point = self.point if at is None else at
         full = jax.tree.map(

@@ -5,6 +5,7 @@ from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from optax_sam.arithmetic import random_trees, trees
 from optax_sam.engine import checks
@@ -17,7 +18,8 @@ class EigenvectorState(NamedTuple):
     """State of `with_top_eigenvector`.
 
     Attributes:
-      vector: a unit vector, a tree like the parameters in float32 or wider. Changes when it is renewed.
+      vector: a unit vector, a tree like the parameters in float32 or wider; as of gradients, the conjugate
+        of complex leaves points uphill. Changes when it is renewed.
     """
 
     vector: Params
@@ -50,7 +52,8 @@ class WithTopEigenvector(Direction):
 
     def _renewed(self, vector: Params, step: Step) -> Params:
         def once(v, _):
-            return unit_or(trees.map_inexact(cast, v, step.oracle.hessian_product(v)), v), None
+            product = step.oracle.hessian_product(optax.tree.conj(v))
+            return unit_or(trees.map_inexact(cast, v, product), v), None
 
         def cast(old, new):
             return new.astype(old.dtype)

@@ -335,6 +335,19 @@ def test_a_state_that_changes_its_type_is_refused_with_the_piece_s_name(what):
         one_step(method, init_params(), make_batch())
 
 
+def test_an_initial_state_of_python_numbers_is_refused_with_the_piece_s_name():
+    class Counts(bases.Direction):
+        def init(self, params, key):
+            return {"count": 0}
+
+        def read(self, state, step):
+            return step.grads, state
+
+    method = optax_sam.sharpness_aware(ascents.to_radius(RHO), direction=Counts())
+    with pytest.raises(ValueError, match=r"^direction.init=.* returned a int, no array, at \['count'\]"):
+        method.init(init_params())
+
+
 def test_a_selection_that_returns_no_oracle_is_refused():
     class Nothing(bases.Selection):
         def select(self, step):

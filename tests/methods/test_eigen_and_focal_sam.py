@@ -88,6 +88,20 @@ def test_it_is_the_top_eigenvector_of_the_dense_hessian():
     np.testing.assert_allclose(abs(ravel_pytree(state.direction.vector)[0] @ top), 1, rtol=1e-4)
 
 
+def test_the_vector_of_a_complex_leaf_is_that_of_its_real_form():
+    def bent(params, batch):
+        z = params["z"]
+        return batch * (0.5 * jnp.abs(z) ** 2 + 0.9 * z.real * z.imag)
+
+    method = optax_sam.eigen_sam(0.1, refresh_steps=1, power_iterations=50)
+    params = {"z": jnp.asarray(0.4 + 0.1j)}
+    state = method.init(params)
+    _, grads, oracle = method.value_and_grad(bent)(params, jnp.ones(3), state=state)
+    vector = method.update(grads, state, params, oracle=oracle)[1].direction.vector["z"]
+    np.testing.assert_allclose(abs(np.conj(vector) * (1 - 1j) / 2**0.5), 1, rtol=1e-5)
+    np.testing.assert_allclose(abs(np.real(np.conj(vector) * (1 - 1j) / 2**0.5)), 1, rtol=1e-5)
+
+
 def test_hessian_products_know_padding_and_slices():
     """Through the door of the oracle, as a piece asks: with padding of NaN, in parts of the batch."""
     seen = []
