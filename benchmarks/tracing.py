@@ -56,10 +56,9 @@ def main(settings: Settings) -> None:
     about = programs.environment()
     for name, found in seconds.items():
         columns = np.asarray(found[1:]).T
-        line = {"case": name, "model": settings.model}
-        line |= {k: programs.summary(x) for k, x in zip(("trace", "lower"), columns, strict=True)}
-        programs.append_lines(settings.out, [line | about])
-        table.add_row(name, *(programs.spread(line[k]) for k in ("trace", "lower")))
+        times = {k: programs.summary(x) for k, x in zip(("trace", "lower"), columns, strict=True)}
+        programs.append_lines(settings.out, [{"case": name, "model": settings.model} | times | about])
+        table.add_row(name, *map(programs.spread, times.values()))
     Console(width=100).print(table)
 
 

@@ -151,7 +151,7 @@ PLAIN |= {
 
 
 def evaluations(name, arguments, run, record):
-    """Gradients of every step, as the reference or the docstrings tell them; else of the first, by the row."""
+    """Gradients of every step, by the reference or the docstrings; else of the first, by the row."""
     if "gradients" in record:
         return np.asarray(record["gradients"])
     steps, method = np.arange(STEPS), getattr(optax_sam, PLAIN[name][0])
