@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam.arithmetic import random_trees, trees
+from optax_sam.arithmetic import random_trees, sharding, trees
 from optax_sam.engine import checks
 from optax_sam.engine.aliases import Grads, Params
 from optax_sam.engine.hyperparameters import Count, Number, ScalarOrSchedule, at_step
@@ -36,7 +36,8 @@ class WithTopEigenvector(Direction):
     asks_anew: ClassVar[bool] = False
 
     def init(self, params: Params, key: jax.Array) -> EigenvectorState:
-        noise = random_trees.standard_normal(key, trees.widen(trees.memory_like(params)))
+        zeros = trees.widen(trees.memory_like(params))
+        noise = sharding.split_like(random_trees.standard_normal(key, zeros), zeros)
         return EigenvectorState(trees.divide(noise, trees.norm(noise)))
 
     def read(self, state: EigenvectorState, step: Step) -> tuple[Grads, EigenvectorState]:

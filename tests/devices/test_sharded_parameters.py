@@ -10,12 +10,11 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import optax_sam
-from tests.registry import CASES, METHODS, assert_trees_close, make_indices
+from tests.devices.test_devices import product_axes
+from tests.registry import CASES, FAMILY, METHODS, assert_trees_close, make_indices, over
 
-every_axis_type = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
-
-BY_LEAF = ("adaptive_random_perturbation", "fisher_mask_sam", "graphsam", "random_sam", "sparse_sam")
-"""Of the rest of the family, those that look at filters, leaves or single entries."""
+REST = [name for name in FAMILY if name not in ("fgsam", "fgsam_plus", "focal_sam")]
+"""The rest of the family, but for those that bring losses or labels of their own."""
 
 
 def init_params():
@@ -74,8 +73,8 @@ def on_one_device(name):
     return jax.device_get((params, optax_sam.info(state)))
 
 
-@every_axis_type
-@pytest.mark.parametrize("name", [*METHODS, *BY_LEAF, "per part of sam", "per part of vsam"])
+@product_axes
+@pytest.mark.parametrize("name", over([*METHODS, *REST, "per part of sam", "per part of vsam"]))
 def test_split_parameters_stay_split_and_norms_are_global(name, kind):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
     split = NamedSharding(mesh, PartitionSpec("data"))
