@@ -5,9 +5,10 @@ BIN := .venv/bin
 # that sum in a wider type, which JAX 0.8 refuses.
 NOT_OLDEST := tests/experiments tests/benchmarks tests/documentation tests/frameworks/test_flax.py \
   tests/frameworks/test_equinox.py tests/fuzzing/test_fuzz_convolutions.py optax_sam/flax.py
+NOT_NEWEST := tests/experiments tests/benchmarks tests/documentation
 export XLA_PYTHON_CLIENT_PREALLOCATE ?= false
 
-.PHONY: help demo test test-slow test-oldest check format derived bench bench-devices notebooks docs dist clean
+.PHONY: help demo test test-slow test-oldest test-newest check format derived bench bench-devices notebooks docs dist clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -15,14 +16,17 @@ help:  ## this list
 demo: .venv/experiments  ## train and compare the methods on real data: table and picture in runs/demo
 	$(BIN)/python -m experiments.compare --out runs/demo
 
-test: .venv/test  ## everything but the slow tests, on two cores
+test: .venv/test  ## all guarantees, products of methods over one of each kind: everything but the slow tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
-test-slow: .venv/test  ## the slow tests too
-	$(BIN)/python -m pytest -n 2
+test-slow: .venv/test  ## everything, fast and slow: products over every method, every program, full counts
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-oldest: .venv-oldest/test  ## the package's tests with the oldest versions that it supports
 	.venv-oldest/bin/python -m pytest -n 2 --dist worksteal -m "not slow" $(NOT_OLDEST:%=--ignore=%)
+
+test-newest: .venv-newest/test  ## the package's tests with the newest versions that there are
+	.venv-newest/bin/python -m pytest -n 2 --dist worksteal -m "not slow" $(NOT_NEWEST:%=--ignore=%)
 
 check: .venv/dev  ## format, lint, types
 	$(BIN)/ruff format --check .
@@ -63,9 +67,9 @@ dist: .venv/dist  ## wheel and sdist in dist/, the wheel tried in an environment
 	$(BIN)/python .ci/check_wheel.py dist/*.whl
 
 clean:  ## remove the virtual environment and the caches
-	rm -rf .venv .venv-oldest .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest .venv-newest .pytest_cache .ruff_cache .hypothesis
 
-.venv/bin/python .venv-oldest/bin/python:
+.venv/bin/python .venv-oldest/bin/python .venv-newest/bin/python:
 	@command -v $(PYTHON) >/dev/null || \
 	  { echo "$(PYTHON) is not there: name a Python 3.11 or newer, make PYTHON=/path/to/python3 ..." >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -88,6 +92,10 @@ clean:  ## remove the virtual environment and the caches
 
 .venv-oldest/test: pyproject.toml tests/oldest.txt | .venv-oldest/bin/python
 	.venv-oldest/bin/python -m pip install --quiet --editable '.[sharpness,test]' flax --constraint tests/oldest.txt
+	@touch $@
+
+.venv-newest/test: pyproject.toml | .venv-newest/bin/python
+	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[sharpness,test]' flax
 	@touch $@
 
 .venv/dev: pyproject.toml | .venv/bin/python

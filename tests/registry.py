@@ -4,7 +4,7 @@ A public method that is missing here fails `test_every_public_method_is_register
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 import jax
@@ -258,6 +258,50 @@ GATED = [name for name, case in VARIANTS.items() if case.gated]
 
 CASES = {**VARIANTS, **FAMILY}
 """Every case by its name."""
+
+REPRESENTATIVE = (
+    "sam",
+    "vsam",  # gated, keeps a gate and a gradient
+    "ausam",  # chooses examples, keeps their scores
+    "m_rst",  # in slices, gated
+    "momentum_sam",  # keeps a direction, starts ahead
+    "sparse_sam",  # keeps a mask
+    "esam",  # fewer examples in the second gradient
+    "fgsam_plus",  # a surrogate, gated, keeps a gradient
+    "eigen_sam",  # Hessian products
+)
+"""One case or more of each kind, of the kinds that `kinds_of` knows.
+
+Each method alone is compared with its reference, and asked by one compiled step for what it guarantees, in
+`make test`. Products of all methods with wrappers, devices, dtypes and other transformations are asked there
+of these; of all the others, in `make test-slow`.
+"""
+
+
+def kinds_of(case: Case) -> set[str]:
+    """What tells a method from others in products: the state that it keeps, where it looks and at what."""
+    state = jax.eval_shape(case.make().init, init_params())
+    pieces = ("start", "direction", "gate", "reuse", "ascent")
+    traits = {
+        "gated": case.gated,
+        "starts elsewhere": not case.starts_at_params,
+        "chooses examples": case.examples < 1,
+        "other examples in the second gradient": case.second_examples is not None,
+        "needs losses": case.needs_oracle,
+        "a surrogate": "surrogate_losses" in case.required,
+        "Hessian products": case.hessian_products > 0,
+        "wrapped": case.wrap is not Case.wrap,
+    }
+    return {f"keeps a {piece}" for piece in pieces if jax.tree.leaves(getattr(state, piece))} | {
+        trait for trait, has in traits.items() if has
+    }
+
+
+def over(names: Iterable[str], kept: Container[str] = REPRESENTATIVE) -> list[Any]:
+    """Names for `parametrize`: those that do not represent their kind are slow."""
+    import pytest  # which the benchmarks, that read this file, do without
+
+    return [name if name in kept else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def init_params(dtype: Any = jnp.float32) -> dict[str, Any]:

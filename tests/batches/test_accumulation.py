@@ -15,17 +15,19 @@ from tests.registry import (
     make_batch,
     make_indices,
     one_step,
+    over,
 )
 
 BATCH, INDICES = make_batch(), make_indices()
 WEIGHTS = jnp.asarray(np.arange(16) % 5, jnp.float32).at[4:8].set(0)  # the second slice is padding
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", over(METHODS))
 def test_accumulated_is_the_big_batch(name):
     method = METHODS[name].make()
 
     def two_steps(method):
+        @jax.jit
         def step(state, weights):
             loss, grads, oracle = method.value_and_grad(losses)(
                 init_params(), BATCH, state=state, indices=INDICES, weights=weights
@@ -33,12 +35,11 @@ def test_accumulated_is_the_big_batch(name):
             descent, state = method.update(grads, state, init_params(), oracle=oracle, perturb=True)
             return (loss, grads, descent), state
 
-        first, state = step(method.init(init_params()), None)
+        first, state = step(method.init(init_params()), jnp.ones(16))
         second, state = step(state, WEIGHTS)
         return first, second, state
 
-    got = jax.jit(lambda: two_steps(optax_sam.accumulated(method, 4)))()
-    wanted = jax.jit(lambda: two_steps(method))()
+    got, wanted = two_steps(optax_sam.accumulated(method, 4)), two_steps(method)
     assert_trees_close(got, wanted, rtol=1e-5, atol=1e-6)
 
 

@@ -20,10 +20,11 @@ from tests.registry import (
     init_params,
     make_batch,
     make_indices,
+    over,
 )
 
 KEY = jax.random.key(7)
-every_method = pytest.mark.parametrize("name", WRAPPED)
+every_kind = pytest.mark.parametrize("name", over(WRAPPED))
 
 
 def losses(params, batch):
@@ -71,7 +72,7 @@ def make_step(name):
 NO_PASS = jax.random.key(99)
 
 
-@every_method
+@every_kind
 def test_no_result_depends_on_the_loss_scale(name):
     """Not the perturbation either: its norm and the losses there are part of the state."""
     method, params = VARIANTS[name].make(), init_params()["layer_0"]
@@ -90,7 +91,7 @@ def test_no_result_depends_on_the_loss_scale(name):
         assert_trees_close((got, state), (wanted, wanted_state), rtol=2e-6, atol=2e-7)
 
 
-@every_method
+@every_kind
 def test_the_verdict_is_over_every_gradient_of_the_step_and_what_stands_behind_skips(name):
     """And the loss is finite throughout, so that it does not tell."""
     step = make_step(name)

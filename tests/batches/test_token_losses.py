@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import optax_sam
-from tests.registry import assert_trees_close, assert_trees_equal
+from tests.registry import assert_trees_close, assert_trees_equal, over
 
 VOCABULARY, WIDTH, LENGTH, BATCH = 11, 4, 7, 8
 LENGTHS = np.array([7, 3, 5, 1, 7, 2, 0, 0])
@@ -78,7 +78,7 @@ def by_hand(params, batch):
     )
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", over(METHODS))
 def test_weights_by_tokens_give_the_mean_over_all_tokens_whatever_padding_holds(name):
     method, params = METHODS[name], make_params()
 

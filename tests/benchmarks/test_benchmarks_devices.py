@@ -79,6 +79,7 @@ def run(out, *arguments):
     return done, [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
 
 
+@pytest.mark.slow
 def test_promises_are_kept_on_automatic_and_explicit_axes(tmp_path):
     done, lines = run(tmp_path / "new" / "devices.jsonl", "--only", *PROMISED)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -93,6 +94,7 @@ def test_promises_are_kept_on_automatic_and_explicit_axes(tmp_path):
     assert sam == 2 * sgd
 
 
+@pytest.mark.slow
 def test_a_missed_promise_is_told_and_ends_with_one(tmp_path):
     """A batch so small that AUSAM's norms weigh more than promised."""
     out = tmp_path / "devices.jsonl"

@@ -23,12 +23,13 @@ from tests.registry import (
     losses,
     make_batch,
     make_indices,
+    over,
 )
 
 STEPS = 4
 
 pytestmark = pytest.mark.usefixtures("as_optax_promotes")
-every_method = pytest.mark.parametrize("name", METHODS)
+every_kind = pytest.mark.parametrize("name", over(METHODS))
 
 BEHIND = side_by_side(
     descent=optax.identity(),
@@ -72,7 +73,7 @@ def behind(name):
     return seen
 
 
-@every_method
+@every_kind
 def test_all_behind_it_do_with_the_descent_as_by_hand(name):
     params = init_params()
     state = BEHIND.init(params)
@@ -81,7 +82,7 @@ def test_all_behind_it_do_with_the_descent_as_by_hand(name):
         assert_trees_close(updates, wanted, rtol=1e-5, atol=1e-6)
 
 
-@every_method
+@every_kind
 def test_step_sizes_are_those_of_the_descent_and_the_given_loss(name):
     """The formulas: norm clipping, Polyak's step, a plateau of two steps without a better loss."""
     best, without, scale = np.inf, 0, 1.0
@@ -134,7 +135,7 @@ def around_by_hand():
     return {key: (jax.jit(tx.update), tx.init(params)) for key, tx in wrappers.items()}
 
 
-@every_method
+@every_kind
 def test_wrappers_around_it_hand_the_descent_to_the_base_optimizer(name):
     """`mechanize` tunes its step size by the gradient that it is handed itself, the clean one; with
     `chain(method, mechanize(base))` it is the descent.
@@ -167,7 +168,7 @@ def test_wrappers_around_it_hand_the_descent_to_the_base_optimizer(name):
     assert float(moved) > 1e-3
 
 
-@every_method
+@every_kind
 def test_conditionally_transform_skips_the_method_and_its_state(name):
     """Every second step descends along the clean gradient, of which the method learns nothing."""
     method, params = METHODS[name].make(), init_params()
@@ -207,7 +208,7 @@ def test_apply_if_finite_around_it_judges_the_clean_gradient_alone(name):
     assert after.last_finite
 
 
-@every_method
+@every_kind
 def test_inside_multi_steps_the_step_refuses_and_names_both_repairs(name):
     method = METHODS[name].make()
     tx = optax.MultiSteps(optax.chain(method, optax.sgd(0.1)), 4)

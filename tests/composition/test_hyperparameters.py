@@ -19,6 +19,7 @@ from tests.registry import (
     losses,
     make_batch,
     make_indices,
+    over,
 )
 
 STEPS = 6
@@ -65,7 +66,7 @@ def structural(name):
     return {k: values[k] for k in static if type(values[k]) in (int, float)}
 
 
-every_method = pytest.mark.parametrize("name", METHODS)
+every_kind = pytest.mark.parametrize("name", over(METHODS))
 every_structural_argument = pytest.mark.parametrize(
     ("name", "argument"), [(n, argument) for n in METHODS for argument in structural(n)]
 )
@@ -146,7 +147,7 @@ def decisions(seen):
     return [int(optax_sam.info(after)["perturbed"]) for _, _, after in seen]
 
 
-@every_method
+@every_kind
 def test_schedule_is_read_at_every_step(name):
     """Wherever the annotation allows one. The decision about a step is that of its own probability."""
     arguments = schedulable(name)
@@ -156,7 +157,7 @@ def test_schedule_is_read_at_every_step(name):
         assert decisions(seen) == [SCHEDULES["probability"](number) for number in range(STEPS)]
 
 
-@every_method
+@every_kind
 def test_injected_schedule_is_read_at_every_step(name):
     """Any number may be one. A step is decided upon at the end of the one before, with the numbers of that
     one: a schedule of the probability acts one step late.
@@ -173,7 +174,7 @@ def test_injected_schedule_is_read_at_every_step(name):
         assert decisions(seen) == [SCHEDULES["probability"](number) for number in late]
 
 
-@every_method
+@every_kind
 def test_injected_constants_are_those_given_directly(name):
     """Jitted `init` and `update`, with every default an array."""
     method = METHODS[name].make(**constants(name))
@@ -188,7 +189,7 @@ def test_injected_constants_are_those_given_directly(name):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-@every_method
+@every_kind
 def test_injected_numbers_are_in_the_dtype_of_the_parameters_and_types_stay(name, dtype):
     """As Optax converts them, which must not reach the types of the state."""
     tx, params = inject(name), init_params(dtype)
@@ -235,7 +236,7 @@ def test_schedule_where_none_is_read_is_refused(name, argument):
         METHODS[name].make(**{argument: SCHEDULES[argument]})
 
 
-@every_method
+@every_kind
 def test_inject_hyperparams_needs_static_arguments_only_where_there_are_structural_ones(name):
     case = METHODS[name]
     tx = optax.inject_hyperparams(case.method)(**case.required, **case.own)

@@ -15,6 +15,7 @@ from tests.registry import (
     losses,
     make_batch,
     make_indices,
+    over,
 )
 
 pytestmark = pytest.mark.usefixtures("as_optax_promotes")
@@ -59,7 +60,7 @@ def searching(method, search, lengths=()):
     return step, tx.init(init_params())
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", over(METHODS))
 def test_backtracking_behind_it_goes_down_on_the_clean_loss(name):
     """Along the descent `S`, the first of the lengths `t` with `f(w - t S) <= f(w) - 1e-4 t <S, g>`."""
     rate = 20.0 if name == "pugd" else 1.0  # its descent has norm one

@@ -26,9 +26,10 @@ from tests.registry import (
     make_batch,
     make_indices,
     one_step,
+    over,
 )
 
-every_method = pytest.mark.parametrize("name", WRAPPED)
+every_kind = pytest.mark.parametrize("name", over(WRAPPED))
 
 UNEXPECTED = {"unexpected_extra_args_your_optimizer_doesnt_expect": 1}
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -39,7 +40,7 @@ def types(tree):
     return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
 
 
-@every_method
+@every_kind
 def test_unexpected_arguments_are_ignored(name):
     """The very same program: nothing of them is read, kept or computed with."""
     method, params = VARIANTS[name].make(), init_params()
@@ -88,14 +89,14 @@ def four_micro_batches(name):
     return updates, descents, compiled
 
 
-@every_method
+@every_kind
 def test_unexpected_arguments_cause_no_second_compilation(name):
     _, _, compiled = four_micro_batches(name)
     assert len(compiled[0]) == 1  # the messages are seen
     assert compiled[1:] == [[], [], []]
 
 
-@every_method
+@every_kind
 def test_multi_steps_behind_it_descend_on_the_mean_of_the_micro_batches(name):
     updates, descents, _ = four_micro_batches(name)
     for update in updates[:3]:
@@ -122,7 +123,7 @@ def test_multi_steps_behind_sam_are_m_sharpness():
     assert_trees_close(sliced, total, rtol=1e-4, atol=1e-6)
 
 
-@every_method
+@every_kind
 def test_map_params_maps_what_is_like_the_parameters(name):
     """And nothing else: the arrays whose shapes follow those of the parameters."""
     method, params = VARIANTS[name].make(), init_params()
@@ -154,7 +155,7 @@ def losses_in_own_dtype(params, batch):
 
 
 @pytest.mark.parametrize("kind", [*DTYPES, "mixed"])
-@every_method
+@every_kind
 def test_types_of_state_and_updates_are_stable(name, kind):
     """Structure, shapes, dtypes and weak types; as a branch of a conditional, and from abstract `init`.
 
@@ -186,7 +187,7 @@ def test_types_of_state_and_updates_are_stable(name, kind):
         assert jax.tree.structure(tx.init(abstract)) == jax.tree.structure(state)
 
 
-@every_method
+@every_kind
 def test_descent_has_the_dtype_of_the_gradient_that_was_handed_in(name):
     """A gradient in bfloat16 of parameters in float32, and the other way round."""
     method = VARIANTS[name].make()
@@ -204,7 +205,7 @@ def test_descent_has_the_dtype_of_the_gradient_that_was_handed_in(name):
         assert types(after) == types(method.init(init_params(own)))
 
 
-@pytest.mark.parametrize("name", [*WRAPPED, "ausam_strata", "m_sam_vmap"])
+@pytest.mark.parametrize("name", over([*WRAPPED, "ausam_strata", "m_sam_vmap"]))
 def test_explicit_sharding_types_of_the_state_are_stable(name):
     """Batch and parameters split over eight devices: those of `init`, of it jitted, and of an update."""
 

@@ -15,6 +15,7 @@ from tests.registry import (
     losses,
     make_batch,
     make_indices,
+    over,
 )
 
 KERNELS = {"layer_0": {"kernel": True, "bias": False}, "layer_1": {"kernel": True, "bias": False}}
@@ -69,7 +70,9 @@ def a_radius_each(radius):
 
 
 @pytest.mark.parametrize("gate", [None, optax_sam.gates.every(2)], ids=["always", "every_second"])
-@pytest.mark.parametrize("radius", [0.1, RISING], ids=["constant", "schedule"])
+@pytest.mark.parametrize(
+    "radius", [pytest.param(0.1, marks=pytest.mark.slow), RISING], ids=["constant", "schedule"]
+)
 @pytest.mark.parametrize("ascent", [a_part, masked, zeroed_before, a_radius_each])
 def test_ascent_of_a_part_perturbs_it_alone_and_descends_on_all(ascent, radius, gate):
     """One second gradient for all groups of leaves; a schedule of the radius counts training steps."""
@@ -141,7 +144,7 @@ def test_ascent_of_a_part_in_the_geometry_of_asam(part):
 # A mask around a whole method: the hidden leaves keep the clean gradient.
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", over(METHODS))
 def test_inside_masked_and_partition_the_method_sees_a_part(name):
     """What is hidden descends on the clean gradient; by a mask and by a partition alike."""
     method, params = METHODS[name].make(), init_params()

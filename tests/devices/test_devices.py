@@ -18,11 +18,16 @@ from tests.registry import (
     init_params,
     make_batch,
     make_indices,
+    over,
 )
 
 WEIGHTS = np.where(np.arange(16) == 3, 0, 1).astype(np.float32)
 
 every_axis_type = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+# What explicit axes refuse is what automatic ones would do at a price: products of methods ask these.
+product_axes = pytest.mark.parametrize(
+    "kind", [pytest.param(AxisType.Auto, marks=pytest.mark.slow), AxisType.Explicit], ids=str
+)
 
 
 def losses(params, batch):
@@ -67,8 +72,8 @@ def on_one_device(name):
     return jax.device_get(params), jax.device_get(state)
 
 
-@every_axis_type
-@pytest.mark.parametrize("name", [*WRAPPED, "ausam_strata"])
+@product_axes
+@pytest.mark.parametrize("name", over([*WRAPPED, "ausam_strata"]))
 def test_sharded_batch_gives_the_trajectory_of_one_device(name, kind):
     wanted, wanted_state = on_one_device(name)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))

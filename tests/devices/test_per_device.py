@@ -12,8 +12,8 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import optax_sam
-from tests.devices.test_devices import losses, placed_on
-from tests.registry import METHODS, assert_trees_close, init_params, make_batch, make_indices
+from tests.devices.test_devices import losses, placed_on, product_axes
+from tests.registry import METHODS, assert_trees_close, init_params, make_batch, make_indices, over
 
 every_axis_type = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 
@@ -47,8 +47,8 @@ def in_slices(name):
     return jax.device_get((seen, state))
 
 
-@every_axis_type
-@pytest.mark.parametrize("name", METHODS)
+@product_axes
+@pytest.mark.parametrize("name", over(METHODS))
 def test_per_device_is_per_microbatch_with_a_slice_a_device(name, kind):
     method = optax_sam.per_device(METHODS[name].make())
     mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))

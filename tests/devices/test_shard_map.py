@@ -8,8 +8,8 @@ from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
 import optax_sam
-from tests.devices.test_devices import losses, placed_on
-from tests.registry import CASES, METHODS, assert_trees_close, init_params, make_batch
+from tests.devices.test_devices import losses, placed_on, product_axes
+from tests.registry import CASES, METHODS, assert_trees_close, init_params, make_batch, over
 
 every_axis_type = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 
@@ -30,8 +30,8 @@ def on_eight_devices(step, kind, whole, split):
     return jax.device_get(got)
 
 
-@every_axis_type
-@pytest.mark.parametrize("name", [*WITHOUT_SCORES, "accumulated", "reweighted_sam"])
+@product_axes
+@pytest.mark.parametrize("name", over([*WITHOUT_SCORES, "accumulated", "reweighted_sam"]))
 def test_losses_are_averaged_over_devices_with_the_same_parameters(name, kind):
     method = CASES[name].make()
 

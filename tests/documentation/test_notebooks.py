@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+ONE_AND_THE_SLOW = [NOTEBOOKS[0], *(pytest.param(file, marks=pytest.mark.slow) for file in NOTEBOOKS[1:])]
 executed = runpy.run_path(str(ROOT / "notebooks/execute.py"))["executed"]
 
 
@@ -16,7 +17,7 @@ def outputs(notebook):
     return [output for cell in notebook.cells for output in cell.get("outputs", [])]
 
 
-@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", ONE_AND_THE_SLOW, ids=lambda file: file.stem)
 def test_it_runs_and_leaves_nothing_behind(file):
     before = set(file.parent.iterdir())
     assert len(outputs(executed(file))) >= 3

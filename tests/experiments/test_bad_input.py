@@ -116,6 +116,7 @@ def test_folder_that_cannot_be_written_is_refused(tmp_path, capsys):
     assert "--out" in line and "give another folder" in line
 
 
+@pytest.mark.slow
 def test_full_disk_is_one_line_and_the_run_can_go_on(tmp_path, capsys, monkeypatch):
     args = [*TINY, "--method", "sgd", "--epochs", "2"]
     whole = run(tmp_path / "whole", *args)

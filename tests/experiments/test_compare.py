@@ -6,6 +6,7 @@ import math
 import re
 
 import numpy as np
+import pytest
 
 from experiments import compare, methods
 from experiments.reports import comparison, trajectories
@@ -16,6 +17,7 @@ from experiments.settings.defaults import resolved
 from tests.experiments.runs import message_of
 
 
+@pytest.mark.slow
 def test_comparison_writes_the_summary_and_the_picture_and_reuses_runs(tmp_path, capsys):
     args = ["--methods", "sgd", "rst", "--seeds", "2", "--epochs", "2", "--timing-rounds", "1"]
     args += ["--train-examples", "60", "--batch-size", "20", "--sharpness-every", "2", "--out", str(tmp_path)]

@@ -55,7 +55,7 @@ def test_half_of_the_examples_in_some_of_the_steps_costs_less_than_sgd():
     np.testing.assert_array_equal(np.diff(scored, prepend=0), 6 * perturbed)
 
 
-@pytest.mark.parametrize("every_k", [1, 3])
+@pytest.mark.parametrize("every_k", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_friendly_looksam_is_either_of_the_two_at_its_limits(every_k):
     def made(sigma, alpha):
         return sharpness_aware(

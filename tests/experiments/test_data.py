@@ -54,7 +54,9 @@ def test_tfds_set_by_name(name, shape, tfds_dir):
     assert set(loaded.train["label"]) == set(range(10)) and loaded.train["image"].std() > 10
 
 
-@pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar100", 100)])
+@pytest.mark.parametrize(
+    ("name", "classes"), [("cifar10", 10), pytest.param("cifar100", 100, marks=pytest.mark.slow)]
+)
 def test_mocked_tfds_set_is_trained_on(name, classes, tmp_path, monkeypatch):
     import tensorflow_datasets as tfds
 

@@ -38,7 +38,7 @@ def alone(tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("fsdp", [False, True])
+@pytest.mark.parametrize("fsdp", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_run_on_four_devices_goes_on_on_two_and_ends_as_on_one(fsdp, alone, on, tmp_path, monkeypatch):
     out, flags = tmp_path / "x", [*FLAGS, *["--fsdp"] * fsdp, "--epochs", "4"]
     on(4)
@@ -90,7 +90,8 @@ def test_processes_that_are_not_there_are_one_line(tmp_path, capsys, monkeypatch
 STREAMED = ["--data", "fashion_mnist", "--stream", "True"]
 
 
-@pytest.mark.parametrize("extra", [pytest.param([], marks=pytest.mark.slow), ["--fsdp"], STREAMED])
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", [[], ["--fsdp"], STREAMED])
 def test_two_processes_train_together_and_one_of_them_writes(extra, alone, tmp_path, request):
     if "--stream" in extra:
         extra = [*extra, "--data-dir", request.getfixturevalue("tfds_dir")]

@@ -91,6 +91,7 @@ def assert_resumes(out, whole, capsys):
 # Full
 
 
+@pytest.mark.slow
 def test_limit_on_the_size_of_files_while_a_checkpoint_is_written(whole, tmp_path, capsys):
     if not hasattr(resource, "prlimit"):
         pytest.skip("this system cannot limit a running process")
@@ -104,7 +105,8 @@ def test_limit_on_the_size_of_files_while_a_checkpoint_is_written(whole, tmp_pat
     assert_resumes(out, whole, capsys)
 
 
-@pytest.mark.parametrize("left", [0, 16_000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("left", [0, 16_000, 100_000])
 def test_full_disk_while_a_checkpoint_is_written(left, whole, tmp_path, mount, capsys):
     mount("-t", "tmpfs", "-o", f"size={4 * MEGABYTE}", "none", tmp_path)
     out, ballast = tmp_path / "x", tmp_path / "ballast"
@@ -136,6 +138,7 @@ def test_new_run_inside_a_read_only_folder_is_refused(tmp_path, make_switch, cap
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_run_folder_becomes_read_only_between_two_checkpoints(whole, tmp_path, make_switch, capsys):
     out = tmp_path / "x"
     out.mkdir()

@@ -134,6 +134,7 @@ def test_runs_in_the_hands_of_another_process_are_passed_over(tmp_path, compiled
     assert [each.method for each in compiled] == ["sam", "sgd"]
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work(tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", one_device()["XLA_FLAGS"])
     train_run, mine = queue.run, []

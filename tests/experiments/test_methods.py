@@ -10,9 +10,10 @@ from experiments.running import programs
 from experiments.running.inputs import make_inputs
 from experiments.settings import Settings
 from experiments.settings.defaults import resolved
+from tests.registry import over
 
 
-@pytest.mark.parametrize("name", methods.METHODS)
+@pytest.mark.parametrize("name", over(methods.METHODS))
 def test_every_method_fits_into_the_training_loop(name):
     """Its step traces, and gives back a state of the same shapes; nothing is compiled."""
     settings = resolved(Settings(method=name, train_examples=60, batch_size=20))

@@ -25,11 +25,17 @@ PUBLISHED = {
 }
 
 
+LARGE = ("pyramidnet110", "vit_s")  # to trace
+
+
 def test_every_network_is_counted():
     assert {name for name, _, _ in PUBLISHED} | {"conv", "resnet8", "simcc", "text"} == set(MODELS)
 
 
-@pytest.mark.parametrize(("name", "classes", "side"), PUBLISHED)
+@pytest.mark.parametrize(
+    ("name", "classes", "side"),
+    [pytest.param(*key, marks=[pytest.mark.slow] * (key[0] in LARGE)) for key in PUBLISHED],
+)
 def test_the_parameters_are_as_many_as_published(name, classes, side, as_optax_promotes):
     model = module(name, classes, side, jnp.bfloat16)
     images = jnp.zeros((2, side, side, 3))
@@ -40,7 +46,7 @@ def test_the_parameters_are_as_many_as_published(name, classes, side, as_optax_p
     assert logits.shape == (2, classes) and logits.dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize("name", ["conv", "mobilenet", "vit_ti"])
+@pytest.mark.parametrize("name", ["conv", "mobilenet", pytest.param("vit_ti", marks=pytest.mark.slow)])
 def test_a_step_in_low_precision_keeps_the_state_as_it_was(name, as_optax_promotes):
     settings = resolved(Settings(method="sam", model=name, dtype="bfloat16", train_examples=60))
     loaded = data.load(settings)

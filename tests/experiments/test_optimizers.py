@@ -95,6 +95,7 @@ def test_decay_in_the_loss_is_perturbed_and_decay_after_the_method_is_not(decay_
     assert optax_sam.info(after.opt_state)["gradients"] == 2
 
 
+@pytest.mark.slow
 def test_layer_wise_sam_trains_with_lamb(tmp_path):
     """A large batch; LookSAM's layer-wise perturbation before the layer-wise steps of LAMB."""
     args = ["--method", "look_layersam", "--rho", "0.1", "--optimizer", "lamb", "--batch-size", "250"]

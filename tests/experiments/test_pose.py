@@ -177,6 +177,7 @@ def test_image_and_keypoints_move_together(drawn):
     assert (values[inside] == still["image"].max()).all()
 
 
+@pytest.mark.slow
 def test_sam_learns_poses(drawn, as_optax_promotes):
     task, model = Pose(sigma=2.0), SimCC(num_classes=16, bins_per_pixel=1, width=4)
     batch = rows(drawn, slice(32))

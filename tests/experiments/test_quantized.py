@@ -112,7 +112,7 @@ def test_eight_bits_are_near_the_float_network():
     assert 0.15 > errors[0] > 1.5 * errors[1] > 2 * errors[2]
 
 
-@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("bits", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_training_with_sam_and_few_bits(bits):
     network, batch = Quantized(CONV, bits), {"inputs": IMAGES, "label": LABELS}
     sam = optax_sam.sam(rho=0.05)

@@ -4,6 +4,7 @@ import json
 import shutil
 import struct
 
+import pytest
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
@@ -51,6 +52,7 @@ def test_profile_traces_the_asked_steps(tmp_path, capsys):
     assert not (tmp_path / "y").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_within_the_traced_steps_traces_the_rest(tmp_path):
     args = [*TINY, "--method", "sgd", "--epochs", "2", "--profile", "2", "5"]
     run(tmp_path, *args)

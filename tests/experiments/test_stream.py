@@ -242,6 +242,7 @@ def test_tiny_imagenet_is_prepared(tiny):
     assert (grey == grey[..., :1]).all() and (grey[:, -1] > grey[:, 0] + 200).all()
 
 
+@pytest.mark.slow
 def test_tiny_imagenet_is_trained_on(tiny, tmp_path):
     args = ["--data", "tiny_imagenet", "--data-dir", str(tiny.data_dir).split("/tiny_imagenet/")[0]]
     result = runs.run(tmp_path / "x", *args, "--method", "sam", "--epochs", "2", "--batch-size", "3")
@@ -251,6 +252,7 @@ def test_tiny_imagenet_is_trained_on(tiny, tmp_path):
 # Workers
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(tiny):
     """They open the files anew."""
     train, _ = stream.streams(tiny)
@@ -279,6 +281,7 @@ def test_workers_do_not_outlive_a_killed_run():
 # Training
 
 
+@pytest.mark.slow
 def test_interrupted_streamed_run_ends_with_the_numbers_of_a_whole_one(
     tfds_dir, tmp_path, monkeypatch, compiled_once
 ):

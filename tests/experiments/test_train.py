@@ -5,8 +5,6 @@ import json
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -18,7 +16,6 @@ from experiments.settings.command_line import command_line
 from experiments.settings.of_method import MethodSettings
 from tests.experiments.runs import (
     METRICS,
-    ROOT,
     TINY,
     metrics,
     num_lines,
@@ -32,13 +29,10 @@ from tests.experiments.runs import (
 # The command line
 
 
-def test_command_line_writes_the_record_of_a_run(tmp_path):
-    command = [sys.executable, "-m", "experiments.train", "--method", "ausam", "--data", "digits"]
-    command += ["--model", "conv", "--epochs", "2", "--batch-size", "50", "--rho", "0.2"]
-    command += ["--seed", "0", "--out", str(tmp_path / "x")]
-    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
-    assert done.returncode == 0, done.stderr
-    assert "test accuracy" in done.stdout
+def test_command_line_writes_the_record_of_a_run(tmp_path, capsys):
+    args = ["--method", "ausam", "--data", "digits", "--model", "conv", "--epochs", "2"]
+    run(tmp_path / "x", *args, "--batch-size", "50", "--rho", "0.2", "--seed", "0")
+    assert "test accuracy" in capsys.readouterr().out
     lines = [json.loads(line) for line in (tmp_path / "x/metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2] and lines[-1]["step"] == 20
     assert all(set(line) >= METRICS for line in lines)
@@ -110,6 +104,7 @@ def test_killed_run_resumes_with_the_numbers_of_an_uninterrupted_one(whole, tmp_
     assert outcome(killed) == outcome(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_run_says_how_to_go_on_and_does(number, code, whole, tmp_path):
     args, out = whole

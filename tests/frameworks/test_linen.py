@@ -20,6 +20,7 @@ from tests.registry import (
     assert_trees_equal,
     make_batch,
     make_indices,
+    over,
 )
 
 RHO = 0.3
@@ -169,7 +170,7 @@ def test_fresh_and_closed_over_keys_give_different_second_passes():
     assert distance(closed[0], fresh[0]) > 1e-3
 
 
-@pytest.mark.parametrize("name", [*METHODS, *SLICES])
+@pytest.mark.parametrize("name", over([*METHODS, *SLICES]))
 def test_batch_statistics_are_those_of_a_forward_pass_at_the_start_of_the_method(name):
     method, slices = VARIANTS[name].make(), SLICES.get(name, 0)
     state = make_state(optax.chain(method, optax.sgd(0.1)))

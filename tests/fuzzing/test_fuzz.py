@@ -17,14 +17,14 @@ EVERY = ("sam", "asam", "rst", "grst", "vsam", "pugd", "tsam", "ausam")
 
 
 def test_any_call_gives_the_documented_result_or_the_documented_error():
-    seen = fuzz(check, 250, seed=0, case=cases(EVERY, FEW), mode=st.just("python"))
-    assert seen["errors"] > 50 and seen["finite"] > 50 and seen["not finite"] > 0
-    assert all(seen[name] > 10 for name in EVERY)
+    seen = fuzz(check, 80, seed=0, case=cases(EVERY, FEW), mode=st.just("python"))
+    assert seen["errors"] > 15 and seen["finite"] > 15
+    assert all(seen[name] > 2 for name in EVERY)
 
 
 def test_any_compiled_call_gives_the_documented_result_or_the_documented_error():
-    seen = fuzz(check, 30, seed=1, case=cases(EVERY, ALL), mode=st.just("jit"))
-    assert seen["results"] > 10
+    seen = fuzz(check, 10, seed=1, case=cases(EVERY, ALL), mode=st.just("jit"))
+    assert seen["results"] > 2
 
 
 @pytest.mark.slow

@@ -22,13 +22,14 @@ from tests.registry import (
     make_batch,
     make_indices,
     one_step,
+    over,
 )
 
-every_method = pytest.mark.parametrize("name", WRAPPED)
-every_gated = pytest.mark.parametrize("name", GATED)
+every_kind = pytest.mark.parametrize("name", over(WRAPPED), scope="module")
+every_gated = pytest.mark.parametrize("name", over(GATED))
 
 
-@every_method
+@every_kind
 def test_gradient_evaluations_are_those_documented(name):
     case = VARIANTS[name]
     method = case.make()
@@ -82,7 +83,7 @@ def test_host_decisions_follow_the_program(name):
     assert 0 < sum(decisions) < len(decisions)
 
 
-@every_method
+@every_kind
 def test_first_gradient_is_where_and_on_what_the_method_wants_it(name):
     case = VARIANTS[name]
     method, params, batch = case.make(), init_params(), make_batch()
@@ -100,7 +101,7 @@ def test_first_gradient_is_where_and_on_what_the_method_wants_it(name):
         assert not np.allclose(loss, whole_loss, rtol=1e-5)
 
 
-@every_method
+@every_kind
 def test_an_oracle_by_hand_gives_the_same_step_and_one_of_another_method_is_refused(name):
     case = VARIANTS[name]
     method, params, batch = case.make(), init_params(), make_batch()
@@ -127,7 +128,7 @@ def test_an_oracle_by_hand_gives_the_same_step_and_one_of_another_method_is_refu
     assert_trees_close(got, wanted, rtol=1e-5)
 
 
-@every_method
+@every_kind
 def test_grad_fn_is_the_other_door(name):
     case = VARIANTS[name]
     method, params = case.make(), init_params()
@@ -148,7 +149,7 @@ def test_grad_fn_is_the_other_door(name):
     assert optax_sam.due(state) == optax_sam.due(wanted_state)
 
 
-@every_method
+@every_kind
 def test_padding_is_harmless(name):
     method, params = VARIANTS[name].make(), init_params()
     if "ausam" in name:
@@ -180,7 +181,7 @@ def test_padding_is_harmless(name):
     assert_trees_close(got_state.start, wanted_state.start, rtol=1e-5, atol=1e-6)
 
 
-@every_method
+@every_kind
 def test_info_has_the_same_keys_in_the_same_order(name):
     method = VARIANTS[name].make()
     keys = [

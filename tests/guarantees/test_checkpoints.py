@@ -24,6 +24,7 @@ from tests.registry import (
     init_params,
     make_batch,
     make_indices,
+    over,
 )
 
 STATES = Path(__file__).parent / "states"
@@ -45,7 +46,7 @@ def a_run(name):
     return go_on, fresh, saved, go_on(saved, SAVED_AT, LENGTH)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", over(VARIANTS))
 def test_flax_and_orbax_restore_and_the_run_goes_on_bit_for_bit(name, tmp_path):
     go_on, fresh, saved, last = a_run(name)
     restored = [flax.serialization.from_bytes(fresh, flax.serialization.to_bytes(saved))]

@@ -14,7 +14,7 @@ from jax.sharding import AxisType
 
 import optax_sam
 from tests.devices import test_devices
-from tests.devices.test_devices import WEIGHTS, placed_on
+from tests.devices.test_devices import WEIGHTS, placed_on, product_axes
 from tests.registry import (
     FAMILY,
     assert_trees_close,
@@ -26,12 +26,13 @@ from tests.registry import (
     make_batch,
     make_indices,
     make_step,
+    over,
 )
 
-every_method = pytest.mark.parametrize("name", FAMILY)
+every_kind = pytest.mark.parametrize("name", over(FAMILY), scope="module")
 
 
-@every_method
+@every_kind
 def test_one_slice_and_accumulated_parts_are_the_method_itself(name):
     """Of the methods that choose or split examples, the second half of this says only that they run."""
     tx, step = compiled(name)
@@ -76,12 +77,8 @@ def on_one_device(name):
     return jax.device_get(test_devices.run(made(name), lambda tree, spec: tree, steps=2, weights=WEIGHTS)[0])
 
 
-# What explicit axes refuse is what automatic ones would do at a price; both are asked of fewer methods in
-# `test_devices.py`.
-@pytest.mark.parametrize(
-    "kind", [pytest.param(AxisType.Auto, marks=pytest.mark.slow), AxisType.Explicit], ids=str
-)
-@every_method
+@product_axes
+@every_kind
 def test_a_sharded_batch_gives_the_trajectory_of_one_device(name, kind):
     wanted = on_one_device(name)
     with jax.set_mesh(mesh := jax.make_mesh((8,), ("data",), axis_types=(kind,))):
@@ -90,13 +87,7 @@ def test_a_sharded_batch_gives_the_trajectory_of_one_device(name, kind):
     assert_trees_close(jax.device_get(got), wanted, rtol=1e-4, atol=1e-5)
 
 
-# What keeps something beside the gradients, or looks at examples; the others stand among the slow tests.
-PER_DEVICE = ("looksam", "friendly_sam", "momentum_sam", "sparse_sam", "reweighted_sam", "bilateral_sam")
-
-
-@pytest.mark.parametrize(
-    "name", [n if n in PER_DEVICE else pytest.param(n, marks=pytest.mark.slow) for n in FAMILY]
-)
+@pytest.mark.parametrize("name", over(FAMILY, ["momentum_sam", "sparse_sam"]))
 def test_one_perturbation_per_device_is_one_per_slice(name):
     method = made(name)
 
@@ -112,7 +103,7 @@ def test_one_perturbation_per_device_is_one_per_slice(name):
     assert_trees_close(state.direction, other.direction, rtol=1e-4, atol=1e-5)
 
 
-@every_method
+@every_kind
 def test_injected_numbers_are_those_that_are_given(name):
     case = FAMILY[name]
     static = optax_sam.static_arguments(case.method)
@@ -144,7 +135,7 @@ def test_an_array_for_what_shapes_the_program_is_refused(name, argument):
         FAMILY[name].make(**{argument: jnp.asarray(2)})
 
 
-@every_method
+@every_kind
 def test_states_are_saved_and_read_bit_for_bit(name):
     tx, step = compiled(name)
     params = init_params()

@@ -12,10 +12,12 @@ import pytest
 
 import optax_sam
 from tests.registry import (
+    CASES,
     FAMILY,
     GATED,
     METHODS,
     OPTIMIZERS,
+    REPRESENTATIVE,
     VARIANTS,
     WRAPPED,
     assert_trees_close,
@@ -23,14 +25,16 @@ from tests.registry import (
     base_trajectory,
     first_step,
     init_params,
+    kinds_of,
     losses,
     make_batch,
     make_indices,
     one_step,
+    over,
     train,
 )
 
-every_method = pytest.mark.parametrize("name", WRAPPED)
+every_kind = pytest.mark.parametrize("name", over(WRAPPED), scope="module")
 every_gated = pytest.mark.parametrize("name", GATED)
 
 
@@ -43,6 +47,15 @@ def test_every_public_method_is_registered():
     assert methods - {"scale_by_adasam", "is_normalization"} == {*METHODS, *FAMILY, *OPTIMIZERS}
 
 
+def test_every_kind_of_method_is_represented_in_the_fast_tests():
+    """A method of a new kind belongs into `REPRESENTATIVE`."""
+    kinds = {name: kinds_of(CASES[name]) for name in CASES}
+    for name, own in kinds.items():
+        assert own <= set().union(*(kinds[one] for one in REPRESENTATIVE)), name
+    marked = [param.values[0] for param in over(CASES) if not isinstance(param, str)]
+    assert {*marked, *REPRESENTATIVE} == set(CASES) and not {*marked} & {*REPRESENTATIVE}
+
+
 def test_every_public_name_has_a_docstring():
     for name, value in vars(optax_sam).items():
         if not name.startswith("_"):
@@ -53,7 +66,7 @@ def test_only_methods_with_a_unit_descent_do_not_reduce_to_the_base_optimizer():
     assert [name for name in METHODS if METHODS[name].without_radius is None] == ["pugd"]
 
 
-@pytest.mark.parametrize("name", [n for n in WRAPPED if VARIANTS[n].without_radius is not None])
+@pytest.mark.parametrize("name", over(n for n in WRAPPED if VARIANTS[n].without_radius is not None))
 def test_zero_radius_is_the_base_optimizer(name):
     case = VARIANTS[name]
     params, _, _ = train(case.make(**case.without_radius))
@@ -84,7 +97,7 @@ def scaled_steps(name):
         return {scale: step(params, batch, state=method.init(params)) for scale, batch in batches.items()}
 
 
-@every_method
+@every_kind
 def test_zero_gradient_gives_zero_perturbation(name):
     descent, state, _ = scaled_steps(name)[0.0]
     assert all(np.all(np.asarray(x) == 0) for x in jax.tree.leaves(descent))
@@ -92,7 +105,7 @@ def test_zero_gradient_gives_zero_perturbation(name):
     chex.assert_tree_all_finite(state)
 
 
-@every_method
+@every_kind
 def test_none_empty_integer_leaves_pass_through(name):
     params = init_params() | {"none": None, "empty": jnp.zeros([0, 3]), "count": jnp.arange(3)}
     seen = []
@@ -112,7 +125,7 @@ def test_none_empty_integer_leaves_pass_through(name):
         assert_trees_close({k: descent[k] for k in without}, without)
 
 
-@every_method
+@every_kind
 def test_complex_leaf_is_perturbed_uphill(name):
     params = {"w": jnp.array([1.0 + 2.0j, -0.5 + 0.3j])}
     target = jnp.array([0.3 - 1.0j, 1.2 + 0.4j])
@@ -127,7 +140,7 @@ def test_complex_leaf_is_perturbed_uphill(name):
         np.testing.assert_allclose(info["sharpness"], 0.05 * info["grad_norm"], rtol=0.1)
 
 
-@every_method
+@every_kind
 def test_norms_do_not_overflow_in_float16(name):
     params = {"w": jnp.ones([1000], jnp.float16)}
     slope = jnp.full([1000], 300.0, jnp.float32)
@@ -145,7 +158,7 @@ def test_norms_do_not_overflow_in_float16(name):
     np.testing.assert_allclose(info["perturbation_norm"], radius, rtol=5e-3)
 
 
-@every_method
+@every_kind
 def test_huge_and_tiny_gradients_have_the_right_norm(name):
     wanted = optax_sam.info(first_step(name, perturb=True)[1])
     for scale in (1e30, 1e-30):
@@ -164,8 +177,8 @@ def test_norm_over_leaves_of_single_and_double_precision(size):
         np.testing.assert_allclose(optax_sam.info(state)["grad_norm"], 2 * size, rtol=1e-6)
 
 
-@every_method
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@every_kind
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)])
 def test_gradient_dtype_is_kept(name, dtype):
     params = init_params(dtype)
 
@@ -179,7 +192,7 @@ def test_gradient_dtype_is_kept(name, dtype):
     chex.assert_tree_all_finite(descent)
 
 
-@every_method
+@every_kind
 def test_non_finite_perturbed_gradient_is_skipped_by_apply_if_finite(name):
     method = VARIANTS[name].make()
     tx = optax.chain(method, optax.apply_if_finite(optax.sgd(0.1), 5))

@@ -9,7 +9,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 import optax_sam
 from tests.devices.test_devices import losses as losses_on_devices
-from tests.devices.test_devices import placed_on
+from tests.devices.test_devices import placed_on, product_axes
 from tests.registry import (
     CASES,
     EVERY,
@@ -19,6 +19,7 @@ from tests.registry import (
     losses,
     make_batch,
     make_indices,
+    over,
 )
 
 SHIFT = None  # a notebook's variable
@@ -66,8 +67,12 @@ FORMS = {
 }
 
 
+SOME = ("sam", "slices", "chosen examples", "a Hessian product")
+"""The others are slow."""
+
+
 @pytest.mark.parametrize("is_jitted", [True, False], ids=["jit", "eager"])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", over(FORMS, SOME))
 def test_what_is_assigned_between_the_two_calls_does_not_reach_the_second(form, is_jitted):
     method, params, batch = FORMS[form](), init_params(), make_batch()
     state = method.init(params)
@@ -96,7 +101,7 @@ def with_arguments(params, batch, shift, table):
 ARGUMENTS = jnp.asarray(0.25), {"scale": jnp.asarray(2.0), "name": "kept as it is"}
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", over(EVERY))
 def test_further_arguments_reach_every_pass(name):
     """Equal to a loss that closes over them."""
     case = CASES[name]
@@ -155,7 +160,7 @@ def shifted_on_devices(params, batch, shift):
     return losses_on_devices(params, batch | {"image": batch["image"] + shift[None]})
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@product_axes
 @pytest.mark.parametrize("name", ["sam", "vsam", "momentum_sam", "esam"])
 def test_further_arguments_reach_every_device(name, kind):
     inner, params, batch = CASES[name].make(), init_params(), make_batch(0, 32)

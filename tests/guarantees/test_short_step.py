@@ -23,6 +23,7 @@ from tests.registry import (
     make_batch,
     make_indices,
     make_step,
+    over,
 )
 
 WHOLE = {"adasam": lambda: optax_sam.adasam(0.1), "bsam": lambda: optax_sam.bsam(48, num_microbatches=2)}
@@ -53,7 +54,7 @@ def both_runs(tx, long):
     return (one, loss), (other, wanted)
 
 
-@pytest.mark.parametrize("name", [*EVERY, *OPTIMIZERS])
+@pytest.mark.parametrize("name", over([*EVERY, *OPTIMIZERS]))
 def test_it_is_the_two_calls_bit_for_bit(name):
     tx, long = before_sgd(made(name)) if name in WHOLE else compiled(name)
     assert_trees_equal(*both_runs(tx, long))
@@ -76,14 +77,14 @@ def placed(method):
 
 
 @pytest.mark.parametrize("place", placed(optax_sam.sam()))
-@pytest.mark.parametrize("name", ["vsam", "momentum_sam"])
+@pytest.mark.parametrize("name", ["vsam", pytest.param("momentum_sam", marks=pytest.mark.slow)])
 def test_it_is_the_two_calls_wherever_the_method_stands(name, place):
     method = made(name)
     tx = placed(method)[place]
     assert_trees_equal(*both_runs(tx, two_calls(method, tx)))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", over(METHODS))
 def test_with_injected_hyperparameters_it_is_the_method_with_these_numbers(name):
     """Where the two calls need an oracle by hand."""
     case = METHODS[name]

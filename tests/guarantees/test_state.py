@@ -27,14 +27,15 @@ from tests.registry import (
     make_indices,
     make_step,
     one_step,
+    over,
     train,
 )
 
-every_method = pytest.mark.parametrize("name", WRAPPED)
+every_kind = pytest.mark.parametrize("name", over(WRAPPED), scope="module")
 every_gated = pytest.mark.parametrize("name", GATED)
 
 
-@every_method
+@every_kind
 def test_state_of_weakly_typed_parameters_is_strongly_typed(name):
     method = VARIANTS[name].make()
     params = jax.tree.map(lambda x: jnp.full(x.shape, 0.1), init_params())
@@ -45,7 +46,7 @@ def test_state_of_weakly_typed_parameters_is_strongly_typed(name):
         assert not any(x.weak_type for x in jax.tree.leaves(tree))
 
 
-@every_method
+@every_kind
 def test_state_of_numpy_arrays_and_python_numbers_is_that_of_arrays(name):
     params = {"w": np.ones([2, 3]), "b": 0.5}
     state = VARIANTS[name].make().init(params)
@@ -54,7 +55,7 @@ def test_state_of_numpy_arrays_and_python_numbers_is_that_of_arrays(name):
     chex.assert_trees_all_equal_shapes_and_dtypes(state, wanted)
 
 
-@every_method
+@every_kind
 def test_scan_cond_and_one_trace_for_two_calls(name):
     tx, shared = compiled(name)
     params, traces = init_params(), []
@@ -81,7 +82,7 @@ def test_scan_cond_and_one_trace_for_two_calls(name):
     assert_trees_close(scanned(params, tx.init(params), True), looped, rtol=1e-5, atol=1e-6)
 
 
-@every_method
+@every_kind
 def test_buffers_may_be_donated_twice(name):
     method = VARIANTS[name].make()
     tx = optax.chain(method, optax.sgd(0.1, momentum=0.9))
@@ -94,7 +95,7 @@ def test_buffers_may_be_donated_twice(name):
     chex.assert_tree_all_finite(params)
 
 
-@every_method
+@every_kind
 def test_vmap_over_seeds_and_trajectories(name):
     tx, step = compiled(name)
     params, rows = init_params(), (make_batch(), make_indices())
@@ -135,11 +136,14 @@ def in_float32(name):
     return train(name, steps=2)[0]
 
 
-@every_method
+@every_kind
 @pytest.mark.parametrize(
     ("x64", "debug_nans", "dtype"),
-    [(True, True, jnp.float64), (True, False, jnp.float32), (False, True, jnp.float32)],
-    ids=["x64 and debug_nans", "x64, float32 parameters", "debug_nans"],
+    [
+        pytest.param(True, True, jnp.float64, id="x64 and debug_nans"),
+        pytest.param(True, False, jnp.float32, id="x64, float32 parameters", marks=pytest.mark.slow),
+        pytest.param(False, True, jnp.float32, id="debug_nans", marks=pytest.mark.slow),
+    ],
 )
 def test_in_every_mode_of_jax_dtypes_are_kept_and_nothing_is_nan(name, x64, debug_nans, dtype):
     wanted, start = in_float32(name), jax.device_get(init_params())
@@ -153,7 +157,7 @@ def test_in_every_mode_of_jax_dtypes_are_kept_and_nothing_is_nan(name, x64, debu
             assert_trees_close(narrow, wanted, rtol=1e-4, atol=1e-5)
 
 
-@every_method
+@every_kind
 def test_state_never_absorbs_a_non_finite_gradient(name):
     method, params = VARIANTS[name].make(), init_params()
     _, state, _ = first_step(name, perturb=True)
@@ -167,7 +171,7 @@ def test_state_never_absorbs_a_non_finite_gradient(name):
     chex.assert_tree_all_finite(after)
 
 
-@every_method
+@every_kind
 def test_method_survives_copy_pickle_replace_and_tree_map(name):
     method = VARIANTS[name].make()
     wanted = first_step(name)[0]

@@ -134,7 +134,13 @@ class Layers(nn.Module):
 
 @pytest.mark.parametrize(
     ("module", "batch"),
-    [(Mlp(), X), (ConvNet(), IMAGES), (Transformer(), TOKENS), (Recurrent(), TOKENS), (Layers(), X)],
+    [
+        (Mlp(), X),
+        (ConvNet(), IMAGES),
+        (Transformer(), TOKENS),
+        pytest.param(Recurrent(), TOKENS, marks=pytest.mark.slow),
+        (Layers(), X),
+    ],
     ids=["mlp", "convolutions", "transformer", "recurrent", "layers"],
 )
 def test_networks_have_the_norms_of_vmap(module, batch, as_optax_promotes):

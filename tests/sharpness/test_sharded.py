@@ -3,13 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from optax_sam import sharpness
+from tests.devices.test_devices import product_axes
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@product_axes
 def test_measurements_keep_what_is_split_and_give_the_same_numbers(kind):
     rng = np.random.default_rng(0)
     params = {"w": rng.normal(size=[16, 8]).astype(np.float32), "b": np.zeros(8, np.float32)}

@@ -10,10 +10,10 @@ import optax
 import pytest
 
 import optax_sam
-from tests.registry import GATED, VARIANTS, WRAPPED, assert_trees_equal
+from tests.registry import GATED, VARIANTS, WRAPPED, assert_trees_equal, over
 from tests.traps.quadratic import CURVATURE, INDICES, ROWS, START, gradient, length, losses, watched
 
-every_method = pytest.mark.parametrize("name", WRAPPED)
+every_kind = pytest.mark.parametrize("name", over(WRAPPED))
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def begin(method, state, params=START, rows=ROWS, loss_fn=losses):
 # Schedules and the point that is seen.
 
 
-@every_method
+@every_kind
 def test_points_seen_lie_at_the_scheduled_radius_in_every_step(name):
     steps = watched(name)
     for number, step in enumerate(steps):
@@ -47,7 +47,7 @@ def test_points_seen_lie_at_the_scheduled_radius_in_every_step(name):
         assert all(perturbed)
 
 
-@every_method
+@every_kind
 def test_parameters_in_hand_and_the_loss_in_the_log_are_clean(name):
     for step in watched(name):
         clean = [point for point in step.points if np.array_equal(point, step.params)]
@@ -84,7 +84,7 @@ def test_perturbing_every_step_is_sam_and_no_radius_is_the_base_optimizer():
     )
 
 
-@every_method
+@every_kind
 def test_late_start_pays_nothing_before_and_perturbs_afterwards(name):
     case, examples = VARIANTS[name], []
     method = case.make()
@@ -114,7 +114,7 @@ def test_late_start_pays_nothing_before_and_perturbs_afterwards(name):
 # What stands before and behind in the chain.
 
 
-@every_method
+@every_kind
 def test_decay_clipping_and_scaling_behind_act_on_the_descent_and_never_on_the_radius(name):
     method = VARIANTS[name].make()
     behind = optax.chain(
@@ -156,7 +156,7 @@ def test_decay_before_steers_the_perturbation_and_is_not_descended_on():
 # Accumulation.
 
 
-@every_method
+@every_kind
 def test_where_optax_strips_keywords_the_error_names_both_doors(name):
     method = VARIANTS[name].make()
     stripped = optax.MultiSteps(optax.chain(method, optax.sgd(0.1)), 2).gradient_transformation()

@@ -209,7 +209,7 @@ LOUD = {
     base_that_needs_the_loss: (TypeError, "value"),
     forgotten_params: (TypeError, "params"),
     monitored_state_in_a_scan: (TypeError, "carry"),
-    key_of_the_factory: (Exception, "deleted or donated"),
+    key_of_the_factory: (Exception, "deleted"),
 }
 
 

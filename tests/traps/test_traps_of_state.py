@@ -11,10 +11,10 @@ import pytest
 from flax import errors, nnx
 
 import optax_sam
-from tests.registry import VARIANTS, WRAPPED, assert_trees_close, assert_trees_equal
+from tests.registry import VARIANTS, WRAPPED, assert_trees_close, assert_trees_equal, over
 from tests.traps.quadratic import INDICES, ROWS, START, gradient, losses
 
-every_method = pytest.mark.parametrize("name", WRAPPED)
+every_kind = pytest.mark.parametrize("name", over(WRAPPED))
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def begin(method, state, params=START, loss_fn=losses, **options):
 # Gradients and precision.
 
 
-@pytest.mark.parametrize("name", [*WRAPPED, "pugd_alone"])
+@pytest.mark.parametrize("name", over([*WRAPPED, "pugd_alone"]))
 def test_zero_perturbed_gradient_poisons_nothing(name):
     method = optax_sam.pugd(sum_gradients=False) if name == "pugd_alone" else VARIANTS[name].make()
 
@@ -57,7 +57,7 @@ def test_zero_perturbed_gradient_poisons_nothing(name):
         np.testing.assert_array_equal(descent, 0)
 
 
-@every_method
+@every_kind
 def test_tiny_step_from_a_zero_bias_in_bfloat16_arrives(name):
     """Were the parameters perturbed in place and restored, rounding would take the whole step."""
     method = VARIANTS[name].make()
@@ -85,7 +85,7 @@ def test_tiny_step_from_a_zero_bias_in_bfloat16_arrives(name):
 # State and call.
 
 
-@every_method
+@every_kind
 def test_keys_and_flags_of_the_base_optimizer_keep_their_types(name, as_optax_promotes):
     method = VARIANTS[name].make()
     noisy = optax.add_noise(0.1, 0.5, jax.random.key(0))
@@ -108,7 +108,7 @@ def test_keys_and_flags_of_the_base_optimizer_keep_their_types(name, as_optax_pr
     assert jnp.bool_ in types and any(jnp.issubdtype(t, jax.dtypes.prng_key) for t in types)
 
 
-@every_method
+@every_kind
 def test_gradient_function_with_aux_is_refused(name):
     method = VARIANTS[name].make()
     with_aux = lambda params: (gradient(params), {"stats": jnp.ones(2)})
@@ -124,7 +124,7 @@ def test_gradient_function_with_aux_is_refused(name):
         )
 
 
-@every_method
+@every_kind
 def test_forgotten_params_are_asked_for(name):
     method = VARIANTS[name].make()
     oracle = optax_sam.Oracle(losses, ROWS, indices=INDICES)
@@ -181,7 +181,7 @@ def nnx_step(method, model, **merge_options):
     return step(params, method.init(params))
 
 
-@every_method
+@every_kind
 def test_passes_over_a_copied_nnx_model_leave_the_live_one_alone(name, as_optax_promotes):
     model, method = Network(), VARIANTS[name].make()
     before = changing(model)
