@@ -176,6 +176,7 @@ def _canonical_shard_map(params: dict[str, Any]) -> Callable[..., Any]:
     )
 
 
+@functools.lru_cache(maxsize=256)  # else a jitted loss would be compiled anew in every eager step
 def _rewritten(jaxpr: jex.Jaxpr | jex.ClosedJaxpr) -> jex.Jaxpr | jex.ClosedJaxpr:
     """A jaxpr of the same inputs and outputs, with canonical convolutions."""
     closed = jaxpr if isinstance(jaxpr, jex.ClosedJaxpr) else jex.ClosedJaxpr(jaxpr, ())

@@ -95,7 +95,11 @@ def norm(tree: Any) -> jax.Array:
     zero.
     """
     leaves = [x for x in jax.tree.leaves(tree) if is_inexact(x) and x.size]
-    return _norm(leaves) if leaves else jnp.zeros([], jnp.float32)
+    if not leaves:
+        return jnp.zeros([], jnp.float32)
+    # Where nothing is traced, the loop would be compiled anew in each call.
+    is_traced = any(isinstance(x, jax.core.Tracer) for x in leaves)
+    return _norm(leaves) if is_traced else _compiled_norm(leaves)
 
 
 @jax.custom_jvp
@@ -126,6 +130,9 @@ def _norm_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     units = divide(widen(leaves), norm)
     along = [jnp.sum((jnp.conj(u) * dx.astype(u.dtype)).real) for u, dx in zip(units, changes, strict=True)]
     return norm, jnp.sum(jnp.stack([x.astype(norm.dtype) for x in along]))
+
+
+_compiled_norm = jax.jit(_norm)
 
 
 def _sum_of_squares(leaf: jax.Array, scale: jax.Array | None, dtype: Any) -> jax.Array:
@@ -204,6 +211,23 @@ def add_perturbation(params: Any, perturbation: Any) -> Any:
 def like_masked(visible: Any, tree: Any) -> Any:
     """`tree` with the parts hidden that are hidden in `visible`."""
     return jax.tree.map(lambda v, x: v if is_masked(v) else x, visible, tree, is_leaf=is_masked)
+
+
+def hidden_is_finite(visible: Any, tree: Any) -> jax.Array:
+    """Whether every entry of `tree` is finite where `visible` hides it, `bool[]`."""
+    parts = jax.tree.map(lambda v, x: x if is_masked(v) else (), visible, tree, is_leaf=is_masked)
+    return all_finite(parts)
+
+
+def hidden_as_in(state: Any, params: Any) -> Any:
+    """`params` with the parts hidden that are hidden in a tree like them somewhere inside `state`."""
+    if not has_masked(state):
+        return params
+    try:
+        return like_masked(state, params)
+    except (ValueError, TypeError):  # it is no tree like the parameters: one of its parts may be
+        parts = jax.tree.leaves(state, is_leaf=lambda part: part is not state)
+        return next((x for x in (hidden_as_in(part, params) for part in parts) if has_masked(x)), params)
 
 
 def has_masked(tree: Any) -> bool:

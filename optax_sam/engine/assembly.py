@@ -73,7 +73,8 @@ class Assembly(Method):
     def due(self, state: SharpnessAwareState, grads: Grads) -> jax.Array:
         if not self.gate.needs_gradient or grads is None:
             return states.due(state)
-        return self.gate.due(state.gate, step_of(state, "gate", first=Evaluation(grads)))
+        due = self.gate.due(state.gate, step_of(state, "gate", first=Evaluation(grads)))
+        return checks.decision("gate", self.gate, due)
 
     def settle(self, mean: SharpnessAwareState, old: SharpnessAwareState) -> SharpnessAwareState:
         settled = {k: getattr(self, k).settle(getattr(mean, k), getattr(old, k)) for k in REMEMBERING}
@@ -86,16 +87,25 @@ class Assembly(Method):
         step = step_of(state, "start", params=given.params, oracle=oracle, opt_state=given.opt_state)
         with metered() as meter:
             began = self.start.begin(state.start, step, lambda: self._climb(state, step))
+            checks.instance("start", self.start, began, bases.Began, "return Began(point, oracle)")
+            checks.like_params("start", self.start, began.point, given.params, same_dtypes=True)
             first = began.oracle.evaluate_unjudged(began.point)
         climb = began.climb and began.climb._replace(perturbation=None)
         point = None if began.point is given.params else began.point
         examples = began.oracle.examples
         begun = Begun(first, point, examples, examples.total, climb, meter.spent.as_arrays())
         if any(piece.asks_anew for piece in self._pieces) or bases.asks_anew(self.ascent):
-            # The loss is called for all shapes now, as it is now; nothing of this is computed.
-            taken_up = self._taken_up(first.grads, begun, state, given.params, given)
-            jax.eval_shape(lambda: self._perturbed_step(*taken_up))
+            self._ask_beforehand(begun, state, given)
         return begun
+
+    def _ask_beforehand(self, begun: Begun, state: SharpnessAwareState, given: Given) -> None:
+        """Calls the loss for all shapes of the step now, as it is now; nothing of this is computed."""
+        visible = trees.hidden_as_in(state, given.params)
+        grads = trees.like_masked(visible, begun.first.grads)
+        taken_up = self._taken_up(grads, begun, state, visible, given)
+        jax.eval_shape(lambda: self._perturbed_step(*taken_up))
+        if self.gate.constant is None and self.reuse.asks_anew:
+            jax.eval_shape(lambda: self._plain_step(*taken_up))
 
     def finish(
         self,
@@ -122,7 +132,8 @@ class Assembly(Method):
         examples = given.examples if begun.examples is None else begun.examples
         oracle = StepOracle(given, examples, point, params)
         first = begun.first._replace(grads=grads, norm=trees.norm(grads))
-        spent = begun.spent.plus(Spent(0.0, jnp.isfinite(first.norm)))
+        finite = jnp.isfinite(first.norm) & trees.hidden_is_finite(grads, begun.first.grads)
+        spent = begun.spent.plus(Spent(0.0, finite))
         return (
             state,
             step_of(state, "start", params=params, oracle=oracle, first=first),
@@ -139,7 +150,8 @@ class Assembly(Method):
                     direction=climbed.direction, perturbation=climbed.perturbation, point=point
                 )
                 seen = self.selection.select(step._replace(kind="selection"))
-                checks.instance("selection", self.selection, seen, StepOracle)
+                repair = "return step.oracle, or the oracle of other examples that its methods make"
+                checks.instance("selection", self.selection, seen, StepOracle, repair)
                 there = seen.with_key(1).evaluate(point)
                 same = seen.examples.see_the_same(step.oracle.examples)
             else:
@@ -175,7 +187,8 @@ class Assembly(Method):
     def _plain_step(self, state: SharpnessAwareState, step: Step, begun: Begun) -> Outcome:
         with metered() as meter:
             spend(*begun.spent)
-            descent, reuse = self.reuse.recall(state.reuse, step._replace(kind="reuse"))
+            recalled = self.reuse.recall(state.reuse, step._replace(kind="reuse"))
+            descent, reuse = checks.pair("reuse", self.reuse, recalled, "(descent, state)")
             checks.like_params("reuse", self.reuse, descent, step.grads)
             if descent is not step.grads:
                 spend(0.0, trees.all_finite(descent))
@@ -195,7 +208,8 @@ class Assembly(Method):
         return self._outcome(state, step, new, diagnostics, meter.spent, step.first.loss)
 
     def _climb(self, state: SharpnessAwareState, step: Step) -> Climb:
-        direction, direction_state = self.direction.read(state.direction, step._replace(kind="direction"))
+        read = self.direction.read(state.direction, step._replace(kind="direction"))
+        direction, direction_state = checks.pair("direction", self.direction, read, "(direction, state)")
         params = step.params
         if trees.has_masked(direction):  # ahead of the step's gradient the full parameters are in sight
             params = trees.like_masked(direction, params)
@@ -228,7 +242,8 @@ class Assembly(Method):
     def _decide_next(self, state: SharpnessAwareState) -> SharpnessAwareState:
         if self.gate.needs_gradient:
             return state
-        return state._replace(due=self.gate.due(state.gate, step_of(state, "gate")))
+        due = checks.decision("gate", self.gate, self.gate.due(state.gate, step_of(state, "gate")))
+        return state._replace(due=due)
 
 
 NEUTRAL = {

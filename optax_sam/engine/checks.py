@@ -127,19 +127,40 @@ def piece(name: str, value: Any, base: type, example: str) -> None:
         )
 
 
-def instance(name: str, maker: Any, value: Any, kind: type) -> None:
+def instance(name: str, maker: Any, value: Any, kind: type, repair: str) -> None:
     """Refuses what a piece returns if it is of another type."""
     if not isinstance(value, kind):
+        raise ValueError(f"{name}={maker!r} returned {_described(value)}, no {kind.__name__}: {repair}.")
+
+
+def pair(name: str, maker: Any, value: Any, words: str) -> tuple[Any, Any]:
+    """What a piece returns, if it is a pair; refuses all else."""
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise ValueError(f"{name}={maker!r} returned {_described(value)}, no pair: return {words}.")
+    return value
+
+
+def decision(name: str, maker: Any, value: Any) -> jax.Array:
+    """What a gate returns, if it is a `bool[]`; refuses all else."""
+    if not isinstance(value, jax.Array | np.ndarray | np.bool_) or value.shape != () or value.dtype != bool:
         raise ValueError(
-            f"{name}={maker!r} returned {_article(value, kind.__name__)}: return step.oracle, or the oracle "
-            f"of other examples that its methods make."
+            f"{name}={maker!r} returned {_described(value)} as its decision: return an array of shape () and "
+            f"dtype bool."
         )
+    return jax.numpy.asarray(value)
 
 
-def like_params(name: str, maker: Any, value: Any, params: Any) -> None:
+def like_params(name: str, maker: Any, value: Any, params: Any, same_dtypes: bool = False) -> None:
     """Refuses what a piece returns if it is no tree like the parameters."""
     _check_tree(name, maker, value, params, "the parameters")
     for (path, x), p in zip(jax.tree.leaves_with_path(value), jax.tree.leaves(params), strict=True):
+        if not isinstance(x, jax.Array | np.ndarray):
+            raise ValueError(f"{name}={maker!r} returned {_described(x)} at {_place(path)}: return an array.")
+        if same_dtypes and x.dtype != p.dtype:
+            raise ValueError(
+                f"{name}={maker!r} returned {x.dtype} at {_place(path)}, where the parameter has {p.dtype}: "
+                f"cast it."
+            )
         kinds = [jax.numpy.issubdtype(leaf.dtype, np.complexfloating) for leaf in (x, p)]
         if jax.numpy.issubdtype(p.dtype, np.inexact) and (
             not jax.numpy.issubdtype(x.dtype, np.inexact) or kinds[0] > kinds[1]
@@ -158,6 +179,11 @@ def arrays(name: str, maker: Any, value: Any) -> None:
                 f"{name}={maker!r} returned {_article(x, 'array')}, at {_place(path)}: return an array of a "
                 f"dtype, such as jnp.zeros([], jnp.int32)."
             )
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended):
+            raise ValueError(
+                f"{name}={maker!r} returned a typed key at {_place(path)}, which cannot be saved or "
+                f"averaged: return its data, jax.random.key_data(key)."
+            )
 
 
 def kept(name: str, maker: Any, value: Any, before: Any) -> None:
@@ -169,6 +195,13 @@ def kept(name: str, maker: Any, value: Any, before: Any) -> None:
                 f"{name}={maker!r} returned a state of dtype {got} at {_place(path)}, which "
                 f"was {wanted} before: cast it, x.astype(old.dtype)."
             )
+
+
+def _described(value: Any) -> str:
+    """A value by its type, an array by dtype and shape."""
+    if isinstance(value, jax.Array | np.ndarray):
+        return f"{value.dtype}{list(value.shape)}"
+    return f"a {type(value).__name__}"
 
 
 def _place(path: Any) -> str:

@@ -38,6 +38,7 @@ class Held:
     """
 
     traced: dict[Any, Traced] = dataclasses.field(default_factory=dict)
+    looked_at: list[Traced] = dataclasses.field(default_factory=list)
 
     def trace(self, key: Hashable, function: Callable[..., Any], *args: Any) -> Traced:
         """`function`, traced for the types of `args`; `key` says what else it depends on."""

@@ -34,6 +34,9 @@ def difference(one: Any, other: Any, path: str = "") -> tuple[str, str] | None:
         return None
     if isinstance(one, jax.core.Tracer) or isinstance(other, jax.core.Tracer):
         return path, "is traced, as an injected hyperparameter is, and cannot be compared"
+    if all(isinstance(x, int | float) and not isinstance(x, bool) for x in (one, other)):
+        same = one == other or (one != one and other != other)
+        return None if same else (path, f"is {short(one)} in one and {short(other)} in the other")
     if type(one) is not type(other):
         return path, f"is {short(one)} in one and {short(other)} in the other"
     if dataclasses.is_dataclass(one):

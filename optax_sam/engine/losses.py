@@ -14,7 +14,7 @@ from jax.interpreters import partial_eval as pe
 from optax_sam.arithmetic import sharding, trees
 from optax_sam.engine.aliases import Grads, Params
 from optax_sam.engine.examples import Examples, Rows, size_of
-from optax_sam.engine.held import Held
+from optax_sam.engine.held import Held, Traced
 from optax_sam.engine.objective import Arguments, Evaluation, Layout, Objective
 
 
@@ -51,7 +51,8 @@ class Losses(Objective):
         key, gradient = self._gradient(layout, examples)
         grads, (loss, losses, aux) = self.held.call(key, gradient, floats, inputs)
         if examples.is_part and not losses.ndim:
-            self._check_reads_batch(layout, examples, floats, inputs)
+            traced = self.held.trace(key, gradient, floats, inputs)
+            self._check_reads_batch(traced, layout, examples, floats, inputs)
         grads = layout.merged(grads, [jnp.zeros_like(x) for x in inputs.others])
         return Evaluation(grads, loss, losses if losses.ndim else None, aux)
 
@@ -160,20 +161,33 @@ class Losses(Objective):
         if examples.surrogate is None:
             losses, aux = called(self.losses)
         elif inputs.on_surrogate is None:
-            losses, aux = called(examples.surrogate)
+            losses, aux = called(examples.surrogate.function)
         else:
             losses, aux = lax.cond(
-                inputs.on_surrogate, lambda: called(examples.surrogate), lambda: called(self.losses)
+                inputs.on_surrogate, lambda: called(examples.surrogate.function), lambda: called(self.losses)
             )
         needed = "weights are given" if inputs.rows.weights is not None else None
         needed = "this method needs them" if examples.needs_losses else needed
         return checked(losses, size_of(batch), needed), aux
 
-    def _check_reads_batch(self, layout: Layout, examples: Examples, floats: Any, inputs: Inputs) -> None:
+    def _check_reads_batch(
+        self, traced: Traced, layout: Layout, examples: Examples, floats: Any, inputs: Inputs
+    ) -> None:
         """Refuses a scalar loss that looks at no example, where only a part of the examples is asked for."""
+        is_loss = [n == len(floats) for n in range(len(traced.jaxpr.jaxpr.outvars))]  # behind the gradient
+        used = pe.dce_jaxpr(traced.jaxpr.jaxpr, is_loss)[1]
+        batch = jax.tree.map(lambda _: True, inputs.rows.batch)
+        floats_not, inputs_not = jax.tree.map(lambda _: False, (floats, inputs))
+        inputs_not = inputs_not._replace(rows=inputs_not.rows._replace(batch=batch))
+        of_batch = jax.tree.leaves((floats_not, inputs_not))
+        if any(u and b for u, b in zip(used, of_batch, strict=True)):
+            return
+        if any(traced is seen for seen in self.held.looked_at):
+            return
+        self.held.looked_at.append(traced)
 
-        def needed(times):
-            """The equations that a loss of so many times the examples needs, and whether of the batch."""
+        def equations(times):
+            """What a loss of so many times the examples computes."""
 
             def loss(batch):
                 return self._losses(layout, examples, floats, inputs._replace(rows=Rows(batch)))[0]
@@ -182,11 +196,9 @@ class Losses(Objective):
                 return jax.ShapeDtypeStruct((times * x.shape[0], *x.shape[1:]), x.dtype)
 
             closed = jax.make_jaxpr(loss)(jax.tree.map(longer, inputs.rows.batch))
-            jaxpr, reads = pe.dce_jaxpr(closed.jaxpr, [True])
-            return str(jaxpr), any(reads)
+            return str(pe.dce_jaxpr(closed.jaxpr, [True])[0])
 
-        equations, reads = needed(1)
-        if not reads and needed(2)[0] == equations:  # else the loss looks at the number of examples
+        if equations(1) == equations(2):  # else the loss looks at the number of examples
             raise ValueError(
                 "losses reads nothing of batch, but this step takes gradients of parts of it, and every part "
                 "would be the same: take the examples from the argument batch, not from what losses closes "

@@ -85,9 +85,10 @@ class Oracle:
         checks.optional_positive("loss_scale", self.loss_scale)
         if not isinstance(self.args, tuple):
             raise TypeError(f"args={self.args!r} is no tuple: pass a tuple, args=(statistics,).")
-        arrays = jax.tree.map(jnp.asarray, (self.batch, self.indices, self.weights, self.loss_scale))
-        for name, value in zip(("batch", "indices", "weights", "loss_scale"), arrays, strict=True):
-            object.__setattr__(self, name, value)
+        object.__setattr__(self, "batch", jax.tree.map(jnp.asarray, self.batch))
+        for name in ("indices", "weights", "loss_scale"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, jnp.asarray(value))
         check_rows(Rows(self.batch, self.indices, self.weights))
         if self.weights is not None:  # they are summed
             is_float = jnp.issubdtype(self.weights.dtype, jnp.floating)

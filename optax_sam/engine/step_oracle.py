@@ -12,7 +12,7 @@ from optax_sam import per_example
 from optax_sam.arithmetic import means, sharding, trees
 from optax_sam.engine import meter
 from optax_sam.engine.aliases import Grads, OptState, Params
-from optax_sam.engine.examples import Examples
+from optax_sam.engine.examples import ById, Examples
 from optax_sam.engine.gradient_function import ONLY_GRAD_FN
 from optax_sam.engine.losses import Losses, weighted_mean
 from optax_sam.engine.objective import Arguments, Evaluation, Objective
@@ -126,8 +126,12 @@ class StepOracle:
         return self.on(self.examples.with_key(number))
 
     def of_surrogate(self, losses: Callable[..., Any], when: Any = None) -> "StepOracle":
-        """Of another loss function of the same parameters; only where `when` (`bool[]`) is true."""
-        return self.on(self.examples.but(surrogate=losses, on_surrogate=when))
+        """Of another loss function of the same parameters; only where `when` (`bool[]`) is true.
+
+        It is called once for each shape, and known by its identity: pass one object, not a lambda made in
+        each step.
+        """
+        return self.on(self.examples.but(surrogate=ById(losses), on_surrogate=when))
 
     # Gradients.
 
@@ -143,10 +147,10 @@ class StepOracle:
     def evaluate(self, point: Params) -> Evaluation:
         """The gradient at `point`, with loss, losses and aux; costs one gradient of these examples."""
         found = self.evaluate_unjudged(point)
-        found = found._replace(grads=trees.like_masked(self.visible, found.grads))
-        found = found._replace(norm=trees.norm(found.grads))
-        meter.spend(0.0, jnp.isfinite(found.norm))
-        return found
+        visible = trees.like_masked(self.visible, found.grads)
+        norm = trees.norm(visible)
+        meter.spend(0.0, jnp.isfinite(norm) & trees.hidden_is_finite(visible, found.grads))
+        return found._replace(grads=visible, norm=norm)
 
     def evaluate_unjudged(self, point: Params) -> Evaluation:
         """The full gradient at `point`, whose norm the caller will see to."""
@@ -189,7 +193,7 @@ class StepOracle:
         """
         point = self.point if at is None else at
         full = jax.tree.map(
-            lambda v, x: jnp.zeros_like(x) if trees.is_masked(v) else v,
+            lambda v, x: jax.tree.map(jnp.zeros_like, x) if trees.is_masked(v) else v,
             vector,
             point,
             is_leaf=trees.is_masked,
@@ -199,9 +203,8 @@ class StepOracle:
             found = ask(point, full, self.examples, self.given.arguments)
         else:
             found, _ = self._in_slices(lambda part: (ask(point, full, part, self.given.arguments), None))
-        found = trees.like_masked(self.visible, found)
         meter.spend(2 * self.examples.fraction, trees.all_finite(found))
-        return found
+        return trees.like_masked(self.visible, found)
 
     def gradient_norms(self, point: Params) -> jax.Array:
         """The norm of each example's gradient, `float[batch]`; costs one gradient of these examples."""

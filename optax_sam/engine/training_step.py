@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import optax
 
 from optax_sam.engine import checks
 from optax_sam.engine import state as states
 from optax_sam.engine.aliases import Batch, OptState, Params
 from optax_sam.engine.oracle import Oracle
-from optax_sam.engine.transformation import Found, Method, Probe, begin
+from optax_sam.engine.transformation import Found, Method, NoDoorError, Probe, begin
 
 
 def step(
@@ -92,13 +92,19 @@ def step(
 
 def method_in(update: Callable[..., Any], opt_state: OptState, params: Params) -> Method:
     """The one method inside an optimizer: a probe in the place of the oracle brings it out."""
-    states.find(opt_state)
-    states.check_no_multi_steps(opt_state)
-    value = jax.numpy.zeros([])
     try:
-        update(params, opt_state, params, oracle=Probe(), value=value)
+        states.find(opt_state)
+    except ValueError as error:
+        raise ValueError(
+            f"step needs an optimizer with one sharpness-aware method in it, but {error}"
+        ) from None
+    states.check_no_multi_steps(opt_state)
+    try:
+        update(params, opt_state, params, oracle=Probe(), value=jnp.zeros([]))
     except Found as found:
         return found.method
+    except NoDoorError:
+        pass
     raise ValueError(
         "tx holds the state of a sharpness-aware method, but does not hand extra arguments on to it: put the "
         "method first in an optax.chain."

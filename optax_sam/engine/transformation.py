@@ -88,6 +88,10 @@ class Found(Exception):
         self.method = method
 
 
+class NoDoorError(ValueError):
+    """Neither an oracle nor a gradient function is given, or both."""
+
+
 class Method(abc.ABC):
     """What stands behind a `SharpnessAware`: an assembly of pieces, or a wrapper of one."""
 
@@ -208,6 +212,8 @@ class Method(abc.ABC):
             check_same(step.method, self)
         told = None if step is None else step.perturb
         forced = perturb is not None and self.first_follows_gate and perturb != told
+        if step is not None:
+            check_same_structure(step.given.params, visible)
         if step is not None and not forced:
             return grads, step.begun, step.given
         decided = state._replace(due=jnp.asarray(bool(perturb))) if forced else state
@@ -221,7 +227,7 @@ class Method(abc.ABC):
         """Refuses arguments of `update` that do not go together."""
         if (oracle is None) == (grad_fn is None):
             given = "none" if oracle is None else "both"
-            raise ValueError(
+            raise NoDoorError(
                 f"{given} of oracle and grad_fn is given: pass exactly one, the oracle that "
                 f"value_and_grad returned, or grad_fn(params) -> grads."
             )
@@ -260,6 +266,16 @@ def check_visible(params: Params, oracle: Any, grad_fn: Any) -> None:
         raise ValueError(
             "oracle.params=None inside optax.masked or optax.partition, where the full "
             "parameters are out of sight: pass oracle=Oracle(losses, batch, params=params)."
+        )
+
+
+def check_same_structure(params: Params, visible: Params) -> None:
+    """Refuses parameters in `update` that are another tree than those of `value_and_grad`."""
+    if not trees.has_masked(visible) and jax.tree.structure(params) != jax.tree.structure(visible):
+        raise ValueError(
+            f"params has the structure {jax.tree.structure(visible)} here, where the step began with "
+            f"{jax.tree.structure(params)}: pass the same tree, and no optax.flatten around a "
+            f"sharpness-aware method."
         )
 
 

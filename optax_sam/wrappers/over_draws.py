@@ -16,7 +16,7 @@ from optax_sam.engine.hyperparameters import Count, Number, ScalarOrSchedule, at
 from optax_sam.engine.state import SharpnessAwareState, with_key_of_part
 from optax_sam.engine.step_oracle import Given
 from optax_sam.engine.transformation import Begun, Outcome, SharpnessAware, from_method
-from optax_sam.wrappers.wrapper import Wrapper, method_of, with_gradients_of
+from optax_sam.wrappers.wrapper import Wrapper, method_of, with_cost
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class OverDraws(Wrapper):
             return outcome, jnp.nan_to_num(self.log_weight(outcome.loss, state.step))
 
         def one_more(carry, number):
-            descent, total, largest, mean = carry
+            descent, total, largest, mean, cost = carry
             outcome, weight = run(number, self._begin(number, state, given))
             new_largest = jnp.maximum(largest, weight)
             old, new = total * jnp.exp(largest - new_largest), jnp.exp(weight - new_largest)
@@ -58,16 +58,17 @@ class OverDraws(Wrapper):
                 outcome.descent,
             )
             mean = means.add(mean, 1 / self.num_draws, outcome.state)
-            return (descent, total, new_largest, mean), None
+            return (descent, total, new_largest, mean, cost + outcome.state.diagnostics.cost), None
 
         first, weight = run(0, begun)
         mean = means.add(means.zeros_like(first.state), 1 / self.num_draws, first.state, is_first=True)
-        carry = (trees.widen(first.descent), jnp.ones_like(weight), weight, mean)
+        cost = first.state.diagnostics.cost
+        carry = (trees.widen(first.descent), jnp.ones_like(weight), weight, mean, cost)
         if self.num_draws > 1:  # `jax.disable_jit` knows no empty loop
             carry, _ = lax.scan(one_more, carry, jnp.arange(1, self.num_draws))
-        descent, _, _, mean = carry
+        descent, _, _, mean, cost = carry
         mean = self.settle(optax.tree.cast_like(mean, state), state)
-        mean = with_gradients_of(state, mean, repeats=self.num_draws)
+        mean = with_cost(state, mean, cost)
         return Outcome(optax.tree.cast_like(descent, grads), mean._replace(key=state.key), first.loss)
 
     def _begin(self, number: Any, state: SharpnessAwareState, given: Given) -> Begun:

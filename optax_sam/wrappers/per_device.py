@@ -51,11 +51,14 @@ class PerDevice(PerSlice):
 
         return self._on_every_device(on_device, PartitionSpec(self.axis_name))(parts, shared)
 
-    def mean(self, function: Callable[[Any, Any], Any], shares: jax.Array, parts: Any, shared: Any) -> Any:
+    def mean_and_sum(
+        self, function: Callable[[Any, Any], tuple[Any, Any]], shares: jax.Array, parts: Any, shared: Any
+    ) -> tuple[Any, Any]:
         def on_device(parts, shared):
             share, part = _only(parts)
-            found = function(part, shared)
-            return jax.tree.map(self._sum, means.weighted(share, found), found)
+            averaged, summed = function(part, shared)
+            averaged = jax.tree.map(self._sum, means.weighted(share, averaged), averaged)
+            return averaged, lax.psum(summed, self.axis_name)
 
         return self._on_every_device(on_device, PartitionSpec())((shares, parts), shared)
 

@@ -33,10 +33,15 @@ class PerMicrobatch(PerSlice):
 
         return jax.vmap(on_slice)(parts) if self.loop == "vmap" else lax.map(on_slice, parts)
 
-    def mean(self, function: Callable[[Any, Any], Any], shares: jax.Array, parts: Any, shared: Any) -> Any:
+    def mean_and_sum(
+        self, function: Callable[[Any, Any], tuple[Any, Any]], shares: jax.Array, parts: Any, shared: Any
+    ) -> tuple[Any, Any]:
         if self.loop == "vmap":
-            return means.mean(shares, self.each(function, parts, shared))
-        return means.mean_by_scan(lambda part: (function(part, shared), None), shares, parts)[0]
+            averaged, summed = self.each(function, parts, shared)
+            averaged = means.mean(shares, averaged)
+        else:
+            averaged, summed = means.mean_by_scan(lambda part: function(part, shared), shares, parts)
+        return averaged, jax.tree.map(lambda x: x.sum(axis=0), summed)
 
 
 def per_microbatch(

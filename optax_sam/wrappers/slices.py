@@ -17,7 +17,7 @@ from optax_sam.engine.objective import Evaluation
 from optax_sam.engine.state import SharpnessAwareState, with_key_of_part
 from optax_sam.engine.step_oracle import Given
 from optax_sam.engine.transformation import Begun, Outcome
-from optax_sam.wrappers.wrapper import Wrapper, with_gradients_of
+from optax_sam.wrappers.wrapper import Wrapper, with_cost
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,8 +33,10 @@ class PerSlice(Wrapper):
         """`function(part, shared)` of every slice, stacked."""
 
     @abc.abstractmethod
-    def mean(self, function: Callable[[Any, Any], Any], shares: jax.Array, parts: Any, shared: Any) -> Any:
-        """The mean of `function(part, shared)` over the slices."""
+    def mean_and_sum(
+        self, function: Callable[[Any, Any], tuple[Any, Any]], shares: jax.Array, parts: Any, shared: Any
+    ) -> tuple[Any, Any]:
+        """The mean of what `function(part, shared)` returns first, by shares, and the sum of the second."""
 
     def due(self, state: SharpnessAwareState, grads: Grads) -> jax.Array:
         if isinstance(state.due, tuple) and grads is not None:
@@ -75,12 +77,13 @@ class PerSlice(Wrapper):
             (part, begun), (shared, params) = part, shared
             own, state = _of_slice(part, shared)
             visible = trees.like_masked(params, begun.first.grads)
-            return self.inner.finish(visible, begun, state, params, own, perturb)
+            outcome = self.inner.finish(visible, begun, state, params, own, perturb)
+            return outcome, outcome.state.diagnostics.cost
 
         parts, shared = _parts_and_shared(len(shares), state, given)
-        mean = self.mean(on_slice, shares, (parts, slices), (shared, params))
+        mean, cost = self.mean_and_sum(on_slice, shares, (parts, slices), (shared, params))
         descent = optax.tree.cast_like(sharding.split_like(mean.descent, params), grads)
-        new = with_gradients_of(state, sharding.split_like(mean.state, state), repeats=1)
+        new = with_cost(state, sharding.split_like(mean.state, state), cost / len(shares))
         return Outcome(descent, self.settle(new, state), mean.loss)
 
 

@@ -49,10 +49,7 @@ def method_of(method: Any) -> Method:
     return method.method
 
 
-def with_gradients_of(
-    old: SharpnessAwareState, new: SharpnessAwareState, repeats: int
-) -> SharpnessAwareState:
-    """The averaged new state, with an exact count: what is averaged is the cost of one repeat."""
-    cost = new.diagnostics.cost * repeats
+def with_cost(old: SharpnessAwareState, new: SharpnessAwareState, cost: jax.Array) -> SharpnessAwareState:
+    """The new state with the step's own cost, which is no weighted mean as the rest of it."""
     total = states.add_gradients(old.diagnostics.gradients, cost)
     return new._replace(diagnostics=new.diagnostics._replace(gradients=total, cost=cost))

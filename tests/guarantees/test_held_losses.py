@@ -257,3 +257,70 @@ def test_a_scalar_loss_that_reads_nothing_of_its_batch_is_refused_where_parts_ar
     optax_sam.sam().value_and_grad(lambda p, b: optax.tree.norm(p))(
         params, (), state=optax_sam.sam().init(params)
     )
+
+
+def test_what_an_unpaid_step_asks_is_held_too():
+    scale = {"now": 1.0}
+
+    class Looks(optax_sam.pieces.bases.Reuse):
+        def recall(self, state, step):
+            seen = step.oracle.losses_at(step.params).sum()
+            return jax.tree.map(lambda g: g * seen, step.grads), state
+
+    method = optax_sam.sharpness_aware(
+        optax_sam.ascents.to_radius(0.1), gate=optax_sam.gates.after(9), reuse=Looks()
+    )
+    state, params = method.init(init_params()), init_params()
+
+    def descent(later):
+        scale["now"] = 1.0
+        _, grads, oracle = method.value_and_grad(lambda p, b: scale["now"] * losses(p, b))(
+            params, make_batch(), state=state
+        )
+        scale["now"] = later
+        return method.update(grads, state, params, oracle=oracle)[0]
+
+    assert_trees_equal(descent(100.0), descent(1.0))
+
+
+class Surrogate:
+    """Equal to all of its kind, and without a hash."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __eq__(self, other):
+        return isinstance(other, Surrogate)
+
+    def __call__(self, params, batch):
+        return self.factor * losses(params, batch)
+
+
+def test_surrogates_are_told_apart_by_identity():
+    def descent(factor):
+        method = optax_sam.fgsam(Surrogate(factor), mix=0.0)
+        state, params = method.init(init_params()), init_params()
+        _, grads, oracle = method.value_and_grad(losses)(params, make_batch(), state=state)
+        return method.update(grads, state, params, oracle=oracle)[0]
+
+    assert_trees_close(descent(3.0), jax.tree.map(lambda x: 3 * x, descent(1.0)), rtol=1e-5)
+
+
+def test_eager_steps_compile_nothing_after_the_first():
+    """A method without conditionals, whose gradients are run equation by equation."""
+    sam, params = optax_sam.sam(), init_params()
+    tx = optax.chain(sam, optax.sgd(0.1))
+    step, state = optax_sam.step(tx, losses), tx.init(params)
+    for _ in range(2):
+        step(params, state, make_batch())
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None
+    )
+    step(params, state, make_batch())
+    assert not compiled
+
+
+def test_weights_and_indices_may_be_lists():
+    oracle = optax_sam.Oracle(losses, make_batch(), weights=[1.0] * 15 + [0.0], indices=list(range(16)))
+    assert oracle.weights.shape == oracle.indices.shape == (16,)

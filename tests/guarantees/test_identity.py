@@ -123,6 +123,8 @@ def test_values_are_compared_by_dtype_and_content():
         (Record(float("nan")), Record(float("nan"))),
         (Record({"a": (1, np.float32(2))}), Record({"a": (1, np.float32(2))})),
         (Record(f), Record(f)),
+        (Record(1), Record(1.0)),
+        (Record(0.1), Record(np.float64(0.1))),
         (Record(jax.random.key(1)), Record(jax.random.key(1))),
         (gates.every(3), gates.every(3)),
         (ascents.to_radius(0.1), ascents.to_radius(0.1)),
@@ -130,7 +132,8 @@ def test_values_are_compared_by_dtype_and_content():
     other = [
         (Record(jnp.ones(2)), Record(jnp.ones(2, jnp.int32))),
         (Record(jnp.ones(2)), Record(jnp.zeros(2))),
-        (Record(1), Record(1.0)),
+        (Record(1), Record(1.5)),
+        (Record(True), Record(1)),
         (Record([1]), Record((1,))),
         (Record({"a": 1}), Record({"b": 1})),
         (Record((1, 2)), Record((1, 2, 3))),

@@ -99,6 +99,94 @@ def test_a_gradient_in_a_loop_of_a_piece_s_own_is_refused_by_naming_the_doors(lo
         one_step(method, init_params(), make_batch())
 
 
+class BySlice(bases.Combination):
+    """One gradient more where the examples say so."""
+
+    def combine(self, step):
+        return step.oracle.cond(
+            jnp.mean(step.oracle.batch["flag"]) > 0.5,
+            lambda: step.oracle.evaluate(step.point).grads,
+            lambda: step.perturbed_grads,
+        )
+
+
+@pytest.mark.parametrize("weights", [None, [3.0, 1.0], [1.0, 0.0], [0.0, 1.0]], ids=str)
+def test_the_count_of_slices_is_their_plain_mean_whatever_they_weigh(weights):
+    batch = make_batch() | {"flag": jnp.repeat(jnp.array([1.0, 0.0]), 8)}
+    if weights is not None:
+        weights = jnp.repeat(jnp.asarray(weights), 8)
+    inner = optax_sam.sharpness_aware(ascents.to_radius(RHO), combination=BySlice())
+    for loop in ("scan", "vmap"):
+        method = optax_sam.per_microbatch(inner, 2, loop=loop)
+        state = method.init(init_params())
+        _, grads, oracle = method.value_and_grad(losses)(init_params(), batch, state=state, weights=weights)
+        state = method.update(grads, state, init_params(), oracle=oracle)[1]
+        assert optax_sam.info(state)["gradients"] == 2.5
+
+
+def test_counts_are_exact_over_slices_of_any_weight_and_any_number_of_draws():
+    weights = jax.random.uniform(jax.random.key(1), [33])
+    batch = make_batch(0, 33)
+    draws = optax_sam.tsam(num_samples=11, radius=0.1)
+    for method, each in ((optax_sam.per_microbatch(optax_sam.sam(), 11), 2), (draws, 22)):
+        state = method.init(init_params())
+
+        @jax.jit
+        def step(state, method=method):
+            _, grads, oracle = method.value_and_grad(losses)(
+                init_params(), batch, state=state, weights=weights
+            )
+            return method.update(grads, state, init_params(), oracle=oracle)[1]
+
+        for number in range(3):
+            state = step(state)
+            assert optax_sam.info(state)["gradients"] == each * (number + 1)
+
+
+def test_finite_covers_what_a_mask_hides():
+    def root(params, batch):
+        return params["w"] ** 2 * batch + jnp.sqrt(params["b"])
+
+    params = {"w": jnp.ones([]), "b": jnp.zeros([])}
+    tx = optax.chain(optax.masked(optax_sam.sam(0.1), {"w": True, "b": False}), optax.sgd(0.1))
+    _, state, _ = optax_sam.step(tx, root)(params, tx.init(params), jnp.ones(4))
+    assert not optax_sam.finite(state)
+
+
+HIDDEN = {
+    "mean": lambda: optax_sam.sharpness_aware(
+        ascents.to_radius(RHO),
+        direction=directions.running_mean(0.9),
+        selection=selections.largest_increase(0.5),
+    ),
+    "foreign ascent": lambda: optax_sam.sharpness_aware(
+        optax.chain(optax.trace(0.9), optax.scale(0.1)), direction=directions.batch_specific()
+    ),
+    "reuse": lambda: optax_sam.sharpness_aware(
+        ascents.to_radius(RHO),
+        gate=gates.every(2),
+        selection=selections.whole_batch(),
+        reuse=reuses.decayed_difference(0.5, 2),
+    ),
+    "sparse": lambda: optax_sam.sparse_sam(0.1, refresh_steps=1, num_samples=2),
+    "eigenvector": lambda: optax_sam.eigen_sam(refresh_steps=1, power_iterations=1),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_pieces_with_trees_in_their_state_stand_inside_a_mask(name):
+    """A mask of whole subtrees, and one of leaves."""
+    of_leaves = jax.tree.map_with_path(lambda path, _: "layer_0" in str(path), init_params())
+    found = []
+    for mask in ({"layer_0": True, "layer_1": False}, of_leaves):
+        tx = optax.chain(optax.masked(HIDDEN[name](), mask), optax.sgd(0.1))
+        step, run = jax.jit(optax_sam.step(tx, losses)), (init_params(), tx.init(init_params()))
+        for number in range(2):
+            *run, _ = step(*run, make_batch(number))
+        found.append(run[0])
+    assert_trees_close(*found, rtol=1e-6)
+
+
 def test_finite_covers_the_third_gradient_and_the_descent():
     def root(params, batch):
         return jnp.sqrt(params["w"]) * jnp.ones_like(batch)
@@ -332,6 +420,53 @@ class WrongState(bases.Direction):
 def test_a_state_that_changes_its_type_is_refused_with_the_piece_s_name(what):
     method = optax_sam.sharpness_aware(ascents.to_radius(RHO), direction=WrongState(what))
     with pytest.raises(ValueError, match=rf"^direction=WrongState\(what='{what}'\) returned (a|the) "):
+        one_step(method, init_params(), make_batch())
+
+
+@dataclasses.dataclass(frozen=True)
+class Returns(bases.Direction, bases.Reuse, bases.Gate, bases.Start):
+    """Returns what it is given, whatever was promised."""
+
+    value: object
+
+    def read(self, state, step):
+        return self.value
+
+    def recall(self, state, step):
+        return self.value
+
+    def due(self, state, step):
+        return self.value
+
+    def begin(self, state, step, climb):
+        return self.value if not callable(self.value) else self.value(step)
+
+
+WRONG = {
+    "a direction alone": (
+        "direction",
+        jnp.ones(2),
+        r"returned float32\[2\], no pair: return .direction, state.",
+    ),
+    "a descent alone": ("reuse", jnp.ones(2), r"returned float32\[2\], no pair: return .descent, state."),
+    "no decision": ("gate", None, "returned a NoneType as its decision"),
+    "a decision of another shape": ("gate", jnp.ones(1, bool), r"returned bool\[1\] as its decision"),
+    "a number as decision": ("gate", jnp.ones([]), r"returned float32\[\] as its decision"),
+    "no beginning": ("start", None, "returned a NoneType, no Began: return Began.point, oracle."),
+    "a point in half precision": (
+        "start",
+        lambda step: bases.Began(jax.tree.map(lambda x: x.astype(jnp.float16), step.params), step.oracle),
+        "returned float16 at .* where the parameter has float32",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_a_piece_returns_is_refused_by_its_name(name):
+    kind, value, words = WRONG[name]
+    others = {"gate": gates.after(9)} if kind == "reuse" else {}
+    with pytest.raises(ValueError, match=rf"^{kind}=Returns.* {words}"):
+        method = optax_sam.sharpness_aware(ascents.to_radius(RHO), **{kind: Returns(value)}, **others)
         one_step(method, init_params(), make_batch())
 
 
