@@ -10,9 +10,13 @@ import contextvars
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import jax.extend.core as jex
 import jax.numpy as jnp
 from jax import lax
+
+try:
+    from jax.extend.core import get_opaque_trace_state
+except ImportError:  # JAX 0.8
+    from jax.core import get_opaque_trace_state
 
 
 class Spent(NamedTuple):
@@ -45,7 +49,7 @@ class Meter:
 
     def __init__(self):
         self.spent = Spent()
-        self.trace = jex.get_opaque_trace_state()
+        self.trace = get_opaque_trace_state()
 
 
 _OPEN: contextvars.ContextVar[tuple[Meter, ...]] = contextvars.ContextVar("open_meters", default=())
@@ -71,7 +75,7 @@ def spend(gradients: Any, finite: Any = True) -> None:
     if not _OPEN.get():
         return
     meter = _OPEN.get()[-1]
-    if meter.trace != jex.get_opaque_trace_state():
+    if meter.trace != get_opaque_trace_state():
         raise ValueError(
             "a piece asks the oracle inside a loop, conditional, vmap, grad or jit of its own, where what it "
             "spends cannot be counted: use oracle.scan in the place of a loop, oracle.cond in that of a "
