@@ -297,7 +297,7 @@ def kinds_of(case: Case) -> set[str]:
     }
 
 
-def over(names: Iterable[str], kept: Container[str] = REPRESENTATIVE) -> list[Any]:
+def over(names: Iterable[Any], kept: Container[Any] = REPRESENTATIVE) -> list[Any]:
     """Names for `parametrize`: those that do not represent their kind are slow."""
     import pytest  # which the benchmarks, that read this file, do without
 

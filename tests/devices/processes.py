@@ -1,4 +1,4 @@
-"""What each of several processes runs: `python -m tests.devices.processes ADDRESS NUMBER COUNT out.npz`."""
+"""What each process runs: `python -m tests.devices.processes ADDRESS NUMBER COUNT FILE METHODS`."""
 
 import sys
 
@@ -54,12 +54,12 @@ def trajectory(name):
     return np.asarray(flat), np.asarray(decisions)
 
 
-def main(coordinator, number, count, out):
+def main(coordinator, number, count, out, *names):
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(coordinator, int(count), int(number))
     assert jax.process_count() == int(count)
     results = {}
-    for name in NAMES:
+    for name in names:
         results[f"{name} parameters"], results[f"{name} decisions"] = trajectory(name)
     np.savez(out, **results)
 

@@ -109,7 +109,7 @@ def convolutional_inputs(width=8):
     return params, batch, {"mean": 0.1 * jnp.arange(float(width))}, jax.random.key(7)
 
 
-@every_axis_type
+@product_axes
 def test_further_arguments_reach_every_device(kind):
     """Batch statistics and a key, on a convolutional net."""
     params, batch, stats, key = convolutional_inputs()
@@ -185,7 +185,7 @@ def test_gradients_are_all_reduced_once(net, kind):
         assert wanted[name] <= times <= wanted[name] + extra, (name, times)
 
 
-@every_axis_type
+@product_axes
 def test_per_device_composes_with_slices_and_draws(kind):
     mesh = jax.make_mesh((4,), ("data",), axis_types=(kind,), devices=jax.devices()[:4])
     place, batch = placed_on(mesh), make_batch(0, 32)

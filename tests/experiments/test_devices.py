@@ -38,7 +38,8 @@ def alone(tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("fsdp", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("fsdp", [False, True])
 def test_a_run_on_four_devices_goes_on_on_two_and_ends_as_on_one(fsdp, alone, on, tmp_path, monkeypatch):
     out, flags = tmp_path / "x", [*FLAGS, *["--fsdp"] * fsdp, "--epochs", "4"]
     on(4)

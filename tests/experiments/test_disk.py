@@ -156,6 +156,7 @@ def test_run_folder_becomes_read_only_between_two_checkpoints(whole, tmp_path, m
     assert_resumes(out, whole, capsys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["metrics.jsonl", "result.json"])
 def test_read_only_file_of_a_run(name, whole, tmp_path, make_switch, capsys):
     out = tmp_path / "x"

@@ -122,6 +122,7 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path, capsys):
     assert "--rho" in capsys.readouterr().err and not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_runs_in_the_hands_of_another_process_are_passed_over(tmp_path, compiled, capsys):
     held = resolved(asked("method=sgd", train_examples=60, batch_size=20, epochs=2)["sgd-seed0"])
     held = dataclasses.replace(held, out=tmp_path / "sgd-seed0")

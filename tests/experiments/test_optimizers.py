@@ -53,7 +53,7 @@ def test_base_optimizers_are_those_of_optax(name):
     jax.tree.map(np.testing.assert_array_equal, *ends)
 
 
-@pytest.mark.parametrize("decay_in_loss", [False, True])
+@pytest.mark.parametrize("decay_in_loss", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_decay_in_the_loss_is_perturbed_and_decay_after_the_method_is_not(decay_in_loss):
     """One step of SAM with plain SGD, written out."""
     settings = Settings(

@@ -43,6 +43,7 @@ def test_events_hold_the_numbers_of_the_metrics_once_after_a_resumption_too(tmp_
         run(tmp_path, *args, "--resume")
 
 
+@pytest.mark.slow
 def test_profile_traces_the_asked_steps(tmp_path, capsys):
     args = [*TINY, "--method", "sgd", "--epochs", "2", "--profile"]
     run(tmp_path / "x", *args, "2", "5")

@@ -18,6 +18,7 @@ from experiments.settings import Settings
 from experiments.settings.defaults import resolved
 
 
+@pytest.mark.slow
 def test_the_top_eigenvalue_equals_the_dense_hessian():
     class Tiny(nn.Module):
         @nn.compact

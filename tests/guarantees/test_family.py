@@ -21,6 +21,7 @@ from tests.registry import (
     CASES,
     EVERY,
     FAMILY,
+    REPRESENTATIVE,
     assert_trees_close,
     assert_trees_equal,
     base_trajectory,
@@ -294,9 +295,10 @@ def test_what_perturbs_at_its_start_cannot_be_left_unperturbed(name):
 BY_ENTRY = {"sam_on", "fisher_sam", "sparse_sam", "fisher_mask_sam", "zsharp", "graphsam", "look_layersam"}
 DRAWING = {"esam", "reweighted_sam", "random_sam", "random_perturbation", "adaptive_random_perturbation"}
 DRAWING |= {"eigen_sam"}
+COMPLEX = {*REPRESENTATIVE, "gsam", "friendly_sam", "looksam"}  # which take products and lengths
 
 
-@pytest.mark.parametrize("name", [n for n in FAMILY if n not in BY_ENTRY | DRAWING])
+@pytest.mark.parametrize("name", over([n for n in FAMILY if n not in BY_ENTRY | DRAWING], COMPLEX))
 def test_a_complex_leaf_moves_as_its_real_and_imaginary_part(name):
     def complex_losses(params, batch):
         return real_losses({"re": params["z"].real, "im": params["z"].imag, "w": params["w"]}, batch)

@@ -76,7 +76,10 @@ def placed(method):
     }
 
 
-@pytest.mark.parametrize("place", placed(optax_sam.sam()))
+PLACES = list(placed(optax_sam.sam()))
+
+
+@pytest.mark.parametrize("place", over(PLACES, ["partition", "apply_if_finite", "mechanize"]))
 @pytest.mark.parametrize("name", ["vsam", pytest.param("momentum_sam", marks=pytest.mark.slow)])
 def test_it_is_the_two_calls_wherever_the_method_stands(name, place):
     method = made(name)

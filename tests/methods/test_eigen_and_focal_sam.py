@@ -11,7 +11,7 @@ from jax.sharding import AxisType, PartitionSpec
 import optax_sam
 from tests.devices.test_devices import losses as losses_on_devices
 from tests.devices.test_devices import placed_on
-from tests.registry import init_params, losses, make_batch
+from tests.registry import init_params, losses, make_batch, over
 
 
 def label(batch):
@@ -50,7 +50,7 @@ WRAPPED = {
 }
 
 
-@pytest.mark.parametrize("form", WRAPPED)
+@pytest.mark.parametrize("form", over(WRAPPED, ["alone", "slices", "draws"]))
 def test_the_vector_stays_a_unit_vector(form):
     vector = vector_after(WRAPPED[form])
     np.testing.assert_allclose(jnp.linalg.norm(vector), 1, rtol=1e-5)

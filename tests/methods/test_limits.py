@@ -40,6 +40,7 @@ WITHOUT_RADIUS = {
 }
 
 
+@pytest.mark.slow  # `test_guarantees.py` and `test_family.py` ask for it in single precision
 @pytest.mark.parametrize("name", WITHOUT_RADIUS)
 def test_no_radius_is_the_base_optimizer(name, sgd_run):
     close(train(WITHOUT_RADIUS[name]).params, sgd_run)

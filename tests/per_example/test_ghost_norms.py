@@ -137,7 +137,7 @@ class Layers(nn.Module):
     [
         (Mlp(), X),
         (ConvNet(), IMAGES),
-        (Transformer(), TOKENS),
+        pytest.param(Transformer(), TOKENS, marks=pytest.mark.slow),
         pytest.param(Recurrent(), TOKENS, marks=pytest.mark.slow),
         (Layers(), X),
     ],
