@@ -104,6 +104,8 @@ GRIDS |= {
 # On other data than the digits one wide grid is every method's whose radius is a length in the space of all
 # weights. In the other geometries the digits' grids begin two octaves lower.
 WIDE = doubling(0.02, 12, 1.5)
+GRIDS |= {name: grid(rho=RADII) for name in methods.METHODS if name not in GRIDS}
+
 OTHER_GEOMETRIES = ("asam", "graphsam", "look_layersam", "sam_on", "usam")
 
 
