@@ -85,7 +85,7 @@ def test_sharded_batch_gives_the_trajectory_of_one_device(name, kind):
     assert_trees_close(state[0].start, wanted_state[0].start, rtol=1e-3, atol=1e-5)
 
 
-@every_axis_type
+@product_axes
 def test_draws_in_strata_move_no_example_and_shrink_the_work(kind):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
     rows = {"image": jnp.ones([64, 128]), "label": jnp.zeros([64], jnp.int32)}
@@ -134,7 +134,7 @@ def test_state_keeps_the_sharding_of_sharded_parameters(kind):
     np.testing.assert_allclose(optax_sam.info(state)["grad_norm"], norm, rtol=1e-5)
 
 
-@every_axis_type
+@product_axes
 def test_norms_of_single_examples_stay_where_the_examples_are(kind):
     wanted = optax_sam.per_example.gradient_norms(losses, init_params(), make_batch())
     with jax.set_mesh(mesh := jax.make_mesh((8,), ("data",), axis_types=(kind,))):

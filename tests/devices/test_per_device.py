@@ -228,7 +228,7 @@ def test_inside_another_shard_map_it_says_what_to_do():
         step(init_params(), method.init(init_params()), *rows(0))
 
 
-@every_axis_type
+@product_axes
 def test_other_axes_of_the_mesh_are_left_alone(kind):
     """Parameters split over a second axis stay split: per-device means per place along `data`."""
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))

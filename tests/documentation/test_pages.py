@@ -8,7 +8,10 @@ import jax
 import numpy as np
 import pytest
 
+from tests.registry import over
+
 ROOT = Path(__file__).parents[2]
+LONG = {"compositions.md"}  # to compile: slow
 README = ROOT / "README.md"
 PAGES = {
     page.name: re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
@@ -16,7 +19,7 @@ PAGES = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name, blocks in PAGES.items() if blocks])
+@pytest.mark.parametrize("name", over([name for name, blocks in PAGES.items() if blocks], {*PAGES} - LONG))
 def test_every_block_of_the_page_runs_after_those_before_it(name, capsys):
     names: dict = {}
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):

@@ -6,11 +6,11 @@ import numpy as np
 import optax
 import pytest
 from jax.flatten_util import ravel_pytree
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
 import optax_sam
 from tests.devices.test_devices import losses as losses_on_devices
-from tests.devices.test_devices import placed_on
+from tests.devices.test_devices import placed_on, product_axes
 from tests.registry import init_params, losses, make_batch, over
 
 
@@ -57,7 +57,7 @@ def test_the_vector_stays_a_unit_vector(form):
     assert abs(vector @ vector_after(EIGEN)) > 0.5  # slices differ in their Hessians, not in the sign
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@product_axes
 def test_the_vector_stays_a_unit_vector_over_devices(kind):
     batch, params = make_batch(0, 32), init_params()
 
