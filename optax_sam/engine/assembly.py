@@ -5,6 +5,7 @@ RST is SAM with a random gate; G-RST mixes the two gradients; vSAM has a gate th
 gradient and a reuse that remembers it. AUSAM is SAM with a start that draws examples.
 """
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -99,13 +100,29 @@ class Assembly(Method):
         return begun
 
     def _ask_beforehand(self, begun: Begun, state: SharpnessAwareState, given: Given) -> None:
-        """Calls the loss for all shapes of the step now, as it is now; nothing of this is computed."""
-        visible = trees.hidden_as_in(state, given.params)
-        grads = trees.like_masked(visible, begun.first.grads)
-        taken_up = self._taken_up(grads, begun, state, visible, given)
-        jax.eval_shape(lambda: self._perturbed_step(*taken_up))
-        if self.gate.constant is None and self.reuse.asks_anew:
-            jax.eval_shape(lambda: self._plain_step(*taken_up))
+        """Calls the loss for all shapes of the step now, as it is now; nothing of this is computed.
+
+        A mask around the method is not in sight before `update`. It is guessed from the states: of the
+        pieces, else of the ascent, which may have a mask of its own.
+        """
+
+        def ask(visible):
+            grads = trees.like_masked(visible, begun.first.grads)
+            taken_up = self._taken_up(grads, begun, state, visible, given)
+            jax.eval_shape(lambda: self._perturbed_step(*taken_up))
+            if self.gate.constant is None and self.reuse.asks_anew:
+                jax.eval_shape(lambda: self._plain_step(*taken_up))
+
+        if not trees.has_masked(state):
+            ask(given.params)
+            return
+        pieces = [getattr(state, kind) for kind in REMEMBERING]
+        guesses = [trees.hidden_as_in(pieces, given.params), trees.hidden_as_in(state.ascent, given.params)]
+        for visible in guesses:
+            # A wrong guess fails; what fails whatever is hidden fails again in `update`, and says why.
+            with contextlib.suppress(AttributeError, TypeError, ValueError):
+                ask(visible)
+                return
 
     def finish(
         self,

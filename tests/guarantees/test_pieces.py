@@ -153,6 +153,28 @@ def test_finite_covers_what_a_mask_hides():
     assert not optax_sam.finite(state)
 
 
+OWN_MASKS = {
+    "masked": lambda ascent: optax.masked(ascent, {"layer_0": True, "layer_1": False}),
+    "partition": lambda ascent: optax.partition(
+        {"a": ascent, "b": ascents.to_radius(0.2)}, {"layer_0": "a", "layer_1": "b"}
+    ),
+}
+
+
+@pytest.mark.parametrize("around", [False, True], ids=["alone", "in a mask of everything"])
+@pytest.mark.parametrize("name", OWN_MASKS)
+def test_an_ascent_with_a_mask_and_a_state_of_its_own_needs_no_mask_around_the_method(name, around):
+    ascent = OWN_MASKS[name](optax.chain(optax.trace(0.9), ascents.to_radius(RHO)))
+    for direction in (directions.gradient(), directions.running_mean(0.9)):
+        method = optax_sam.sharpness_aware(ascent, direction=direction, selection=selections.whole_batch())
+        inner = optax.masked(method, {"layer_0": True, "layer_1": True}) if around else method
+        tx = optax.chain(inner, optax.sgd(0.1))
+        step, run = optax_sam.step(tx, losses), (init_params(), tx.init(init_params()))
+        for number in range(2):
+            *run, loss = step(*run, make_batch(number))
+        assert np.isfinite(loss) and optax_sam.info(run[1])["gradients"] == 4
+
+
 HIDDEN = {
     "mean": lambda: optax_sam.sharpness_aware(
         ascents.to_radius(RHO),
