@@ -17,16 +17,16 @@ demo: .venv/experiments  ## train and compare the methods on real data: table an
 	$(BIN)/python -m experiments.compare --out runs/demo
 
 test: .venv/test  ## all guarantees, products of methods over one of each kind: everything but the slow tests
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: .venv/test  ## everything, fast and slow: products over every method, every program, full counts
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-oldest: .venv-oldest/test  ## the package's tests with the oldest versions that it supports
-	.venv-oldest/bin/python -m pytest -n 2 --dist worksteal -m "not slow" $(NOT_OLDEST:%=--ignore=%)
+	.venv-oldest/bin/python -m pytest -n 2 --dist loadfile -m "not slow" $(NOT_OLDEST:%=--ignore=%)
 
 test-newest: .venv-newest/test  ## the package's tests with the newest versions that there are
-	.venv-newest/bin/python -m pytest -n 2 --dist worksteal -m "not slow" $(NOT_NEWEST:%=--ignore=%)
+	.venv-newest/bin/python -m pytest -n 2 --dist loadfile -m "not slow" $(NOT_NEWEST:%=--ignore=%)
 
 check: .venv/dev  ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -47,6 +47,7 @@ def lines(file):
     return report.read(file)["mlp"]
 
 
+@pytest.mark.slow
 def test_every_line_tells_what_was_measured_and_how(lines):
     assert lines.keys() == {"sgd", *CASES}
     for line in lines.values():
@@ -55,6 +56,7 @@ def test_every_line_tells_what_was_measured_and_how(lines):
         assert "benchmarks.steps" in line["command"]
 
 
+@pytest.mark.slow
 def test_flops_of_straight_programs_are_those_of_the_gradients(lines):
     """Norms and the perturbation are a few operations per parameter, which the batch size hides."""
     assert lines["sam"]["flops_ratio"] == pytest.approx(2, abs=0.06)
@@ -62,6 +64,7 @@ def test_flops_of_straight_programs_are_those_of_the_gradients(lines):
     assert 1 <= lines["ausam"]["flops_ratio"] <= 1.05
 
 
+@pytest.mark.slow
 def test_gradients_counted_in_the_loss_are_those_that_info_tells(lines):
     for line in lines.values():
         found = line["gradients"]
@@ -85,6 +88,7 @@ def test_limits_name_cases_that_exist():
     assert {pair.than for pair in conditionals.pairs(plain=True)} <= set(straight)
 
 
+@pytest.mark.slow
 def test_the_report_has_a_row_for_every_case_and_a_picture(file, tmp_path, capsys):
     picture = tmp_path / "costs.png"
     report.main(report.Settings(file, again=file, picture=picture))

@@ -154,7 +154,7 @@ def losses_in_own_dtype(params, batch):
     )
 
 
-@pytest.mark.parametrize("kind", [*DTYPES, "mixed"])
+@pytest.mark.parametrize("kind", over([*DTYPES, "mixed"], ["float16", "mixed"]))
 @every_kind
 def test_types_of_state_and_updates_are_stable(name, kind):
     """Structure, shapes, dtypes and weak types; as a branch of a conditional, and from abstract `init`.

@@ -9,6 +9,7 @@ import pytest
 import optax_sam
 from optax_sam import schedules
 from optax_sam.engine.hyperparameters import Reciprocal
+from tests.registry import over
 
 TOTAL = 1000
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # to compile
@@ -133,7 +134,7 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", over(METHODS))
 def test_radius_advances_every_training_step(name):
     info, before = run(METHODS[name], 40)
     paid = info["perturbed"] == 1

@@ -58,7 +58,7 @@ def results(request, tmp_path_factory):
     return [np.load(folder / f"{n}.npz") for n in range(2)]
 
 
-@pytest.mark.parametrize("name", over(NAMES, ["vsam", "ausam", "per_device"]))
+@pytest.mark.parametrize("name", over(NAMES, ["vsam", "per_device"]))
 def test_two_processes_decide_alike_and_give_the_numbers_of_one(name, results):
     params, decisions = trajectory(name)
     assert len(decisions) == STEPS

@@ -39,12 +39,14 @@ def drawn_vsam(fraction):
     )
 
 
+@pytest.mark.slow
 def test_ausam_of_all_examples_with_vsams_gate_is_vsam():
     run, other = train(drawn_vsam(1.0)), train(optax_sam.vsam(rho=0.1, **WINDOW))
     np.testing.assert_array_equal(run.info["perturbed"], other.info["perturbed"])
     close(run.params, other.params)
 
 
+@pytest.mark.slow
 def test_half_of_the_examples_in_some_of_the_steps_costs_less_than_sgd():
     run = train(drawn_vsam(0.5))
     perturbed = run.info["perturbed"]
@@ -55,7 +57,8 @@ def test_half_of_the_examples_in_some_of_the_steps_costs_less_than_sgd():
     np.testing.assert_array_equal(np.diff(scored, prepend=0), 6 * perturbed)
 
 
-@pytest.mark.parametrize("every_k", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("every_k", [1, 3])
 def test_friendly_looksam_is_either_of_the_two_at_its_limits(every_k):
     def made(sigma, alpha):
         return sharpness_aware(
@@ -73,11 +76,13 @@ def test_friendly_looksam_is_either_of_the_two_at_its_limits(every_k):
         assert np.all(np.ptp(np.diff(flatten(run.after.direction.mean, axes=1), axis=0), axis=1) > 0)
 
 
+@pytest.mark.slow
 def test_asams_geometry_by_a_coin_is_asam_for_a_coin_of_two_heads():
     close(train(compositions.adaptive_rst(0.5, probability=1.0)).params, train(optax_sam.asam(0.5)).params)
     close(train(compositions.adaptive_rst(0.5, probability=0.0)).params, train_base())
 
 
+@pytest.mark.slow
 def test_gsam_of_slices_is_the_mean_of_their_gsams():
     descent, state, _ = one_step(compositions.sharded_gsam(0.1, alpha=0.4, num_microbatches=3))
     parts = []

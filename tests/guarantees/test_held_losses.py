@@ -67,7 +67,7 @@ FORMS = {
 }
 
 
-SOME = ("sam", "slices", "chosen examples", "a Hessian product")
+SOME = ("slices", "chosen examples", "a Hessian product")
 """The others are slow."""
 
 

@@ -21,6 +21,7 @@ from tests.methods.small import (
     train,
 )
 
+pytestmark = pytest.mark.slow  # the references have said what each method is
 RHO = 0.1
 
 

@@ -7,6 +7,7 @@ import pytest
 from jax.tree_util import Partial
 
 from optax_sam import sharpness
+from tests.registry import over
 from tests.sharpness.problems import (
     dense_gauss_newton,
     dense_hessian,
@@ -74,7 +75,7 @@ def test_gauss_newton_eigenvalues_are_those_of_its_matrix():
     np.testing.assert_allclose(found.values, exact[:2], rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("name", over(SPECTRA, ["degenerate", "indefinite"]))
 def test_every_copy_of_a_known_eigenvalue_is_found(name):
     spectrum = np.array(SPECTRA[name])
     rotation = np.linalg.qr(np.random.default_rng(0).normal(size=[spectrum.size] * 2))[0]
