@@ -49,8 +49,9 @@ def eigen_sam(
       >>> tx = optax.chain(optax_sam.eigen_sam(rho=0.1, alpha=0.2), optax.sgd(0.1, momentum=0.9))
 
     References:
-      Luo et al., `Explicit Eigenvalue Regularization Improves Sharpness-Aware Minimization
-      <https://arxiv.org/abs/2501.12666>`_, 2025; code github.com/RitianLuo/EigenSAM.
+      Haocheng Luo, Tuan Truong, Tung Pham, Mehrtash Harandi, Dinh Phung, Trung Le, `Explicit Eigenvalue
+      Regularization Improves Sharpness-Aware Minimization <https://arxiv.org/abs/2501.12666>`_, 2025;
+      code github.com/RitianLuo/EigenSAM.
 
     Deviations:
       the authors' code adds the part of `v` that is orthogonal to `g`, and takes the Hessian product in

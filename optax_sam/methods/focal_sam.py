@@ -72,7 +72,8 @@ def focal_sam(
       >>> tx = optax.chain(method, optax.sgd(0.1, momentum=0.9))
 
     References:
-      Li et al., `Focal-SAM: Focal Sharpness-Aware Minimization for Long-Tailed Classification
+      Sicong Li, Qianqian Xu, Zhiyong Yang, Zitai Wang, Linchao Zhang, Xiaochun Cao, Qingming Huang,
+      `Focal-SAM: Focal Sharpness-Aware Minimization for Long-Tailed Classification
       <https://arxiv.org/abs/2505.01660>`_, 2025; code github.com/scongl/Focal-SAM.
 
     Deviations:

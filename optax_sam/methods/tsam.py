@@ -58,8 +58,9 @@ def tsam(
       >>> tx = optax.chain(optax_sam.tsam(0.05, tilt=20.0), optax.sgd(0.1, momentum=0.9))
 
     References:
-      Tian Li, Tianyi Zhou, Jeffrey A. Bilmes, `Reweighting Local Minima with Tilted SAM
-      <https://arxiv.org/abs/2410.22656>`_, 2024.
+      Tian Li, Tianyi Zhou, Jeffrey A. Bilmes, `Tilted Sharpness-Aware Minimization
+      <https://arxiv.org/abs/2410.22656>`_, 2024; its first version was called Reweighting Local Minima
+      with Tilted SAM.
 
     Deviations:
       the paper samples by Hamiltonian dynamics; the authors' code, followed here, takes one normalized

@@ -101,7 +101,7 @@ def top_eigenvalues(
       [ 4. -6.]
 
     References:
-      Gene H. Golub, Richard Underwood, `The block Lanczos method for computing eigenvalues
+      Gene H. Golub, Richard Underwood, `The Block Lanczos Method for Computing Eigenvalues
       <https://doi.org/10.1016/B978-0-12-587260-7.50018-2>`_, 1977.
     """
     checks.integer("k", k, low=1)

@@ -78,8 +78,8 @@ def gradient_noise(
       variance 2, norm of the mean 2, noise scale 0.5 examples (n = 2)
 
     References:
-      McCandlish et al., `An Empirical Model of Large-Batch Training
-      <https://arxiv.org/abs/1812.06162>`_, 2018.
+      Sam McCandlish, Jared Kaplan, Dario Amodei, OpenAI Dota Team, `An Empirical Model of Large-Batch
+      Training <https://arxiv.org/abs/1812.06162>`_, 2018.
     """
     problem = Problem.of(loss_fn, params, batches)
     problem.finite_loss()
