@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from optax_sam.arithmetic import ghost_norms, trees
 from optax_sam.arithmetic.jaxprs import canonical_convolutions
 from optax_sam.engine import checks
+from optax_sam.engine.arrays import as_arrays
 from optax_sam.engine.examples import Rows, check_rows, size_of
 from optax_sam.engine.hyperparameters import Count
 from optax_sam.engine.losses import mean_loss
@@ -94,7 +95,7 @@ def gradient_norms(
       >>> print(per_example.gradient_norms(loss_fn, jnp.ones(2), jnp.array([[3.0, 4.0], [0.0, 1.0]])))
       [5. 1.]
     """
-    params = jax.tree.map(jnp.asarray, trees.plain(params))
+    params = as_arrays("params", trees.plain(params))
     leaves, treedef = jax.tree.flatten(params)
     floats = [n for n, x in enumerate(leaves) if trees.is_inexact(x) and x.size]
 
@@ -117,7 +118,7 @@ def _loss_of_one(loss_fn: Callable[[Any, Any], Any], params: Any, example: Any) 
 
 def _gradient_of_one(loss_fn: Callable[[Any, Any], Any], params: Any, example: Any) -> Any:
     """Its gradient, zeros for integer leaves."""
-    params = jax.tree.map(jnp.asarray, params)
+    params = as_arrays("params", params)
     gradient = jax.grad(lambda p: _loss_of_one(loss_fn, p, example), allow_int=True)
     return like_params("gradient", canonical_convolutions(gradient)(params), params)
 
@@ -130,7 +131,7 @@ def _in_microbatches(
 ) -> Any:
     """`of_many` of all examples, or of so many at once."""
     checks.function("loss_fn", loss_fn, "loss_fn(params, batch) -> [batch]")
-    batch = jax.tree.map(jnp.asarray, batch)
+    batch = as_arrays("batch", batch)
     check_rows(Rows(batch))
     size = size_of(batch)
     if size is None:

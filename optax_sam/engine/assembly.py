@@ -18,6 +18,7 @@ from optax_sam.arithmetic import trees
 from optax_sam.engine import checks
 from optax_sam.engine import state as states
 from optax_sam.engine.aliases import Grads, Params
+from optax_sam.engine.arrays import like_arrays
 from optax_sam.engine.hyperparameters import Scalar, Seed
 from optax_sam.engine.meter import Spent, metered, spend
 from optax_sam.engine.objective import Evaluation
@@ -59,7 +60,7 @@ class Assembly(Method):
         return self.start, self.direction, self.gate, self.selection, self.combination, self.reuse
 
     def init(self, params: Params) -> SharpnessAwareState:
-        params = trees.plain(params)
+        params = like_arrays("params", trees.plain(params))
         state = states.initial(self.seed)
         first = Step(jnp.full([], -1, jnp.int32), base_key=states.key_of(state))
         state = state._replace(

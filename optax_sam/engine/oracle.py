@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from optax_sam.arithmetic import trees
 from optax_sam.engine import checks
 from optax_sam.engine.aliases import Batch, Grads, OptState, Params
+from optax_sam.engine.arrays import as_arrays
 from optax_sam.engine.examples import Examples, Rows, check_rows
 from optax_sam.engine.losses import Losses
 from optax_sam.engine.objective import Arguments
@@ -85,7 +86,7 @@ class Oracle:
         checks.optional_positive("loss_scale", self.loss_scale)
         if not isinstance(self.args, tuple):
             raise TypeError(f"args={self.args!r} is no tuple: pass a tuple, args=(statistics,).")
-        object.__setattr__(self, "batch", jax.tree.map(jnp.asarray, self.batch))
+        object.__setattr__(self, "batch", as_arrays("batch", self.batch))
         for name in ("indices", "weights", "loss_scale"):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, jnp.asarray(value))
@@ -154,6 +155,6 @@ def given_by(oracle: Oracle, params: Params, opt_state: OptState = None) -> Give
             whole_batch=bool(oracle.whole_batch),
         ),
         Arguments(arrays, oracle.loss_scale),
-        jax.tree.map(jnp.asarray, trees.plain(params)),
+        as_arrays("params", trees.plain(params)),
         opt_state,
     )

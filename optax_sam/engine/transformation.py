@@ -13,6 +13,7 @@ from optax_sam.arithmetic import trees
 from optax_sam.engine import checks, meter
 from optax_sam.engine import state as states
 from optax_sam.engine.aliases import Grads, OptState, Params
+from optax_sam.engine.arrays import as_arrays
 from optax_sam.engine.examples import Examples, Rows
 from optax_sam.engine.gradient_function import ONLY_GRAD_FN, GradientFunction
 from optax_sam.engine.identity import check_same
@@ -186,7 +187,7 @@ class Method(abc.ABC):
         self.check_call(oracle, grad_fn, perturb)
         structure = jax.tree.structure(updates)
         check_visible(params, oracle, grad_fn)
-        arrays = jax.tree.map(jnp.asarray, trees.plain(params))
+        arrays = as_arrays("params", trees.plain(params))
         updates = like_params("grads", updates, arrays)
         if oracle is None:
             given = given_by_function(grad_fn, params, arrays)

@@ -11,6 +11,7 @@ from optax_sam.arithmetic import random_trees, trees
 from optax_sam.engine import checks
 from optax_sam.engine import state as states
 from optax_sam.engine.aliases import Grads, Params
+from optax_sam.engine.arrays import like_arrays
 from optax_sam.engine.hyperparameters import (
     AtLeastOne,
     AtLeastZero,
@@ -67,7 +68,7 @@ class BSAM(Method):
         return True
 
     def init(self, params: Any) -> SharpnessAwareState:
-        params = trees.plain(params)
+        params = like_arrays("params", trees.plain(params))
         zeros = trees.map_inexact(jnp.zeros_like, trees.widen(trees.memory_like(params)))
         scale = trees.map_inexact(lambda x: jnp.full_like(jnp.real(x), self.initial_scale), zeros)
         return states.initial(self.seed, due=jnp.ones([], bool), ascent=BSAMState(zeros, scale))

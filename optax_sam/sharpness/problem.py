@@ -18,6 +18,7 @@ from jax.tree_util import Partial
 from optax_sam.arithmetic import trees
 from optax_sam.arithmetic.jaxprs import canonical_convolutions
 from optax_sam.engine import checks
+from optax_sam.engine.arrays import as_arrays
 from optax_sam.engine.examples import Rows, check_rows, size_of
 from optax_sam.engine.losses import mean_loss
 from optax_sam.sharpness.progress import Steps
@@ -72,7 +73,7 @@ def point_of(params: Any) -> Point:
     params = trees.plain(params)
     leaves, treedef = jax.tree.flatten(params)
     _refuse_traced("params", leaves)
-    leaves = jax.tree.leaves(_arrays("params", params))
+    leaves = jax.tree.leaves(as_arrays("params", params))
     is_float = tuple(bool(trees.is_inexact(x) and x.size) for x in leaves)
     for (path, _), x in zip(jax.tree.leaves_with_path(params), leaves, strict=True):
         if jnp.iscomplexobj(x):
@@ -91,19 +92,6 @@ def _refuse_traced(name: str, tree: Any) -> None:
         raise TypeError(
             f"{name} are traced: measurements are driven by the host, call them outside of jax.jit."
         )
-
-
-def _arrays(name: str, tree: Any) -> Any:
-    def on_leaf(path, x):
-        try:
-            return jnp.asarray(x)
-        except TypeError as error:
-            place, kind = jax.tree_util.keystr(path), getattr(x, "dtype", type(x).__name__)
-            raise TypeError(
-                f"{name}{place} is no array of numbers ({kind}): leave it out, or close over it."
-            ) from error
-
-    return jax.tree.map_with_path(on_leaf, tree)
 
 
 def floats_of(name: str, tree: Any, point: Point) -> Floats:
@@ -171,7 +159,7 @@ class Problem:
         """Each batch, and how many examples it has."""
         number = -1
         for number, batch in enumerate(self.batches if self.is_many else [self.batches]):
-            batch = _arrays(f"batch {number}", batch)
+            batch = as_arrays(f"batch {number}", batch)
             check_rows(Rows(batch))
             size = size_of(batch)
             if size is None:

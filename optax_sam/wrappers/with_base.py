@@ -7,12 +7,12 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from optax_sam.arithmetic import trees
 from optax_sam.engine import checks
 from optax_sam.engine import state as states
+from optax_sam.engine.arrays import as_arrays
 from optax_sam.engine.hyperparameters import NotNegative, ScalarOrSchedule, at_step
 from optax_sam.engine.objective import like_params
 from optax_sam.engine.oracle import Oracle, Started, started
@@ -80,7 +80,7 @@ class Decoupled(FollowedBy):
             perturb = extra_args.get("perturb")
             self.inner.check_call(oracle, extra_args.get("grad_fn"), perturb)
             check_visible(params, oracle, None)
-            plain = jax.tree.map(jnp.asarray, trees.plain(params))
+            plain = as_arrays("params", trees.plain(params))
             grads = like_params("grads", updates, plain)
             first, begun, given = self.inner.started(grads, own, plain, params, oracle, perturb)
             updates = jax.tree.unflatten(jax.tree.structure(updates), jax.tree.leaves(first))

@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+import pytest
 
 import optax_sam
 from tests.registry import assert_trees_close, make_batch
@@ -105,3 +106,46 @@ def test_parts_that_are_none_are_neither_perturbed_nor_trained():
     assert abs(optax_sam.info(state)["perturbation_norm"] - RHO) < 1e-5
     stepped = eqx.apply_updates(model, descent)
     assert stepped.layers[0].weight is model.layers[0].weight
+
+
+def whole_model_given_to(name):
+    """A call that hands in a model with a function among its leaves."""
+    model = eqx.nn.MLP(5, 3, 4, 1, key=jax.random.key(0))
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+    losses = lambda params, batch: jnp.sum(jax.vmap(eqx.combine(params, static))(batch["image"]) ** 2, -1)
+    batch, sam = make_batch(), optax_sam.sam()
+    tx, base = optax.chain(sam, optax.sgd(0.1)), optax.sgd(0.1)
+    decoupled = optax_sam.decoupled(sam, base, 0.1)
+    oracle = optax_sam.Oracle(losses, batch, params=params)
+    return {
+        "init": lambda: tx.init(model),
+        "bsam": lambda: optax_sam.bsam(num_examples=8).init(model),
+        "update": lambda: tx.update(params, tx.init(params), model, oracle=oracle),
+        "grad_fn": lambda: tx.update(params, tx.init(params), model, grad_fn=lambda params: params),
+        "decoupled": lambda: decoupled.update(params, decoupled.init(params), model, oracle=oracle),
+        "value_and_grad": lambda: sam.value_and_grad(losses)(model, batch, state=tx.init(params)),
+        "step": lambda: optax_sam.step(tx, losses)(model, tx.init(params), batch),
+        "gradient_norms": lambda: optax_sam.per_example.gradient_norms(losses, model, batch),
+        "gradients": lambda: optax_sam.per_example.gradients(losses, model, batch),
+        "eigenvalues": lambda: optax_sam.sharpness.top_eigenvalues(losses, model, batch, k=1),
+    }[name]
+
+
+CALLS = (
+    ("init", "bsam", "update", "grad_fn", "decoupled", "value_and_grad", "step")
+    + ("gradient_norms", "gradients", "eigenvalues")
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_model_passed_whole_is_refused_by_the_place_of_its_function(name):
+    message = r"params\.activation is no array of numbers \(\w+\).*eqx\.partition\(model, eqx\.is_inexact_a"
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        call = whole_model_given_to(name)
+        with pytest.raises(TypeError, match=message):
+            call()
+
+
+def test_a_batch_with_words_is_refused_by_their_place():
+    with pytest.raises(TypeError, match=r"batch\['name'\] is no array of numbers \(str\): leave it out"):
+        optax_sam.Oracle(lambda params, batch: params, {"image": jnp.ones(2), "name": "two"})
