@@ -88,17 +88,18 @@ def nnx_value_and_grad(
 ) -> Callable[..., tuple[Any, Any, Any]]:
     """`method.value_and_grad` for a loss of an NNX model.
 
-    Every gradient is that of a copy of the model. The batch statistics and the counts of random
-    numbers that the first pass leaves behind are written back to `model`, those of the further
-    passes are not; all passes begin with the same ones, so that dropout masks are the same. What a
-    pass adds to the model is dropped: return it as `aux`.
+    Every gradient is that of a copy of the model, and of what else of NNX is among `args`: an `nnx.Rngs`,
+    metrics, another model. The batch statistics, the counts of random numbers and whatever else the first
+    pass changes are written back to these objects, what the further passes change is not; all passes begin
+    with the same counts, so that dropout masks are the same. What a pass adds to a model is dropped: return
+    it as `aux`.
 
     Args:
       method: a sharpness-aware method.
       loss_fn: `loss_fn(model, batch, *args)` returns one loss per example, shape `[batch]` (or their mean,
         where the method needs no losses of single examples), or `(losses, aux)` with `has_aux`.
       has_aux: whether `loss_fn` returns a pair.
-      fresh_keys: each pass has dropout masks of its own.
+      fresh_keys: each pass has dropout masks of its own, whether the model holds its keys or `args` do.
 
     Returns:
       A function `(model, batch, *args, optimizer, indices=None, weights=None, whole_batch=False,
@@ -108,6 +109,7 @@ def nnx_value_and_grad(
 
     Raises:
       ValueError: `has_aux`, but `loss_fn` returns no pair; see also `SharpnessAware.value_and_grad`.
+      TypeError: an object of NNX stands in the place of the batch.
 
     Example:
       >>> import jax.numpy as jnp, optax, optax_sam.flax
@@ -121,35 +123,67 @@ def nnx_value_and_grad(
     """
 
     def value_and_grad(model, batch, *args, optimizer, weights=None, **arguments) -> tuple[Any, Any, Any]:
-        graph, params, rest = nnx.split(model, optimizer.wrt, ...)
+        _refuse_objects(batch)
+        args, nodes, together = _without_nodes(args)
+        live = model, nodes
+        graph, params, rest = nnx.split(live, _of_first(optimizer.wrt), ...)
+        params = params.get(0, params)
         variables = jax.tree.structure(params)
         # Arrays alone: no later pass sees what the first one leaves in the model, and the parameters
         # are the tree that nnx.Optimizer hands to the method.
         params, rest = nnx.as_pure((params, rest))
 
-        def losses(params, batch, rest, *args):
-            copy = nnx.merge(graph, params, rest, copy=True)
+        def losses(params, batch, rest, args, *key):
+            copies = nnx.merge(graph, {0: params}, rest, copy=True)
             if fresh_keys:
-                *args, key = args
-                nnx.update(copy, _folded(nnx.state(copy, nnx.RngKey), key))
-            returned = loss_fn(copy, batch, *args)
+                nnx.update(copies, _folded(nnx.state(copies, nnx.RngKey), *key))
+            returned = loss_fn(copies[0], batch, *together(args, copies[1]))
             if has_aux and (not isinstance(returned, tuple) or len(returned) != 2):
                 raise ValueError(
                     f"has_aux=True, but loss_fn returned {type(returned).__name__}: return (losses, aux)."
                 )
             found, aux = returned if has_aux else (returned, None)
-            return found, (aux, _changed(copy, rest))
+            return found, (aux, _changed(copies, rest))
 
         if fresh_keys:
             arguments["key"] = jax.random.key(0)
         (loss, (aux, after)), grads, oracle = method.value_and_grad(losses, has_aux=True)(
-            params, batch, rest, *args, state=optimizer.opt_state, weights=weights, **arguments
+            params, batch, rest, args, state=optimizer.opt_state, weights=weights, **arguments
         )
-        nnx.update(model, _without_slices(rest, after, weights))
+        nnx.update(live, _without_slices(rest, after, weights))
         grads = jax.tree.unflatten(variables, jax.tree.leaves(grads))
         return (loss, aux) if has_aux else loss, grads, oracle
 
     return value_and_grad
+
+
+def _without_nodes(tree: Any) -> tuple[list[Any], list[Any], Callable[..., Any]]:
+    """The leaves of a tree without NNX's objects, these objects, and how both become the tree again."""
+    leaves, treedef = jax.tree.flatten(tree, is_leaf=nnx.graph.is_graph_node)
+    is_node = [nnx.graph.is_graph_node(x) for x in leaves]
+
+    def together(others, nodes):
+        supply = {False: iter(others), True: iter(nodes)}
+        return treedef.unflatten([next(supply[kind]) for kind in is_node])
+
+    others, nodes = ([x for x, n in zip(leaves, is_node, strict=True) if n is kind] for kind in (False, True))
+    return others, nodes, together
+
+
+def _refuse_objects(batch: Any) -> None:
+    """Flax's own examples have the batch last: `loss_fn(model, rngs, batch)`."""
+    for x in _without_nodes(batch)[1]:
+        if not isinstance(x, nnx.Variable):
+            raise TypeError(
+                f"batch has an NNX object in it ({type(x).__name__}): pass the batch first, and what is "
+                f"no batch behind it, loss_fn(model, batch, rngs)."
+            )
+
+
+def _of_first(wrt: Any) -> Callable[[Any, Any], bool]:
+    """The filter `wrt` for the first of several objects; nothing of the others."""
+    is_chosen = nnx.filterlib.to_predicate(wrt)
+    return lambda path, x: path[0] == 0 and is_chosen(path[1:], x)
 
 
 def _folded(keys: Any, key: jax.Array) -> Any:
