@@ -5,6 +5,7 @@ inexact (float or complex) leaves are read or written.
 """
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -25,12 +26,19 @@ def is_masked(leaf: Any) -> bool:
 
 
 def plain(tree: Any) -> Any:
-    """The tree without Flax NNX's variables, in each of which stands an array."""
+    """The tree with the raw value of each of Flax NNX's variables in its place.
+
+    Other nodes stay as they are: what they compute from their leaves, `__jax_array__` for one, is part of
+    the loss.
+    """
+    variable = getattr(sys.modules.get("flax.nnx"), "Variable", ())
+    if not variable:
+        return tree
 
     def is_variable(part):
-        return callable(getattr(part, "__jax_array__", None))
+        return isinstance(part, variable)
 
-    return jax.tree.map(lambda x: x.__jax_array__() if is_variable(x) else x, tree, is_leaf=is_variable)
+    return jax.tree.map(lambda x: x.get_raw_value() if is_variable(x) else x, tree, is_leaf=is_variable)
 
 
 def accumulator_dtype(dtype: Any) -> Any:

@@ -162,16 +162,16 @@ class Repeated(Ascent):
     def update(
         self, updates: Grads, state: Any, params: Params = None, **extra_args: Any
     ) -> tuple[Grads, Any]:
-        ascent, oracle = optax.with_extra_args_support(self.ascent), extra_args["oracle"]
+        oracle = extra_args["oracle"]
 
         def one_more(carry, _):
             perturbation, state = carry
             grads = oracle.evaluate_moved(perturbation).grads
             uphill = optax.tree.cast_like(optax.tree.conj(grads), updates)
-            step, state = ascent.update(uphill, state, params, **extra_args)
+            step, state, _ = climb(self.ascent, uphill, state, params, **extra_args)
             return (trees.map_wide(jnp.add, perturbation, step), state), None
 
-        carry = ascent.update(updates, state, params, **extra_args)
+        carry = climb(self.ascent, updates, state, params, **extra_args)[:2]
         if self.num_steps > 1:  # `jax.disable_jit` knows no empty loop
             carry, _ = oracle.scan(one_more, carry, length=self.num_steps - 1)
         return carry
@@ -207,8 +207,7 @@ class Chained(Ascent):
     ) -> tuple[Grads, tuple[Any, ...]]:
         new = []
         for ascent, own in zip(self.ascents, state, strict=True):
-            ascent = optax.with_extra_args_support(ascent)
-            updates, own = ascent.update(updates, own, params, **extra_args)
+            updates, own, _ = climb(ascent, updates, own, params, **extra_args)
             new.append(own)
         return updates, tuple(new)
 

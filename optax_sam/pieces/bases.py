@@ -10,13 +10,13 @@ from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from optax_sam.arithmetic import trees
 from optax_sam.engine.aliases import Grads, OptState, Params, PieceState
 from optax_sam.engine.objective import Evaluation
 from optax_sam.engine.step_oracle import StepOracle
+from optax_sam.pieces import left_out
 
 KINDS = ("start", "direction", "gate", "selection", "combination", "reuse", "ascent")
 
@@ -212,6 +212,11 @@ class Ascent(Piece, abc.ABC):
     Its key comes with `update`, not with `init`: any other Optax transformation is an ascent too.
     """
 
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if (update := cls.__dict__.get("update")) is not None:
+            cls.update = left_out.noted(update)
+
     def init(self, params: Params) -> PieceState:
         """The initial state."""
         del params
@@ -259,16 +264,11 @@ def climb(
     record = record_of(ascent)
     if record is not None:
         return record.climb(updates, state, params, **extra_args)
-    perturbation, new = optax.with_extra_args_support(ascent).update(updates, state, params, **extra_args)
-    if has_mask(state):  # what `optax.masked` leaves out comes back as it went in, and is not perturbed
-        perturbation = jax.tree.map(lambda e, d: jnp.zeros_like(d) if e is d else e, perturbation, updates)
+    update = optax.with_extra_args_support(ascent).update
+    hidden = left_out.left_out(update, updates, state, params, **extra_args)
+    if hidden is None:
+        perturbation, new = update(updates, state, params, **extra_args)
+    else:
+        perturbation, new = update(left_out.without(updates, hidden), state, params, **extra_args)
+        perturbation = left_out.without(perturbation, hidden)
     return perturbation, new, trees.norm(perturbation)
-
-
-def has_mask(state: PieceState) -> bool:
-    """Whether an ascent has `optax.masked` in it."""
-
-    def is_masked(part):
-        return isinstance(part, optax.MaskedState)
-
-    return any(map(is_masked, jax.tree.leaves(state, is_leaf=is_masked)))

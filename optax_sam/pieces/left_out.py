@@ -1,0 +1,113 @@
+"""What `optax.masked` leaves out of an ascent, which Optax hands on as it came: the raw gradient.
+
+Optax does not say which leaves a mask leaves out. The ascents of this library say which ones they are
+given: a leaf that none of them has seen, beside a mask, is left out.
+"""
+
+import contextlib
+import contextvars
+import functools
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam.arithmetic import trees
+from optax_sam.engine.aliases import Grads, Params, PieceState
+from optax_sam.engine.meter import metered
+
+_SEEN: contextvars.ContextVar[list[Any] | None] = contextvars.ContextVar("seen", default=None)
+
+
+def noted(update: Callable[..., Any]) -> Callable[..., Any]:
+    """The `update` of an ascent that tells what it is given."""
+
+    @functools.wraps(update)
+    def telling(self, updates, *args, **extra_args):
+        if (seen := _SEEN.get()) is not None:
+            seen.append(jax.tree.map(lambda x: not trees.is_masked(x), updates, is_leaf=trees.is_masked))
+        return update(self, updates, *args, **extra_args)
+
+    return telling
+
+
+def left_out(
+    update: Callable[..., Any], updates: Grads, state: PieceState, params: Params, **extra_args: Any
+) -> list[bool] | None:
+    """For each leaf of `updates`, whether masks leave it out of an ascent; None where there is no mask.
+
+    Raises:
+      ValueError: a leaf was changed beside a mask, and nobody can tell whether it was left out.
+    """
+    masks, partitions = _masks(state)
+    if not masks and not partitions:
+        return None
+    answers: list[Any] = []
+
+    def look(updates, state):
+        with metered(), _listening() as seen:
+            found, _ = update(updates, state, params, **extra_args)
+        pairs = zip(jax.tree.leaves(found), jax.tree.leaves(updates), strict=True)
+        answers.append((_of_leaves(seen, updates), [e is d for e, d in pairs]))
+
+    jax.eval_shape(look, updates, state)
+    seen, alike = answers[-1]
+    unseen = [not any(shown) for shown in zip(*seen, strict=True)] if seen else [True] * len(alike)
+    untouched = [u and a for u, a in zip(unseen, alike, strict=True)]
+    floats = [trees.is_inexact(x) for x in jax.tree.leaves(updates)]
+    # Nothing stands before or behind a mask if anything has come through it as it was.
+    if not masks or isinstance(state, optax.MaskedState) or any(map(operator.and_, untouched, floats)):
+        return untouched
+    if any(unseen) and (partitions or len({shown for shown in seen if not all(shown)}) < masks):
+        raise ValueError(
+            "ascent has optax.masked among other transformations of Optax, and what it leaves out cannot be "
+            "told from what those do: put optax.masked outermost, or optax_sam.ascents.chained in the place "
+            "of optax.chain."
+        )
+    return unseen
+
+
+def _of_leaves(seen: list[Any], updates: Grads) -> list[tuple[bool, ...]]:
+    """For each call, which leaves of `updates` it was given; one of another tree tells nothing."""
+    found = []
+    for shown in seen:
+        with contextlib.suppress(ValueError, TypeError):
+            found.append(tuple(jax.tree.leaves(jax.tree.broadcast(shown, updates))))
+    return found
+
+
+def without(updates: Grads, hidden: list[bool]) -> Grads:
+    """`updates` with zeros in the place of what is left out."""
+    leaves, treedef = jax.tree.flatten(updates)
+    return treedef.unflatten([jnp.zeros_like(x) if h else x for x, h in zip(leaves, hidden, strict=True)])
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[list[Any]]:
+    seen: list[Any] = []
+    token = _SEEN.set(seen)
+    try:
+        yield seen
+    finally:
+        _SEEN.reset(token)
+
+
+def _masks(state: PieceState) -> tuple[int, bool]:
+    """How many masks stand in an ascent, and whether it has partitions, whose groups are no masks."""
+
+    def is_either(part):
+        return isinstance(part, optax.MaskedState | optax.PartitionState)
+
+    masks, partitions = 0, False
+    for part in jax.tree.leaves(state, is_leaf=is_either):
+        if isinstance(part, optax.PartitionState):
+            inner: Any = part.inner_states
+            groups = [group.inner_state for group in inner.values()]
+            masks, partitions = masks + _masks(groups)[0], True
+        elif isinstance(part, optax.MaskedState):
+            inside = _masks(part.inner_state)
+            masks, partitions = masks + max(1, inside[0]), partitions or inside[1]
+    return masks, partitions

@@ -1,0 +1,134 @@
+"""What `optax.masked` leaves out of an ascent is not perturbed, whatever stands around the mask."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_sam
+from optax_sam import ascents
+
+HERE, THERE = {"w": True, "b": False}, {"w": False, "b": True}
+TO_RADIUS = ascents.to_radius(0.05)
+UNIT = optax.scale(1.0)
+
+NESTED = {
+    "bare": lambda mask: optax.masked(TO_RADIUS, mask),
+    "before": lambda mask: optax.chain(UNIT, optax.masked(TO_RADIUS, mask)),
+    "behind": lambda mask: optax.chain(optax.masked(TO_RADIUS, mask), UNIT),
+    "both": lambda mask: optax.chain(UNIT, optax.masked(TO_RADIUS, mask), UNIT),
+    "clipped": lambda mask: optax.chain(optax.masked(TO_RADIUS, mask), optax.clip_by_global_norm(0.05)),
+    "named": lambda mask: optax.named_chain(("mask", optax.masked(TO_RADIUS, mask)), ("unit", UNIT)),
+    "chained": lambda mask: ascents.chained(optax.masked(TO_RADIUS, mask), UNIT),
+    "conditional": lambda mask: optax.conditionally_transform(
+        optax.masked(TO_RADIUS, mask), lambda step: step >= 0
+    ),
+    "conditionally_masked": lambda mask: optax.conditionally_mask(
+        optax.masked(TO_RADIUS, mask), lambda step: step >= 0
+    ),
+    "injected": lambda mask: optax.inject_hyperparams(
+        lambda rho: optax.chain(optax.masked(ascents.to_radius(rho), mask), UNIT)
+    )(rho=0.05),
+    "chain_in_mask": lambda mask: optax.chain(optax.masked(optax.chain(TO_RADIUS, UNIT), mask), UNIT),
+    "mask_in_mask": lambda mask: optax.chain(optax.masked(optax.masked(TO_RADIUS, mask), True), UNIT),
+    "mask_of_a_function": lambda mask: optax.chain(optax.masked(TO_RADIUS, lambda params: mask), UNIT),
+    "in_steps": lambda mask: ascents.repeated(
+        optax.chain(optax.masked(ascents.to_radius(0.025), mask), UNIT), 2
+    ),
+    "steps_in_mask": lambda mask: optax.chain(
+        optax.masked(ascents.repeated(ascents.to_radius(0.025), 2), mask), UNIT
+    ),
+    "of_optax": lambda mask: optax.masked(optax.scale(0.05), mask),
+    "of_optax_chained": lambda mask: ascents.chained(optax.masked(optax.scale(0.05), mask), UNIT),
+    "partition": lambda mask: optax.chain(
+        optax.partition(
+            {"near": TO_RADIUS, "none": optax.set_to_zero()},
+            {name: "near" if here else "none" for name, here in mask.items()},
+        ),
+        UNIT,
+    ),
+}
+
+
+def losses(params, batch):
+    return (params["w"] + 100 * params["b"]) * batch
+
+
+def seen_by(ascent, tx=None):
+    """The last point at which the losses were seen, and the step's diagnostics."""
+    method, params = optax_sam.sharpness_aware(ascent), {"w": jnp.asarray(1.0), "b": jnp.asarray(1.0)}
+    points = []
+
+    def watched(params, batch):
+        jax.debug.callback(lambda w, b: points.append((float(w), float(b))), params["w"], params["b"])
+        return losses(params, batch)
+
+    @jax.jit
+    def step(params, state):
+        _, grads, oracle = method.value_and_grad(watched)(params, jnp.ones(2), state=state)
+        return method.update(grads, state, params, oracle=oracle)
+
+    _, state = step(params, method.init(params))
+    jax.effects_barrier()
+    return points[-1], optax_sam.info(state)
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_what_a_mask_leaves_out_is_not_perturbed_under_any_nesting(name, as_optax_promotes):
+    """The gradient of `b` is a hundred times that of `w`: any part of it would show."""
+    point, info = seen_by(NESTED[name](HERE))
+    np.testing.assert_allclose(point, (1.05, 1.0), rtol=1e-6)
+    np.testing.assert_allclose(info["perturbation_norm"], 0.05, rtol=1e-6)
+    assert info["gradients"] == (3 if "steps" in name else 2)
+
+
+def test_each_of_two_masks_perturbs_its_own_part():
+    point, _ = seen_by(
+        optax.chain(optax.masked(TO_RADIUS, HERE), optax.masked(ascents.to_radius(0.1), THERE), UNIT)
+    )
+    np.testing.assert_allclose(point, (1.05, 1.1), rtol=1e-6)
+
+
+def test_what_a_mask_sets_to_zero_leaves_the_rest_to_the_ascent_behind_it():
+    """The ascent behind the mask sees every leaf: none is left out."""
+    point, _ = seen_by(optax.chain(optax.masked(optax.set_to_zero(), THERE), TO_RADIUS))
+    np.testing.assert_allclose(point, (1.05, 1.0), rtol=1e-6)
+
+
+def test_a_group_of_a_partition_is_no_mask():
+    point, _ = seen_by(
+        optax.partition({"near": TO_RADIUS, "far": optax.scale(0.5)}, {"w": "near", "b": "far"})
+    )
+    np.testing.assert_allclose(point, (1.05, 51.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "ascent",
+    [
+        optax.chain(optax.masked(optax.scale(0.05), HERE), UNIT),
+        optax.chain(optax.masked(TO_RADIUS, HERE), optax.masked(optax.scale(0.1), THERE), UNIT),
+    ],
+)
+def test_what_nobody_can_tell_is_refused(ascent):
+    with pytest.raises(ValueError, match=r"optax\.masked.*ascents\.chained"):
+        seen_by(ascent)
+
+
+def test_a_mask_in_an_ascent_stands_inside_a_mask_around_the_method():
+    """Leaves that the outer mask hides, and a prefix of the tree as a mask."""
+    part = optax.chain(optax.masked(TO_RADIUS, {"w": True, "b": False}), UNIT)
+    method = optax_sam.sharpness_aware(part)
+    tx = optax.masked(method, {"w": {"x": True, "y": False}, "b": True})
+    params = jax.tree.map(jnp.asarray, {"w": {"x": 1.0, "y": 1.0}, "b": {"x": 1.0, "y": 1.0}})
+
+    def squares(params, batch):
+        (x, y), (u, v) = (tuple(params[name].values()) for name in ("w", "b"))
+        return (jnp.square(x) + 3 * y + 100 * jnp.square(u) + 7 * v) * batch
+
+    state = tx.init(params)
+    _, grads, oracle = method.value_and_grad(squares)(params, jnp.ones(2), state=state)
+    descent, _ = tx.update(grads, state, params, oracle=oracle)
+    wanted = {"w": {"x": 2.1, "y": 3.0}, "b": {"x": 200.0, "y": 7.0}}
+    for found, right in zip(jax.tree.leaves(descent), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(found, right, rtol=1e-6)
