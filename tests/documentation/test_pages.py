@@ -12,6 +12,7 @@ from tests.registry import over
 
 ROOT = Path(__file__).parents[2]
 LONG = {"compositions.md"}  # to compile: slow
+ELSEWHERE = {"recipes.md", "recipes_models.md"}  # section by section: tests/frameworks/test_recipes.py
 README = ROOT / "README.md"
 PAGES = {
     page.name: re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
@@ -19,7 +20,10 @@ PAGES = {
 }
 
 
-@pytest.mark.parametrize("name", over([name for name, blocks in PAGES.items() if blocks], {*PAGES} - LONG))
+@pytest.mark.parametrize(
+    "name",
+    over([name for name, blocks in PAGES.items() if blocks and name not in ELSEWHERE], {*PAGES} - LONG),
+)
 def test_every_block_of_the_page_runs_after_those_before_it(name, capsys):
     names: dict = {}
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):

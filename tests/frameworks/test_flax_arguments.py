@@ -145,10 +145,14 @@ def test_streams_that_model_and_argument_share_stay_shared():
     sam, rngs = optax_sam.sam(RHO), nnx.Rngs(dropout=1)
     model = OfItsOwn(rngs)
     optimizer = nnx.Optimizer(model, optax.chain(sam, optax.sgd(0.1)), wrt=nnx.Param)
-    loss, grads, oracle = optax_sam.flax.nnx_value_and_grad(sam, losses)(
-        model, make_batch(), rngs, optimizer=optimizer
-    )
-    optimizer.update(model, grads, oracle=oracle)
+
+    @nnx.jit
+    def step(model, optimizer, rngs):
+        value_and_grad = optax_sam.flax.nnx_value_and_grad(sam, losses)
+        _, grads, oracle = value_and_grad(model, make_batch(), rngs, optimizer=optimizer)
+        optimizer.update(model, grads, oracle=oracle)
+
+    step(model, optimizer, rngs)
     assert model.streams is rngs and count(rngs) == 2
 
 
