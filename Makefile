@@ -1,8 +1,8 @@
 # Each target creates what it needs: a virtual environment in .venv, from the project's own settings.
 PYTHON ?= python3
 BIN := .venv/bin
-# Tests of what needs newer packages: the experiments, the pages, recipes, Flax's NNX, Equinox, and gradients of convolutions
-# that sum in a wider type, which JAX 0.8 refuses.
+# Tests of what needs newer packages: the experiments, the pages, the recipes, Flax's NNX, Equinox, and gradients of
+# convolutions that sum in a wider type, which JAX 0.8 refuses.
 NOT_OLDEST := tests/experiments tests/benchmarks tests/documentation tests/frameworks/test_flax.py \
   tests/frameworks/test_flax_arguments.py tests/frameworks/test_equinox.py tests/frameworks/test_recipes.py \
   tests/fuzzing/test_fuzz_convolutions.py optax_sam/flax.py

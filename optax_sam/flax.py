@@ -137,7 +137,8 @@ def nnx_value_and_grad(
             copies = nnx.merge(graph, {0: params}, rest, copy=True)
             if fresh_keys:
                 nnx.update(copies, _folded(nnx.state(copies, nnx.RngKey), *key))
-            returned = loss_fn(copies[0], batch, *together(args, copies[1]))
+                key = ()
+            returned = loss_fn(copies[0], batch, *together(args, copies[1]), *key)
             if has_aux and (not isinstance(returned, tuple) or len(returned) != 2):
                 raise ValueError(
                     f"has_aux=True, but loss_fn returned {type(returned).__name__}: return (losses, aux)."

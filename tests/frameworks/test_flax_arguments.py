@@ -184,3 +184,17 @@ def test_streams_in_the_place_of_the_batch_are_refused():
     optimizer = nnx.Optimizer(model, optax.chain(sam, optax.sgd(0.1)), wrt=nnx.Param)
     with pytest.raises(TypeError, match=r"batch has an NNX object in it \(Rngs\): pass the batch first"):
         optax_sam.flax.nnx_value_and_grad(sam, losses)(model, nnx.Rngs(0), make_batch(), optimizer=optimizer)
+
+
+def test_a_key_comes_last_behind_random_streams():
+    sam, model, rngs = optax_sam.sam(RHO), Masked(), nnx.Rngs(dropout=0)
+    optimizer = nnx.Optimizer(model, optax.chain(sam, optax.sgd(0.1)), wrt=nnx.Param)
+    loss_fn = lambda model, batch, rngs, key: model(batch, rngs) + jax.random.uniform(key)
+    value_and_grad = optax_sam.flax.nnx_value_and_grad(sam, loss_fn)
+    ones = jnp.ones([4, 64])
+    losses = [
+        value_and_grad(model, ones, nnx.clone(rngs), optimizer=optimizer, key=jax.random.key(n))[0]
+        for n in (0, 1)
+    ]
+    wanted = [jax.random.uniform(jax.random.key(n)) for n in (0, 1)]
+    np.testing.assert_allclose(losses[0] - losses[1], wanted[0] - wanted[1], atol=1e-5)
