@@ -3,16 +3,16 @@
 The gradient of one example with respect to a dense layer's weights is `A^T D`, with a row of `A` (inputs)
 and of `D` (cotangents of outputs) for each position at which the layer is used. Its norm needs the two
 alone: `||A^T D||^2 = sum (A A^T) * (D D^T)`. One backward pass to the outputs of those equations that
-read parameters, without the gradient of any weight, gives every `D`.
+read weights, without the gradient of any of these, gives every `D`.
 
-The jaxpr of one example's loss is walked. Equations that read parameters and have a rule
-(`ghost_rules.py`) are treated so. For all others, and for parameters whose parts meet in a way that the
-rules do not know, the example's cotangent is computed as `vmap` would, equation by equation.
+The jaxpr of one example's loss is walked. Parameters that are read by equations with a rule
+(`ghost_rules.py`) alone are treated so. The gradients of all others, and of parameters whose parts meet in a
+way that the rules do not know, come out of the same backward pass, as `vmap` would have them. (No equation is
+differentiated on its own: solves, loops and rules of `custom_vjp` tell what may be differentiated together.)
 """
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -43,21 +43,19 @@ class Use:
 
 
 class Plan(NamedTuple):
-    """What is done with each use.
+    """What is done with each parameter.
 
     Attributes:
       closed: the jaxpr of one example's loss, which reads parameters, then the example.
       moving: the numbers of the equations that depend on the example.
       by_rows: for each parameter whose norm comes of rows, its uses and their sides.
-      others: the uses of all other parameters.
-      leaves: the numbers of those parameters.
+      leaves: the numbers of the other parameters that the loss reads.
       depends: whether the loss depends on the example.
     """
 
     closed: jex.ClosedJaxpr
     moving: frozenset[int]
     by_rows: list[tuple[list[Use], list[Sides]]]
-    others: list[Use]
     leaves: list[int]
     depends: bool
 
@@ -112,10 +110,9 @@ def _plan(closed: jex.ClosedJaxpr, num_params: int) -> Plan:
             if sides := _sides(own, jaxpr, views):
                 by_rows.append((own, sides))
                 rowed.add(leaf)
-    others = [use for use in uses if not behind[use.variable] & rowed]
-    leaves = sorted(frozenset().union(*(behind[use.variable] for use in others)))
+    leaves = sorted(frozenset().union(*(behind[use.variable] for use in uses)) - rowed)
     depends = _is_in(moving, jaxpr.outvars[0])
-    return Plan(closed, frozenset(numbers), by_rows, others, leaves, depends)
+    return Plan(closed, frozenset(numbers), by_rows, leaves, depends)
 
 
 def _sides(uses: list[Use], jaxpr: jex.Jaxpr, views: dict[Any, Any]) -> list[Sides] | None:
@@ -148,39 +145,33 @@ def _turned(sides: Sides, view: tuple[int, ...]) -> Sides | None:
 
 def _of_example(plan: Plan, params: list[jax.Array], example: tuple[jax.Array, ...]) -> jax.Array:
     """The norm for one example."""
-    fixed = _fixed_values(plan, params)
-    numbers = {use.number for use in itertools.chain(plan.others, *(uses for uses, _ in plan.by_rows))}
-    probes = {
-        n: [
-            jnp.zeros(v.aval.shape, v.aval.dtype)
-            for v in plan.equations[n].outvars
-            if trees.is_inexact(v.aval)
-        ]
-        for n in sorted(numbers)
-    }
+    numbers = sorted({use.number for uses, _ in plan.by_rows for use in uses})
+    given = [plan.equations[n].outvars[0].aval for n in numbers]
+    probes = {n: jnp.zeros(aval.shape, aval.dtype) for n, aval in zip(numbers, given, strict=True)}
+    others = [params[n] for n in plan.leaves]
 
-    def backward(probes):
-        loss, pull, read = jax.vjp(lambda probes: _run(plan, fixed, example, probes), probes, has_aux=True)
-        return pull(jnp.ones_like(loss))[0], read
+    def backward(probes, others):
+        def loss_and_read(probes, others):
+            return _run(plan, _fixed_values(plan, _replaced(params, plan.leaves, others)), example, probes)
 
-    cotangents, read = canonical_convolutions(backward)(probes)
-    largest, cotangents = _in_units_of_the_largest(cotangents)
+        loss, pull, read = jax.vjp(loss_and_read, probes, others, has_aux=True)
+        return pull(jnp.ones_like(loss)), read
+
+    found, read = canonical_convolutions(backward)(probes, others)
+    largest, (cotangents, grads) = _in_units_of_the_largest(found)
     total = jnp.zeros_like(largest)
 
     def rows_of(use):
         equation = plan.equations[use.number]
-        (other,) = [v for n, v in enumerate(equation.invars) if n != use.position]
-        values = read[use.number]
-        return RULES[equation.primitive.name].rows(
-            equation, use.position, values[equation.invars.index(other)], cotangents[use.number][0]
-        )
+        rows = RULES[equation.primitive.name].rows
+        return rows(equation, use.position, read[use.number][1 - use.position], cotangents[use.number])
 
     for uses, sides in plan.by_rows:
         rows = [rows_of(use) for use in uses]
         found = squared_norm(rows[0] if len(rows) == 1 else joined(rows, sides))
         total += found.astype(total.dtype)
-    for grads in _by_equation(plan, params, fixed, read, cotangents):
-        total += jnp.sum(jnp.square(trees.widen(grads))).astype(total.dtype)
+    for gradient in grads:
+        total += jnp.sum(jnp.square(trees.widen(gradient))).astype(total.dtype)
     return largest * jnp.sqrt(total)
 
 
@@ -193,38 +184,10 @@ def _in_units_of_the_largest(tree: Any) -> tuple[jax.Array, Any]:
     return largest, trees.divide(tree, largest)
 
 
-def _by_equation(plan, params, fixed, read, cotangents) -> list[jax.Array]:
-    """The gradients of one example with respect to the parameters that have no rows."""
-
-    def of_leaves(leaves):
-        given = list(params)
-        for number, x in zip(plan.leaves, leaves, strict=True):
-            given[number] = x
-        values = _fixed_values(plan, given)
-        return [values[use.variable] for use in plan.others]
-
-    values, pull = jax.vjp(of_leaves, [params[n] for n in plan.leaves])
-    parts = []
-    for use, value in zip(plan.others, values, strict=True):
-        equation = plan.equations[use.number]
-        known = fixed | {
-            v: x for v, x in zip(equation.invars, read[use.number], strict=True) if x is not None
-        }
-        parts.append(_pulled(plan, use, value, known, cotangents[use.number]))
-    return pull(parts)[0]
-
-
-def _pulled(plan: Plan, use: Use, value: Any, known: dict[Any, Any], cotangents: list[Any]) -> Any:
-    """The cotangent of what one equation reads at one position, the others being known."""
-    equation, jaxpr = plan.equations[use.number], plan.closed.jaxpr
-    own = jex.Var(use.variable.aval)  # the equation may read the same variable twice: two uses
-    invars = [own if n == use.position else v for n, v in enumerate(equation.invars)]
-
-    def outputs(x):
-        found = evaluate_equation(equation.replace(invars=invars), jaxpr, known | {own: x})
-        return [y for y in found if trees.is_inexact(y)]
-
-    return jax.vjp(outputs, value)[1](cotangents)[0]
+def _replaced(params: list[Any], leaves: list[int], others: list[Any]) -> list[Any]:
+    """The parameters, with those of these numbers from `others`."""
+    given = dict(enumerate(params)) | dict(zip(leaves, others, strict=True))
+    return list(given.values())
 
 
 def _fixed_values(plan: Plan, params: list[Any]) -> dict[Any, Any]:
@@ -238,13 +201,13 @@ def _fixed_values(plan: Plan, params: list[Any]) -> dict[Any, Any]:
     return values
 
 
-def _run(plan: Plan, fixed: dict[Any, Any], example: tuple[Any, ...], probes: dict[int, list[Any]]) -> Any:
+def _run(plan: Plan, fixed: dict[Any, Any], example: tuple[Any, ...], probes: dict[int, Any]) -> Any:
     """The loss, with something added to what the probed equations give; and what those read."""
     jaxpr, read = plan.closed.jaxpr, {}
     values = fixed | dict(zip(jaxpr.invars[len(jaxpr.invars) - len(example) :], example, strict=True))
 
     def value_of(atom):
-        return None if isinstance(atom, jex.Literal) or atom in fixed else values[atom]
+        return values[atom] if _is_in(values, atom) and atom not in fixed else None
 
     for number, equation in enumerate(jaxpr.eqns):
         if number not in plan.moving:
@@ -252,8 +215,7 @@ def _run(plan: Plan, fixed: dict[Any, Any], example: tuple[Any, ...], probes: di
         outputs = evaluate_equation(equation, jaxpr, values)
         if number in probes:
             read[number] = [value_of(atom) for atom in equation.invars]
-            added = iter(probes[number])
-            outputs = [x + next(added) if trees.is_inexact(x) else x for x in outputs]
+            outputs = [outputs[0] + probes[number]]
         values.update(zip(equation.outvars, outputs, strict=True))
     return values[jaxpr.outvars[0]], read
 

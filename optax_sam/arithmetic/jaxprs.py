@@ -7,11 +7,12 @@ then compiled to naive loops, tens of times slower (jax-ml/jax#12868).
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.extend.core as jex
+import jax.numpy as jnp
 from jax import lax
 
 from optax_sam.engine import checks
@@ -59,6 +60,7 @@ def canonical_convolutions(fn: Callable[..., Any]) -> Callable[..., Any]:
         if jax.default_backend() != "cpu":
             return fn(*args, **kwargs)
         jaxpr, shape = jax.make_jaxpr(fn, return_shape=True)(*args, **kwargs)
+        jaxpr = with_arrays(jaxpr)
         flat = canonical(jaxpr)(*jaxpr.consts, *jax.tree.leaves((args, kwargs)))
         return jax.tree.unflatten(jax.tree.structure(shape), flat)
 
@@ -73,14 +75,44 @@ def canonical(closed: jex.ClosedJaxpr) -> Callable[..., list[Any]]:
     return lambda *arrays: jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, arrays[:number]))(*arrays[number:])
 
 
+def with_arrays(closed: jex.ClosedJaxpr) -> jex.ClosedJaxpr:
+    """The same jaxpr with arrays of JAX as its constants, for whoever runs it again.
+
+    A trace keeps constants as arrays of NumPy, which the rule of a `custom_vjp` that was called with
+    `jnp.asarray(x)` does not expect: those cannot be indexed by what is traced, and have no `at`. The arrays
+    are concrete, for rules that did mean NumPy.
+    """
+
+    def of_rule(equation):
+        if not equation.primitive.name.startswith("custom_"):
+            return equation
+        atoms = [jex.Literal(_array(v.val), v.aval) if _is_literal(v) else v for v in equation.invars]
+        return equation.replace(invars=atoms)
+
+    equations = list(map(of_rule, closed.jaxpr.eqns))
+    return jex.ClosedJaxpr(closed.jaxpr.replace(eqns=equations), list(map(_array, closed.consts)))
+
+
+def _array(constant: Any) -> Any:
+    is_of_numpy = hasattr(constant, "__array__") and not isinstance(constant, jax.Array)
+    if not is_of_numpy or constant.dtype == jax.dtypes.float0:
+        return constant
+    with jax.ensure_compile_time_eval():
+        return jnp.asarray(constant)
+
+
+def _is_literal(atom: Any) -> bool:
+    return isinstance(atom, jex.Literal)
+
+
 def _evaluate(jaxpr: jex.Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
     """Runs the equations of `jaxpr` one by one, convolutions in canonical form."""
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
     last_equation = {v: n for n, equation in enumerate(jaxpr.eqns) for v in _variables(equation)}
-    kept = {atom for atom in jaxpr.outvars if not isinstance(atom, jex.Literal)}
+    kept = {atom for atom in jaxpr.outvars if not _is_literal(atom)}
 
     def read(atom):
-        return atom.val if isinstance(atom, jex.Literal) else values[atom]
+        return atom.val if _is_literal(atom) else values[atom]
 
     for number, equation in enumerate(jaxpr.eqns):
         if equation.primitive is lax.conv_general_dilated_p:
@@ -110,7 +142,7 @@ def inlined(closed: jex.ClosedJaxpr) -> jex.ClosedJaxpr:
         values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
 
         def read(atom):
-            return atom.val if isinstance(atom, jex.Literal) else values[atom]
+            return atom.val if _is_literal(atom) else values[atom]
 
         for equation in jaxpr.eqns:
             inner = equation.params.get("jaxpr")
@@ -123,12 +155,12 @@ def inlined(closed: jex.ClosedJaxpr) -> jex.ClosedJaxpr:
         return [read(atom) for atom in jaxpr.outvars]
 
     inputs = [_like(variable.aval) for variable in closed.jaxpr.invars]
-    return jax.make_jaxpr(lambda *args: run(closed.jaxpr, closed.consts, args))(*inputs)
+    return with_arrays(jax.make_jaxpr(lambda *args: run(closed.jaxpr, closed.consts, args))(*inputs))
 
 
 def _variables(equation: jex.JaxprEqn) -> list[Any]:
     """The variables that an equation reads, each once."""
-    return list(dict.fromkeys(v for v in equation.invars if not isinstance(v, jex.Literal)))
+    return list(dict.fromkeys(v for v in equation.invars if not _is_literal(v)))
 
 
 def _alone(equation: jex.JaxprEqn, variables: list[Any], jaxpr: jex.Jaxpr) -> jex.ClosedJaxpr:
@@ -148,22 +180,39 @@ def _alone(equation: jex.JaxprEqn, variables: list[Any], jaxpr: jex.Jaxpr) -> je
 
 def _with_canonical_jaxprs(equation: jex.JaxprEqn) -> jex.JaxprEqn:
     """The equation with every jaxpr among its parameters rewritten."""
+    return equation.replace(params={name: _mapped(_rewritten, v) for name, v in equation.params.items()})
 
-    def rewrite(value):
-        if isinstance(value, _JAXPRS):
-            return _rewritten(value)
-        if isinstance(value, tuple) and any(isinstance(v, _JAXPRS) for v in value):
-            return tuple(map(rewrite, value))
+
+def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    """`value` with another jaxpr in the place of each one in it; where none changes, `value` itself."""
+    if isinstance(value, _JAXPRS):
+        return function(value)
+    if isinstance(value, dict):
+        changed = {name: new for name, v in value.items() if (new := _mapped(function, v)) is not v}
+        return value | changed if changed else value
+    if not isinstance(value, tuple | list):
         return value
+    parts = [_mapped(function, v) for v in value]
+    if all(new is v for new, v in zip(parts, value, strict=True)):
+        return value
+    return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
 
-    return equation.replace(params={name: rewrite(v) for name, v in equation.params.items()})
+
+def _jaxprs_in(value: Any) -> Iterator[Any]:
+    """The jaxprs in tuples, named ones too, lists and dicts, however deep."""
+    if isinstance(value, _JAXPRS):
+        yield value
+    elif isinstance(value, tuple | list | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _jaxprs_in(part)
 
 
 def _canonical_shard_map(params: dict[str, Any]) -> Callable[..., Any]:
     """The same `shard_map`, anew: its jaxpr makes sense only where its mesh axes are bound."""
 
     def evaluate(*args):
-        return tuple(_evaluate(_open(params["jaxpr"]), (), args))
+        closed = with_arrays(jex.ClosedJaxpr(_open(params["jaxpr"]), ()))
+        return tuple(_evaluate(closed.jaxpr, (), args))
 
     axes = "newly_manual_axes" if "newly_manual_axes" in params else "manual_axes"  # before JAX 0.10.2
     return jax.shard_map(
@@ -203,14 +252,17 @@ def _like(aval: Any) -> jax.ShapeDtypeStruct:
 def _has_convolution(jaxpr: jex.Jaxpr | jex.ClosedJaxpr) -> bool:
     return any(
         equation.primitive is lax.conv_general_dilated_p
-        or any(map(_has_convolution, _inner_jaxprs(equation)))
+        or any(map(_has_convolution, _jaxprs_in(equation.params)))
         for equation in _open(jaxpr).eqns
     )
 
 
-def _inner_jaxprs(equation: jex.JaxprEqn) -> list[Any]:
-    values = [v if isinstance(v, tuple) else (v,) for v in equation.params.values()]
-    return [v for several in values for v in several if isinstance(v, _JAXPRS)]
+def equations_of(jaxpr: jex.Jaxpr | jex.ClosedJaxpr) -> Iterator[jex.JaxprEqn]:
+    """All equations of a jaxpr, and of those inside it."""
+    for equation in _open(jaxpr).eqns:
+        yield equation
+        for inner in _jaxprs_in(equation.params):
+            yield from equations_of(inner)
 
 
 def _open(jaxpr: jex.Jaxpr | jex.ClosedJaxpr) -> jex.Jaxpr:

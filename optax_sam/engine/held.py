@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.extend.core as jex
 
-from optax_sam.arithmetic.jaxprs import canonical
+from optax_sam.arithmetic.jaxprs import canonical, with_arrays
 
 
 class Traced(NamedTuple):
@@ -47,6 +47,7 @@ class Held:
         key = key, treedef, types, jax.sharding.get_abstract_mesh()
         if key not in self.traced:
             jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+            jaxpr = with_arrays(jaxpr)
             run = canonical(jaxpr)
             run.__name__ = function.__name__  # as profiles show it
             self.traced[key] = Traced(jaxpr, run, jax.jit(run), jax.tree.structure(shapes), function)

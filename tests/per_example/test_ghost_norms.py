@@ -10,6 +10,8 @@ from jax import lax
 from optax_sam import per_example
 from optax_sam.arithmetic.ghost_norms import _plan
 from optax_sam.arithmetic.jaxprs import inlined
+from tests.arithmetic.implicit import LAYERS, SIZE, blurred, plain
+from tests.registry import over
 
 EXAMPLES = 5
 
@@ -195,6 +197,20 @@ LOSSES = {
     "of a part of it": lambda w, b: mean_square(b["x"][:, :3] @ w[:3]),
     "a derivative of its own": lambda w, b: mean_square(halved(b["x"] @ w, w)),
     "a callback inside": lambda w, b: watched(mean_square(b["x"] @ w)),
+    "two parts in one equation": lambda w, b: mean_square(
+        lax.clamp(-jnp.exp(w[:1]), b["x"], jnp.exp(w[1:2]))
+    ),
+    "one part twice in an equation": lambda w, b: mean_square(
+        b["x"] * lax.select_n(b["x"] > 0, v := w[:1] * jnp.ones_like(b["x"]), v)
+    ),
+    "itself twice in an equation": lambda w, b: jnp.stack(
+        [jnp.sum(jnp.sin(lax.select_n(y > 0, w, w) * y)) for y in b["y"]]
+    ),
+    "a triangular solve": lambda w, b: mean_square(
+        jax.scipy.linalg.solve_triangular(w @ w.T + 9 * jnp.eye(6), b["x"].T, lower=True).T
+    ),
+    "a rule for two parts": lambda w, b: mean_square(crossed(b["x"] @ w, w[0], w[1] * w[0])),
+    "behind stop_gradient": lambda w, b: mean_square(b["x"] @ lax.stop_gradient(w) @ w),
     "the mean alone": lambda w, b: jnp.mean(jnp.square(b["x"] @ w)),
 }
 
@@ -212,9 +228,51 @@ def halved(x, w):
 halved.defvjp(lambda x, w: (halved(x, w), w), lambda w, g: (g / 2, jnp.full_like(w, jnp.sum(g) / 3)))
 
 
+@jax.custom_vjp
+def crossed(x, v, w):
+    return x * v + w
+
+
+def crossed_backward(kept, g):
+    x, v = kept
+    return g * v, jnp.sum(g * x, axis=0) + 1.0, jnp.sum(g, axis=0) * v
+
+
+crossed.defvjp(lambda x, v, w: (crossed(x, v, w), (x, v)), crossed_backward)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_of_one_parameter_have_the_norms_of_vmap(name, as_optax_promotes):
     check(LOSSES[name], W, X)
+
+
+FAST = ["custom_linear_solve", "a solve with weights of its own", "custom_vjp with a constant table"]
+
+
+@pytest.mark.parametrize("inner", over([plain, blurred], [plain]), ids=["alone", "with a convolution"])
+@pytest.mark.parametrize("name", over(LAYERS, FAST))
+def test_equations_that_hold_jaxprs_or_rules_have_the_norms_of_vmap(name, inner):
+    """What reads several parameters, or one in several places, is differentiated as a whole."""
+    layer = LAYERS[name]
+
+    def of_one(params, x):
+        found = layer(params["d"] + params["shift"], inner(x) + params["shift"], inner)
+        return jnp.sum(jnp.sin(found @ params["w"]))
+
+    params = {"d": 0.5 * normal(10, SIZE), "w": normal(11, SIZE, 3), "shift": 0.2 * normal(12, SIZE)}
+    check(lambda params, b: jax.vmap(lambda x: of_one(params, x))(b["x"]), params, {"x": X["x"][:, :SIZE]})
+
+
+def test_a_solve_that_reads_its_parameter_twice():
+    """`s(d, x) = x / d`: the derivative with respect to `d` is `-x / d^2`."""
+
+    def solve(d, x):
+        return lax.custom_linear_solve(lambda v: d * v, x, lambda _, b: b / d, symmetric=True)
+
+    x = jnp.array([1.0, 2.0])
+    for loss_fn in (lambda d, x: jax.vmap(lambda x: solve(d, x))(x), lambda d, x: solve(d, x)):
+        norms = per_example.gradient_norms(loss_fn, jnp.asarray(2.0), x)
+        np.testing.assert_allclose(norms, [0.25, 0.5], rtol=1e-6)
 
 
 def test_matrices_convolutions_and_tables_are_never_written_out_per_example(as_optax_promotes):
