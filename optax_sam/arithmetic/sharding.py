@@ -34,6 +34,17 @@ def pmax_over_replicas(x: Any, params: Any) -> Any:
     return lax.pmax(x, tuple(sorted(axes))) if axes else x
 
 
+def unchecked_axes() -> tuple[str, ...]:
+    """The named axes of a surrounding `pmap` or `shard_map(check_vma=False)`.
+
+    There no type tells which arrays differ between the devices. The axis of a `pmap` without a name is not
+    among them: nothing can be summed over it, so that each device has a model of its own.
+    """
+    axes = jax.sharding.get_abstract_mesh().manual_axes
+    named = [axis for axis in axes if axis.isidentifier() and not axis.startswith("_internal")]
+    return tuple(axis for axis in named if not _varying(jax.typeof(lax.axis_index(axis))))
+
+
 def _manual_axes(tree: Any) -> frozenset[str]:
     """The axes of the surrounding `jax.shard_map` along which any array of the tree differs."""
     return frozenset().union(*(_varying(jax.typeof(x)) for x in jax.tree.leaves(tree)))

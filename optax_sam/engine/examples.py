@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_sam.arithmetic import sharding
+from optax_sam.arithmetic import sharding, trees
 from optax_sam.engine.aliases import Batch
 
 
@@ -142,6 +142,20 @@ class Examples:
         if self.rows.weights is None:
             return self
         return self.but(rows=self.rows._replace(batch=without_padding(self.rows.batch, self.rows.weights)))
+
+    def with_finite_padding(self) -> "Examples":
+        """Zeros in the place of what is not finite in padding; all else as it is."""
+        if self.rows.weights is None:
+            return self
+        real = self.rows.weights != 0
+
+        def on_leaf(x):
+            if not trees.is_inexact(x):
+                return x
+            keep = real.reshape((-1,) + (1,) * (x.ndim - 1)) | jnp.isfinite(x)
+            return jnp.where(keep, x, jnp.zeros_like(x))
+
+        return self.but(rows=self.rows._replace(batch=jax.tree.map(on_leaf, self.rows.batch)))
 
     def see_the_same(self, other: "Examples") -> bool:
         """Whether both have the same losses of the same examples."""

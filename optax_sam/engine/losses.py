@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jax.interpreters import partial_eval as pe
 
-from optax_sam.arithmetic import sharding, trees
+from optax_sam.arithmetic import rowwise, sharding, trees
 from optax_sam.engine.aliases import Grads, Params
 from optax_sam.engine.examples import Examples, Rows, size_of
 from optax_sam.engine.held import Held, Traced
@@ -49,9 +49,10 @@ class Losses(Objective):
     def evaluate(self, point: Params, examples: Examples, arguments: Arguments) -> Evaluation:
         layout, floats, inputs = self._inputs(point, examples, arguments)
         key, gradient = self._gradient(layout, examples)
+        traced = self.held.trace(key, gradient, floats, inputs)
+        inputs = self._as_seen(traced, len(floats) + 1, floats, inputs, examples)
         grads, (loss, losses, aux) = self.held.call(key, gradient, floats, inputs)
         if examples.is_part and not losses.ndim:
-            traced = self.held.trace(key, gradient, floats, inputs)
             self._check_reads_batch(traced, layout, examples, floats, inputs)
         grads = layout.merged(grads, [jnp.zeros_like(x) for x in inputs.others])
         return Evaluation(grads, loss, losses if losses.ndim else None, aux)
@@ -64,7 +65,10 @@ class Losses(Objective):
             found = self._losses(layout, examples, floats, inputs)[0]
             return found.astype(trees.accumulator_dtype(found.dtype))
 
-        return self.held.call(("losses", self.structure, layout, examples.surrogate), losses, floats, inputs)
+        key = ("losses", self.structure, layout, examples.surrogate)
+        traced = self.held.trace(key, losses, floats, inputs)
+        inputs = self._as_seen(traced, 0, floats, inputs, examples)
+        return self.held.call(key, losses, floats, inputs)
 
     def hessian_product(
         self, point: Params, vector: Params, examples: Examples, arguments: Arguments
@@ -72,6 +76,7 @@ class Losses(Objective):
         layout, floats, inputs = self._inputs(point, examples, arguments)
         key, gradient = self._gradient(layout, examples)
         traced = self.held.trace(key, gradient, floats, inputs)
+        inputs = self._as_seen(traced, len(floats) + 1, floats, inputs, examples)
 
         def product(constants, floats, tangents, inputs):
             run = jex.jaxpr_as_fun(jex.ClosedJaxpr(traced.jaxpr.jaxpr, constants))
@@ -127,6 +132,21 @@ class Losses(Objective):
         inputs = Inputs(layout.others(point), rows, examples.key, examples.on_surrogate, arguments)
         return layout, layout.floats(point), inputs
 
+    def _as_seen(
+        self, traced: Traced, losses: int, floats: Any, inputs: Inputs, examples: Examples
+    ) -> Inputs:
+        """The inputs, in which padding stays as it is for a loss in which examples meet.
+
+        Such a loss has a mask of its own, which copies of a real row would undo. `losses` is their number
+        among what was traced.
+        """
+        if inputs.rows.weights is None:
+            return inputs
+        axes = [0 if is_row else None for is_row in _is_of_batch(floats, inputs)]
+        if rowwise.axes_of_outputs(traced.jaxpr.jaxpr, axes)[losses] != rowwise.MEET:
+            return inputs
+        return inputs._replace(rows=inputs.rows._replace(batch=examples.with_finite_padding().rows.batch))
+
     def _gradient(self, layout: Layout, examples: Examples) -> tuple[Any, Callable[..., Any]]:
         """`(floats, inputs) -> grads, (loss, losses, aux)`, and what it depends on beside their types."""
 
@@ -176,11 +196,7 @@ class Losses(Objective):
         """Refuses a scalar loss that looks at no example, where only a part of the examples is asked for."""
         is_loss = [n == len(floats) for n in range(len(traced.jaxpr.jaxpr.outvars))]  # behind the gradient
         used = pe.dce_jaxpr(traced.jaxpr.jaxpr, is_loss)[1]
-        batch = jax.tree.map(lambda _: True, inputs.rows.batch)
-        floats_not, inputs_not = jax.tree.map(lambda _: False, (floats, inputs))
-        inputs_not = inputs_not._replace(rows=inputs_not.rows._replace(batch=batch))
-        of_batch = jax.tree.leaves((floats_not, inputs_not))
-        if any(u and b for u, b in zip(used, of_batch, strict=True)):
+        if any(u and b for u, b in zip(used, _is_of_batch(floats, inputs), strict=True)):
             return
         if any(traced is seen for seen in self.held.looked_at):
             return
@@ -213,6 +229,13 @@ class Losses(Objective):
                 f"has_aux=True, but losses returned {type(returned).__name__}: return (losses, aux)."
             )
         return returned
+
+
+def _is_of_batch(floats: Any, inputs: Inputs) -> list[bool]:
+    """Of all leaves of what a trace is given, which are the batch's."""
+    neither, rest = jax.tree.map(lambda _: False, (floats, inputs))
+    batch = jax.tree.map(lambda _: True, inputs.rows.batch)
+    return jax.tree.leaves((neither, rest._replace(rows=rest.rows._replace(batch=batch))))
 
 
 def checked(losses: Any, size: int | None, needed: str | None) -> jax.Array:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_sam.arithmetic import trees
+from optax_sam.arithmetic import sharding, trees
 from optax_sam.engine import checks
 from optax_sam.engine.aliases import Batch, Grads, OptState, Params
 from optax_sam.engine.arrays import as_arrays
@@ -141,8 +141,23 @@ def started(oracle: Oracle, step: Started) -> Oracle:
     return new
 
 
+def check_replicas() -> None:
+    """Refuses an oracle where the replicas of a model would drift apart."""
+    if axes := sharding.unchecked_axes():
+        raise ValueError(
+            f"an oracle takes the gradient of one device alone, under a pmap (or a shard_map with "
+            f"check_vma=False) over {axes[0]!r}: each device would perturb along its own gradient, and the "
+            f"replicas would drift apart. Pass a gradient function that takes the mean in the place of the "
+            f"oracle, tx.update(grads, state, params, "
+            f"grad_fn=lambda params: lax.pmean(grads_of(params), {axes[0]!r})). Or use jax.jit with a batch "
+            f"that is split over a mesh, or shard_map as it is by default. If every device trains a model of "
+            f"its own, give the pmap no axis_name."
+        )
+
+
 def given_by(oracle: Oracle, params: Params, opt_state: OptState = None) -> Given:
     """What a step at `params`, the full parameters, is given by an oracle."""
+    check_replicas()
     objective = dataclasses.replace(oracle._objective, structure=jax.tree.structure(params))
     arrays = [x for x in jax.tree.leaves(oracle.args) if isinstance(x, jax.Array)]
     total = None if oracle.weights is None else oracle.weights.sum()

@@ -15,7 +15,7 @@ from optax_sam.engine import state as states
 from optax_sam.engine.aliases import Grads, OptState, Params
 from optax_sam.engine.arrays import as_arrays
 from optax_sam.engine.examples import Examples, Rows
-from optax_sam.engine.gradient_function import ONLY_GRAD_FN, GradientFunction
+from optax_sam.engine.gradient_function import ONLY_GRAD_FN, GradientFunction, check_mean
 from optax_sam.engine.identity import check_same
 from optax_sam.engine.objective import Arguments, Evaluation, like_params
 from optax_sam.engine.oracle import Oracle, Started, given_by, started
@@ -282,6 +282,7 @@ def check_same_structure(params: Params, visible: Params) -> None:
 
 def given_by_function(grad_fn: Any, params: Params, arrays: Params) -> Given:
     """What a step is given by a gradient function."""
+    check_mean(grad_fn, params)
     objective = GradientFunction(grad_fn, jax.tree.structure(params))
     return Given(objective, Examples(Rows(())), Arguments([]), arrays)
 

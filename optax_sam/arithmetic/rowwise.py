@@ -1,0 +1,258 @@
+"""Whether a function of a batch gives each example what depends on that example alone.
+
+The jaxpr is walked: every array has its batch axis at a known position, or none, or examples meet in it.
+What no rule knows counts as a meeting.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.extend.core as jex
+
+MEET = -1
+"""In the place of an axis: examples meet."""
+
+Axis = int | None
+
+_ELEMENTWISE = frozenset(
+    "abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp complex conj "
+    "convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt "
+    "imag integer_pow is_finite le lgamma log log1p logistic lt max min mul name ne neg nextafter not or "
+    "population_count pow random_bits random_fold_in random_split random_unwrap random_wrap real "
+    "reduce_precision rem round rsqrt select_n shift_left shift_right_arithmetic "
+    "shift_right_logical sharding_constraint sign sin sinh sqrt square "
+    "stop_gradient sub tan tanh threefry2x32 xor".split()
+)
+_CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "checkpoint": "jaxpr",
+    "remat2": "jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+}
+
+
+def axes_of_outputs(jaxpr: jex.Jaxpr, axes: Sequence[Axis]) -> list[Axis]:
+    """Where the batch axis stands in each output, from where it stands in each input."""
+    known: dict[Any, Axis] = dict(zip(jaxpr.invars, axes, strict=True))
+
+    def axis_of(atom):
+        return None if isinstance(atom, jex.Literal) else known.get(atom)
+
+    for equation in jaxpr.eqns:
+        found = [axis_of(atom) for atom in equation.invars]
+        known.update(zip(equation.outvars, _through(equation, found), strict=True))
+    return [axis_of(atom) for atom in jaxpr.outvars]
+
+
+def _through(equation: jex.JaxprEqn, axes: list[Axis]) -> list[Axis]:
+    """The axes of what an equation gives."""
+    number = len(equation.outvars)
+    if all(axis is None for axis in axes):
+        return [None] * number
+    name = equation.primitive.name
+    rule = _RULES.get(name)
+    if name == "optimization_barrier":
+        return axes
+    if name in _CALLS:
+        return axes_of_outputs(_open(equation.params[_CALLS[name]]), axes)
+    if name in _CONTROL:
+        return _CONTROL[name](equation, axes)
+    if MEET in axes:
+        return [MEET] * number
+    if name in _ELEMENTWISE:
+        return [_same(axes)] * number
+    return [MEET if rule is None else rule(equation, axes)] * number
+
+
+def _shape(atom: Any) -> tuple[int, ...]:
+    return atom.aval.shape
+
+
+def _same(axes: Sequence[Axis]) -> Axis:
+    """The one axis that all have which have any."""
+    found = {axis for axis in axes if axis is not None}
+    return found.pop() if len(found) == 1 else (MEET if found else None)
+
+
+def _without(axis: int, removed: Sequence[int]) -> int:
+    return MEET if axis in removed else axis - sum(other < axis for other in removed)
+
+
+def _reduced(equation: jex.JaxprEqn, axes: list[Axis]) -> Axis:
+    axis = _same(axes)
+    removed = equation.params.get("axes", equation.params.get("dimensions"))
+    return axis if axis is None else _without(axis, removed)
+
+
+def _reshaped(equation: jex.JaxprEqn, axes: list[Axis]) -> Axis:
+    old, new = _shape(equation.invars[0]), _shape(equation.outvars[0])
+    axis: Any = axes[0]
+    for place, size in enumerate(new):
+        if size == old[axis] and math.prod(new[:place]) == math.prod(old[:axis]):
+            return place
+    return MEET
+
+
+def _untouched(touches: Callable[[dict[str, Any], int, Any], bool]) -> Callable[..., Axis]:
+    """The rule of an equation that keeps every axis, and leaves the rows alone unless it `touches` theirs."""
+
+    def rule(equation, axes):
+        axis: Any = _same(axes)
+        return MEET if axis == MEET or touches(equation.params, axis, equation) else axis
+
+    return rule
+
+
+def _window(params: dict[str, Any], axis: int, equation: Any) -> bool:
+    del equation
+    names = ("window_dimensions", "window_strides", "base_dilation", "window_dilation")
+    return tuple(params["padding"][axis]) != (0, 0) or any(params.get(n, {axis: 1})[axis] != 1 for n in names)
+
+
+def _sliced(params: dict[str, Any], axis: int, equation: Any) -> bool:
+    del params
+    return _shape(equation.invars[0])[axis] != _shape(equation.outvars[0])[axis]
+
+
+def _dot(equation: jex.JaxprEqn, axes: list[Axis]) -> Axis:
+    contracted, batched = equation.params["dimension_numbers"]
+    sides = []
+    for side, axis in enumerate(axes):
+        rank = len(_shape(equation.invars[side]))
+        free = [n for n in range(rank) if n not in contracted[side] and n not in batched[side]]
+        ahead = len(batched[0]) if side == 0 else len(_shape(equation.outvars[0])) - len(free)
+        if axis is None:
+            sides.append(None)
+        elif axis in batched[side]:
+            sides.append(tuple(batched[side]).index(axis))
+        else:
+            sides.append(ahead + free.index(axis) if axis in free else MEET)
+    return _same(sides)
+
+
+def _convolution(equation: jex.JaxprEqn, axes: list[Axis]) -> Axis:
+    numbers = equation.params["dimension_numbers"]
+    is_plain = (
+        axes[0] == numbers.lhs_spec[0] and axes[1] is None and equation.params["batch_group_count"] == 1
+    )
+    return numbers.out_spec[0] if is_plain else MEET
+
+
+def _gather(equation: jex.JaxprEqn, axes: list[Axis]) -> Axis:
+    numbers = equation.params["dimension_numbers"]
+    operand, indices = axes
+    outer = [n for n in range(len(_shape(equation.outvars[0]))) if n not in numbers.offset_dims]
+    if indices is not None:
+        if operand is not None and (operand, indices) not in zip(
+            numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True
+        ):
+            return MEET
+        return outer[indices] if indices < len(outer) else MEET
+    if operand is None:
+        return None
+    taken = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
+    whole = equation.params["slice_sizes"][operand] == _shape(equation.invars[0])[operand]
+    if operand in taken or not whole:
+        return MEET
+    kept = [n for n in range(len(_shape(equation.invars[0]))) if n not in taken]
+    return numbers.offset_dims[kept.index(operand)]
+
+
+_RULES: dict[str, Callable[[Any, list[Axis]], Axis]] = {
+    **dict.fromkeys(
+        (
+            "reduce_sum",
+            "reduce_max",
+            "reduce_min",
+            "reduce_prod",
+            "reduce_and",
+            "reduce_or",
+            "argmax",
+            "argmin",
+        ),
+        _reduced,
+    ),
+    "squeeze": _reduced,
+    "reshape": _reshaped,
+    "broadcast_in_dim": lambda e, axes: e.params["broadcast_dimensions"][axes[0]],
+    "transpose": lambda e, axes: tuple(e.params["permutation"]).index(axes[0]),
+    **dict.fromkeys(
+        ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "split"),
+        _untouched(lambda params, axis, e: params["axis"] == axis),
+    ),
+    **dict.fromkeys(("concatenate", "sort"), _untouched(lambda params, axis, e: params["dimension"] == axis)),
+    "rev": _untouched(lambda params, axis, e: axis in params["dimensions"]),
+    "pad": _untouched(lambda params, axis, e: tuple(params["padding_config"][axis]) != (0, 0, 0)),
+    "slice": _untouched(_sliced),
+    "dynamic_slice": _untouched(_sliced),
+    "dynamic_update_slice": _untouched(
+        lambda params, axis, e: _shape(e.invars[1])[axis] != _shape(e.outvars[0])[axis]
+    ),
+    "top_k": _untouched(lambda params, axis, e: params.get("axis", len(_shape(e.invars[0])) - 1) == axis),
+    **dict.fromkeys(("reduce_window_max", "reduce_window_sum", "reduce_window_min"), _untouched(_window)),
+    "dot_general": _dot,
+    "conv_general_dilated": _convolution,
+    "gather": _gather,
+}
+
+
+def _joined(one: Sequence[Axis], other: Sequence[Axis]) -> list[Axis]:
+    return [_same(pair) for pair in zip(one, other, strict=True)]
+
+
+def _settled(body: Callable[[list[Axis]], list[Axis]], carry: list[Axis]) -> list[Axis]:
+    """The axes of what a loop carries."""
+    for _ in range(2 * len(carry) + 1):
+        joined = _joined(carry, body(carry))
+        if joined == carry:
+            break
+        carry = joined
+    return carry
+
+
+def _scan(equation: jex.JaxprEqn, axes: list[Axis]) -> list[Axis]:
+    params, jaxpr = equation.params, _open(equation.params["jaxpr"])
+    first, number = params["num_consts"], params["num_carry"]
+    consts, carry, xs = axes[:first], axes[first : first + number], axes[first + number :]
+    if 0 in xs:  # a loop over the examples, in which nothing may be carried
+        alone = not number and all(axis in (None, 0) for axis in xs) and consts == [None] * first
+        return [0 if alone else MEET] * len(equation.outvars)
+    inside = [axis if axis in (None, MEET) else axis - 1 for axis in xs]
+
+    def body(carry):
+        return axes_of_outputs(jaxpr, [*consts, *carry, *inside])
+
+    carry = _settled(lambda carry: body(carry)[:number], carry)
+    ys = [axis if axis in (None, MEET) else axis + 1 for axis in body(carry)[number:]]
+    return [*carry, *ys]
+
+
+def _while(equation: jex.JaxprEqn, axes: list[Axis]) -> list[Axis]:
+    params, start = equation.params, equation.params["cond_nconsts"]
+    consts, carry = axes[start : start + params["body_nconsts"]], axes[start + params["body_nconsts"] :]
+    carry = _settled(lambda carry: axes_of_outputs(_open(params["body_jaxpr"]), [*consts, *carry]), carry)
+    (decided,) = axes_of_outputs(_open(params["cond_jaxpr"]), [*axes[:start], *carry])
+    return carry if decided is None else [MEET] * len(carry)
+
+
+def _cond(equation: jex.JaxprEqn, axes: list[Axis]) -> list[Axis]:
+    index, *operands = axes
+    found = [axes_of_outputs(_open(branch), operands) for branch in equation.params["branches"]]
+    if index is not None:
+        return [MEET] * len(found[0])
+    first, *others = found
+    for other in others:
+        first = _joined(first, other)
+    return first
+
+
+_CONTROL: dict[str, Callable[[Any, list[Axis]], list[Axis]]] = {"scan": _scan, "while": _while, "cond": _cond}
+
+
+def _open(jaxpr: jex.Jaxpr | jex.ClosedJaxpr) -> jex.Jaxpr:
+    return jaxpr.jaxpr if isinstance(jaxpr, jex.ClosedJaxpr) else jaxpr

@@ -1,0 +1,151 @@
+"""Whether examples meet in a loss, read from its jaxpr, against what its derivatives say."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from optax_sam.arithmetic import rowwise
+
+SIZE = 6
+RNG = np.random.default_rng(0)
+BATCH = {
+    "x": jnp.asarray(RNG.normal(size=(SIZE, 4)), jnp.float32),
+    "image": jnp.asarray(RNG.normal(size=(SIZE, 8, 8, 3)), jnp.float32),
+    "sequence": jnp.asarray(RNG.normal(size=(SIZE, 5, 3)), jnp.float32),
+    "tokens": jnp.asarray(RNG.integers(0, 11, size=(SIZE, 5))),
+    "valid": jnp.asarray(RNG.uniform(size=(SIZE, 5)) > 0.3).at[:, 0].set(True),
+    "label": jnp.asarray(RNG.integers(0, 3, size=SIZE)),
+    "scalar": jnp.asarray(RNG.uniform(1, 2, size=SIZE), jnp.float32),
+}
+WEIGHTS = jnp.asarray(RNG.normal(size=(4, 3)), jnp.float32)
+cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+
+
+class Convolutional(nn.Module):
+    batch_norm: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.GroupNorm(2)(nn.Conv(4, (3, 3))(x)))
+        if self.batch_norm:
+            x = nn.BatchNorm(use_running_average=False)(x)
+        x = nn.avg_pool(nn.max_pool(x, (2, 2), (2, 2)), (2, 2), (2, 2))
+        return nn.Dense(3)(x.reshape(x.shape[0], -1))
+
+
+class Attentive(nn.Module):
+    @nn.compact
+    def __call__(self, tokens, valid):
+        x = nn.Embed(11, 8)(tokens)
+        mask = nn.make_attention_mask(valid, valid)
+        x = x + nn.MultiHeadDotProductAttention(2)(nn.LayerNorm()(x), mask=mask)
+        return nn.Dense(11)(nn.LayerNorm()(x))
+
+
+class Recurrent(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(nn.RNN(nn.LSTMCell(4))(x)[:, -1])
+
+
+def of_model(model, *names):
+    def loss(batch):
+        variables = model.init(jax.random.key(0), *(BATCH[name] for name in names))
+        logits, _ = model.apply(variables, *(batch[name] for name in names), mutable=["batch_stats"])
+        if logits.ndim == 3:
+            per_token = cross_entropy(logits, batch["tokens"])
+            return jnp.mean(per_token, axis=1, where=batch["valid"])
+        return cross_entropy(logits, batch["label"])
+
+    return loss
+
+
+def of_one(x, label):
+    return -jax.nn.log_softmax(x @ WEIGHTS)[label]
+
+
+def in_a_loop(batch):
+    def body(carry, x):
+        return jnp.tanh(carry + x), None
+
+    start = jnp.zeros([SIZE, 3])
+    return jnp.sum(jax.lax.scan(body, start, jnp.swapaxes(batch["sequence"], 0, 1))[0], axis=1)
+
+
+def carried_over_examples(batch):
+    return jax.lax.scan(lambda carry, x: (carry + x, carry * x), jnp.zeros([]), batch["scalar"])[1]
+
+
+APART = {
+    "dense": lambda b: cross_entropy(jnp.tanh(b["x"] @ WEIGHTS), b["label"]),
+    "transposed": lambda b: jnp.square(WEIGHTS.T @ b["x"].T).sum(axis=0),
+    "vmapped": lambda b: jax.vmap(of_one)(b["x"], b["label"]),
+    "mapped": lambda b: jax.lax.map(lambda one: of_one(*one), (b["x"], b["label"])),
+    "convolutional": of_model(Convolutional(), "image"),
+    "attentive": of_model(Attentive(), "tokens", "valid"),
+    "recurrent": of_model(Recurrent(), "sequence"),
+    "in a loop": in_a_loop,
+    "remat": lambda b: jax.checkpoint(lambda x: jnp.sum(jnp.sin(x @ WEIGHTS), axis=1))(b["x"]),
+    "sorted": lambda b: jnp.sort(b["x"], axis=1)[:, 0] + jax.lax.top_k(b["x"], 2)[0][:, 1],
+    "conditional": lambda b: jax.lax.cond(WEIGHTS[0, 0] > 0, jnp.sin, jnp.cos, b["scalar"]),
+    "outer": lambda b: jnp.einsum("ni,nj->nij", b["x"], b["x"]).sum(axis=(1, 2)),
+    "pieces": lambda b: jnp.concatenate([b["x"][:, :2], jnp.pad(b["x"], ((0, 0), (1, 1)))], axis=1).sum(
+        axis=1
+    ),
+    "reshaped": lambda b: b["sequence"].reshape(SIZE, 15).sum(axis=1) + b["scalar"][:, None].squeeze(axis=1),
+    "dropout": lambda b: jnp.where(jax.random.uniform(jax.random.key(0), (SIZE,)) < 0.5, b["scalar"], 0.0),
+}
+MEETING = {
+    "contrastive": lambda b: jax.nn.logsumexp(b["x"] @ b["x"].T, axis=1),
+    "pairs": lambda b: (b["scalar"][:, None] * b["scalar"][None, :]).sum(axis=1),
+    "centred": lambda b: b["scalar"] - b["scalar"].mean(),
+    "ranked": lambda b: jnp.argsort(jnp.argsort(b["scalar"])) * b["scalar"],
+    "batch norm": of_model(Convolutional(batch_norm=True), "image"),
+    "carried": carried_over_examples,
+    "shifted": lambda b: b["scalar"] * jnp.roll(b["scalar"], 1),
+    "reversed": lambda b: b["scalar"] * b["scalar"][::-1],
+    "groups": lambda b: jax.ops.segment_sum(b["scalar"], b["label"], 3)[b["label"]],
+    "gathered": lambda b: b["scalar"][b["label"]],
+    "folded": lambda b: b["x"].reshape(4, SIZE).sum(axis=0),
+    "a loop as long as its largest": lambda b: jax.lax.while_loop(
+        lambda x: jnp.max(x) < 3, lambda x: 2 * x, b["scalar"]
+    ),
+    "cumulative": lambda b: jnp.cumsum(b["scalar"]),
+}
+
+
+def found(loss):
+    jaxpr = jax.make_jaxpr(loss)(BATCH).jaxpr
+    return rowwise.axes_of_outputs(jaxpr, [0] * len(jaxpr.invars))[0]
+
+
+def others_matter(loss):
+    """Whether another example's inputs change an example's loss, by trying."""
+    before = loss(BATCH)
+    for row in range(SIZE):
+        changed = jax.tree.map(lambda x, row=row: x.at[row].set(x[row - 2]), BATCH)
+        differs = np.asarray(loss(changed) != before)
+        if np.delete(differs, row).any():
+            return True
+    return False
+
+
+@pytest.fixture(autouse=True)
+def _as_others_promote(as_optax_promotes):
+    """These are programs of others."""
+
+
+@pytest.mark.parametrize("name", APART)
+def test_examples_that_never_meet_are_seen_to_be_apart(name):
+    assert not others_matter(APART[name])
+    assert found(APART[name]) == 0
+
+
+@pytest.mark.parametrize("name", MEETING)
+def test_examples_that_meet_are_never_taken_to_be_apart(name):
+    assert name == "a loop as long as its largest" or others_matter(MEETING[name])
+    assert found(MEETING[name]) == rowwise.MEET
+    assert found(jax.jit(MEETING[name])) == rowwise.MEET

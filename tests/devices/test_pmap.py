@@ -1,0 +1,171 @@
+"""Training under `jax.pmap`: replicas of one model stay alike, or the step is refused."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+import optax_sam
+from tests.registry import (
+    METHODS,
+    assert_trees_close,
+    assert_trees_equal,
+    init_params,
+    losses,
+    make_batch,
+    over,
+)
+
+NUM_DEVICES = 4
+DEVICES = jax.devices()[:NUM_DEVICES]
+MADE = {
+    "sam": lambda: optax_sam.sam(0.1),
+    "vsam": lambda: optax_sam.vsam(0.1, window=4, slices=2, tail=2, warmup_steps=1),
+    "looksam": lambda: optax_sam.looksam(0.1, every_k=2),
+    "asam": lambda: optax_sam.asam(0.1),
+    "rst": lambda: optax_sam.rst(0.1),
+    "pugd": lambda: optax_sam.pugd(0.1),
+    "gsam": lambda: optax_sam.gsam(0.1),
+    "friendly_sam": lambda: optax_sam.friendly_sam(0.1),
+}
+
+
+def mean_loss(params, batch):
+    return jnp.mean(losses(params, batch))
+
+
+def split(batch):
+    return jax.tree.map(lambda x: x.reshape(NUM_DEVICES, -1, *x.shape[1:]), batch)
+
+
+def replicated(tree):
+    return jax.tree.map(lambda x: jnp.stack([x] * NUM_DEVICES), tree)
+
+
+@pytest.mark.parametrize("name", over(MADE, ["sam", "vsam", "looksam"]))
+def test_with_the_mean_in_its_gradient_function_it_is_the_step_of_the_whole_batch(name):
+    """The recipe of the guide: one function for both gradients."""
+    tx = optax.chain(MADE[name](), optax.sgd(0.1, momentum=0.9))
+
+    @functools.partial(jax.pmap, axis_name="batch", devices=DEVICES)
+    def train_step(params, opt_state, batch):
+        grads_of = lambda params: lax.pmean(jax.grad(mean_loss)(params, batch), "batch")
+        updates, opt_state = tx.update(grads_of(params), opt_state, params, grad_fn=grads_of)
+        return optax.apply_updates(params, updates), opt_state
+
+    @jax.jit
+    def on_one_device(params, opt_state, batch):
+        grads_of = lambda params: jax.grad(mean_loss)(params, batch)
+        updates, opt_state = tx.update(grads_of(params), opt_state, params, grad_fn=grads_of)
+        return optax.apply_updates(params, updates), opt_state
+
+    params = init_params()
+    one = params, tx.init(params)
+    all_devices = replicated(one)
+    for number in range(6):
+        batch = make_batch(number)
+        one = on_one_device(*one, batch)
+        all_devices = train_step(*all_devices, split(batch))
+    found, *others = (
+        jax.tree.map(lambda x, n=n: x[n], jax.device_get(all_devices)) for n in range(NUM_DEVICES)
+    )
+    for other in others:
+        assert_trees_equal(found, other)
+    assert_trees_close(found[0], one[0], rtol=1e-4, atol=1e-6)
+
+
+def two_calls(method):
+    def step(params, opt_state, batch):
+        _, grads, oracle = method.value_and_grad(losses)(params, batch, state=opt_state)
+        return method.update(lax.pmean(grads, "batch"), opt_state, params, oracle=oracle)
+
+    return step
+
+
+def by_hand(method):
+    def step(params, opt_state, batch):
+        return method.update(params, opt_state, params, oracle=optax_sam.Oracle(losses, batch))
+
+    return step
+
+
+def short(method):
+    return optax_sam.step(optax.chain(method), losses)
+
+
+def without_a_mean(method):
+    def step(params, opt_state, batch):
+        grads_of = lambda params: jax.grad(mean_loss)(params, batch)
+        grads = lax.pmean(grads_of(params), "batch")
+        return method.update(grads, opt_state, params, grad_fn=grads_of)
+
+    return step
+
+
+DRIFTING = {"two calls": two_calls, "by hand": by_hand, "step": short, "no mean": without_a_mean}
+
+
+def under_pmap(step, mesh):
+    del mesh
+    return jax.pmap(step, axis_name="batch", in_axes=(None, None, 0), devices=DEVICES)
+
+
+def unchecked(step, mesh):
+    def on_device(params, opt_state, batch):
+        return step(params, opt_state, jax.tree.map(lambda x: x[0], batch))
+
+    return jax.jit(
+        jax.shard_map(on_device, mesh=mesh, in_specs=(P(), P(), P("batch")), out_specs=P(), check_vma=False)
+    )
+
+
+@pytest.mark.parametrize("mapped", [under_pmap, unchecked])
+@pytest.mark.parametrize("door", DRIFTING)
+def test_replicas_that_would_drift_apart_are_refused(door, mapped):
+    """The mean of the first gradient, taken in the user's step, does not reach the second."""
+    mesh = Mesh(np.array(DEVICES), ("batch",))
+    method, params = optax_sam.sam(0.1), init_params()
+    step = mapped(DRIFTING[door](method), mesh)
+    with pytest.raises(ValueError, match=r"drift apart.*lax\.pmean\(grads_of\(params\), 'batch'\)"):
+        step(params, (method.init(params),) if door == "step" else method.init(params), split(make_batch()))
+
+
+def test_every_method_is_refused_alike():
+    """By one sentence, at trace time."""
+    for name in METHODS:
+        method, params = METHODS[name].make(), init_params()
+        state, batch = method.init(params), split(make_batch())
+        with pytest.raises(ValueError, match="drift apart"):
+            under_pmap(two_calls(method), None)(params, state, batch)
+
+
+def test_without_a_name_every_device_trains_a_model_of_its_own():
+    """Nothing can be summed over such an axis: seeds side by side."""
+    tx = optax.chain(optax_sam.sam(0.1), optax.sgd(0.1))
+    step = optax_sam.step(tx, losses)
+    parts, params = split(make_batch()), init_params()
+    several = jax.tree.map(
+        lambda *xs: jnp.stack(xs),
+        *({**params, "layer_1": jax.tree.map(lambda x, n=n: x * n, params["layer_1"])} for n in range(1, 5)),
+    )
+    states = jax.vmap(tx.init)(several)
+    found = jax.device_get(jax.pmap(step, devices=DEVICES)(several, states, parts)[0])
+    for number in range(NUM_DEVICES):
+        own = jax.device_get(jax.tree.map(lambda x, n=number: x[n], (several, states, parts)))
+        wanted = jax.jit(step)(*own)[0]
+        assert_trees_close(jax.tree.map(lambda x, n=number: x[n], found), wanted, rtol=1e-5)
+
+
+def test_a_named_axis_of_vmap_is_no_axis_of_devices():
+    tx = optax.chain(optax_sam.sam(0.1), optax.sgd(0.1))
+    step = optax_sam.step(tx, losses)
+    parts, params = split(make_batch()), init_params()
+    found = jax.vmap(step, axis_name="batch", in_axes=(None, None, 0))(params, tx.init(params), parts)[0]
+    first = jax.tree.map(lambda x: x[0], (found, parts))
+    assert_trees_close(first[0], step(params, tx.init(params), first[1])[0], rtol=1e-5)
