@@ -69,7 +69,8 @@ class Assembly(Method):
             **{kind: getattr(self, kind).init(params, first._replace(kind=kind).key) for kind in REMEMBERING},
         )
         for kind in REMEMBERING:
-            checks.arrays(f"{kind}.init", getattr(self, kind), getattr(state, kind))
+            remembered = trees.without_keys_of(params, getattr(state, kind))
+            checks.arrays(f"{kind}.init", getattr(self, kind), remembered)
         return self._decide_next(state)
 
     def due(self, state: SharpnessAwareState, grads: Grads) -> jax.Array:

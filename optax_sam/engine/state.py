@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from optax_sam.arithmetic import trees
 from optax_sam.engine.meter import Spent
@@ -140,8 +139,8 @@ def find(opt_state: Any) -> SharpnessAwareState:
     """
     found = [
         (jax.tree_util.keystr(path), leaf)
-        for path, leaf in jax.tree.leaves_with_path(opt_state, is_leaf=_is_ours)
-        if _is_ours(leaf)
+        for path, leaf in jax.tree.leaves_with_path(opt_state, is_leaf=is_ours)
+        if is_ours(leaf)
     ]
     if not found:
         raise ValueError(
@@ -155,22 +154,6 @@ def find(opt_state: Any) -> SharpnessAwareState:
             f"sub-state of the one that is meant."
         )
     return trees.plain(found[0][1])
-
-
-def check_no_multi_steps(opt_state: Any) -> None:
-    """Refuses a method inside `optax.MultiSteps`: its last micro-batch alone would be descended on."""
-    wrappers = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, optax.MultiStepsState))
-    for wrapper in wrappers:
-        if isinstance(wrapper, optax.MultiStepsState) and any(
-            map(_is_ours, jax.tree.leaves(wrapper, is_leaf=_is_ours))
-        ):
-            raise ValueError(
-                "state is that of optax.MultiSteps around a sharpness-aware method, which would "
-                "descend on the last micro-batch alone. Either put it behind, "
-                "optax.chain(sam, optax.MultiSteps(base, k)): every micro-batch has its own "
-                "perturbation (m-sharpness). Or take optax_sam.accumulated(sam, k): the perturbation of "
-                "the big batch, cut into k slices in the program."
-            )
 
 
 def due(opt_state: Any) -> jax.Array:
@@ -265,5 +248,6 @@ def info(state: Any) -> dict[str, Any]:
     }
 
 
-def _is_ours(leaf: Any) -> bool:
+def is_ours(leaf: Any) -> bool:
+    """Whether it is the state of a method of this library."""
     return isinstance(leaf, SharpnessAwareState)

@@ -9,8 +9,9 @@ import optax
 from optax_sam.engine import checks
 from optax_sam.engine import state as states
 from optax_sam.engine.aliases import Batch, OptState, Params
+from optax_sam.engine.calls import NoDoorError
 from optax_sam.engine.oracle import Oracle
-from optax_sam.engine.transformation import Found, Method, NoDoorError, Probe, begin
+from optax_sam.engine.transformation import Found, Method, Probe, begin
 
 
 def step(
@@ -56,7 +57,8 @@ def step(
     checks.transformation("tx", tx, "optax.chain(optax_sam.sam(), optax.sgd(0.1))")
     checks.function("losses", losses, "losses(params, batch) -> [batch]")
     checks.boolean("has_aux", has_aux)
-    update = optax.with_extra_args_support(tx).update
+    # `MultiSteps` of one step passes extra arguments on, but is no such type.
+    update = (tx if isinstance(tx, optax.MultiSteps) else optax.with_extra_args_support(tx)).update
 
     def train_step(
         params: Params,
@@ -98,7 +100,6 @@ def method_in(update: Callable[..., Any], opt_state: OptState, params: Params) -
         raise ValueError(
             f"step needs an optimizer with one sharpness-aware method in it, but {error}"
         ) from None
-    states.check_no_multi_steps(opt_state)
     try:
         update(params, opt_state, params, oracle=Probe(), value=jnp.zeros([]))
     except Found as found:

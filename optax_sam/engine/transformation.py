@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from optax_sam.arithmetic import trees
@@ -14,8 +13,15 @@ from optax_sam.engine import checks, meter
 from optax_sam.engine import state as states
 from optax_sam.engine.aliases import Grads, OptState, Params
 from optax_sam.engine.arrays import as_arrays
+from optax_sam.engine.calls import (
+    check_call,
+    check_outside_multi_steps,
+    check_same_structure,
+    check_state_outside_multi_steps,
+    check_visible,
+)
 from optax_sam.engine.examples import Examples, Rows
-from optax_sam.engine.gradient_function import ONLY_GRAD_FN, GradientFunction, check_mean
+from optax_sam.engine.gradient_function import GradientFunction, check_mean
 from optax_sam.engine.identity import check_same
 from optax_sam.engine.objective import Arguments, Evaluation, like_params
 from optax_sam.engine.oracle import Oracle, Started, given_by, started
@@ -87,10 +93,6 @@ class Found(Exception):
     def __init__(self, method: "Method"):
         super().__init__("a probe is no oracle")
         self.method = method
-
-
-class NoDoorError(ValueError):
-    """Neither an oracle nor a gradient function is given, or both."""
 
 
 class Method(abc.ABC):
@@ -180,11 +182,12 @@ class Method(abc.ABC):
           TypeError: `perturb` is an array.
         """
         del extra_args
+        check_outside_multi_steps()
         if isinstance(oracle, Probe):
             raise Found(self)
         if params is None:
             raise ValueError("params=None: pass the parameters, update(grads, state, params, ...).")
-        self.check_call(oracle, grad_fn, perturb)
+        check_call(self, oracle, grad_fn, perturb)
         structure = jax.tree.structure(updates)
         check_visible(params, oracle, grad_fn)
         arrays = as_arrays("params", trees.plain(params))
@@ -223,61 +226,6 @@ class Method(abc.ABC):
         begun = self.begin(decided, given)
         first = trees.like_masked(visible, begun.first.grads)
         return optax.tree.cast_like(first, grads), begun, given
-
-    def check_call(self, oracle: Any, grad_fn: Any, perturb: Any) -> None:
-        """Refuses arguments of `update` that do not go together."""
-        if (oracle is None) == (grad_fn is None):
-            given = "none" if oracle is None else "both"
-            raise NoDoorError(
-                f"{given} of oracle and grad_fn is given: pass exactly one, the oracle that "
-                f"value_and_grad returned, or grad_fn(params) -> grads."
-            )
-        if oracle is not None and not isinstance(oracle, Oracle):
-            raise TypeError(
-                f"oracle={oracle!r} is no Oracle: pass the third result of value_and_grad, or "
-                f"optax_sam.Oracle(losses, batch)."
-            )
-        if grad_fn is not None and not callable(grad_fn):
-            raise TypeError(f"grad_fn={grad_fn!r} is no function: pass grad_fn(params) -> grads.")
-        if grad_fn is not None and self.needs_oracle:
-            raise ValueError(ONLY_GRAD_FN)
-        if perturb is not None and not isinstance(perturb, bool | np.bool_):
-            raise TypeError(
-                f"perturb={perturb!r} is no Python bool: pass None, or a Python bool "
-                f"such as bool(sam.due(opt_state)); it chooses which program is compiled."
-            )
-        if perturb is not None and not perturb and self.perturbs_at_start:
-            raise ValueError(
-                "perturb=False, but this method's first gradient is already perturbed: pass "
-                "perturb=None or True."
-            )
-
-
-def check_visible(params: Params, oracle: Any, grad_fn: Any) -> None:
-    """Refuses a step inside `optax.masked` or `optax.partition` that does not know the full parameters."""
-    if not trees.has_masked(params):
-        return
-    if grad_fn is not None:
-        raise ValueError(
-            "grad_fn is given inside optax.masked or optax.partition, where the full "
-            "parameters are out of sight: pass the oracle of value_and_grad, or "
-            "oracle=Oracle(losses, batch, params=params)."
-        )
-    if oracle.params is None:
-        raise ValueError(
-            "oracle.params=None inside optax.masked or optax.partition, where the full "
-            "parameters are out of sight: pass oracle=Oracle(losses, batch, params=params)."
-        )
-
-
-def check_same_structure(params: Params, visible: Params) -> None:
-    """Refuses parameters in `update` that are another tree than those of `value_and_grad`."""
-    if not trees.has_masked(visible) and jax.tree.structure(params) != jax.tree.structure(visible):
-        raise ValueError(
-            f"params has the structure {jax.tree.structure(visible)} here, where the step began with "
-            f"{jax.tree.structure(params)}: pass the same tree, and no optax.flatten around a "
-            f"sharpness-aware method."
-        )
 
 
 def given_by_function(grad_fn: Any, params: Params, arrays: Params) -> Given:
@@ -360,6 +308,7 @@ class SharpnessAware(optax.GradientTransformationExtraArgs):
                 loss_scale=loss_scale,
                 args=args,
             )
+            check_state_outside_multi_steps(state)
             return begin(self.method.of_step, oracle, state)
 
         return value_and_grad
@@ -389,7 +338,6 @@ def begin(
       is_sure: whether the step is known to be this method's, and not to be compared at its end.
     """
     own = states.find(opt_state)
-    states.check_no_multi_steps(opt_state)
     given = given_by(oracle, oracle.params, opt_state)
     begun = method.begin(own, given)
     first = begun.first

@@ -13,10 +13,11 @@ from optax_sam.arithmetic import trees
 from optax_sam.engine import checks
 from optax_sam.engine import state as states
 from optax_sam.engine.arrays import as_arrays
+from optax_sam.engine.calls import check_call, check_visible
 from optax_sam.engine.hyperparameters import NotNegative, ScalarOrSchedule, at_step
 from optax_sam.engine.objective import like_params
 from optax_sam.engine.oracle import Oracle, Started, started
-from optax_sam.engine.transformation import Method, SharpnessAware, check_visible
+from optax_sam.engine.transformation import Method, SharpnessAware
 from optax_sam.wrappers.wrapper import method_of
 
 
@@ -78,7 +79,7 @@ class Decoupled(FollowedBy):
         oracle = extra_args.get("oracle")
         if isinstance(oracle, Oracle):
             perturb = extra_args.get("perturb")
-            self.inner.check_call(oracle, extra_args.get("grad_fn"), perturb)
+            check_call(self.inner, oracle, extra_args.get("grad_fn"), perturb)
             check_visible(params, oracle, None)
             plain = as_arrays("params", trees.plain(params))
             grads = like_params("grads", updates, plain)

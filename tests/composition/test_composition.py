@@ -208,15 +208,6 @@ def test_apply_if_finite_around_it_judges_the_clean_gradient_alone(name):
     assert after.last_finite
 
 
-@every_kind
-def test_inside_multi_steps_the_step_refuses_and_names_both_repairs(name):
-    method = METHODS[name].make()
-    tx = optax.MultiSteps(optax.chain(method, optax.sgd(0.1)), 4)
-    state = tx.init(init_params())
-    with pytest.raises(ValueError, match=r"chain\(sam, optax.MultiSteps\(base, k\)\).*accumulated\(sam, k\)"):
-        method.value_and_grad(losses)(init_params(), make_batch(), state=state, indices=make_indices())
-
-
 def test_state_without_ours_is_refused():
     with pytest.raises(ValueError, match="no state of a sharpness-aware method"):
         optax_sam.sam().value_and_grad(losses)(

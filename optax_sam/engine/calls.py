@@ -1,0 +1,118 @@
+"""What `update` refuses before it begins: calls that would go wrong in silence, or far from their cause."""
+
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from optax_sam.arithmetic import trees
+from optax_sam.engine import state as states
+from optax_sam.engine.aliases import Params
+from optax_sam.engine.gradient_function import ONLY_GRAD_FN
+from optax_sam.engine.oracle import Oracle
+
+
+class NoDoorError(ValueError):
+    """Neither an oracle nor a gradient function is given, or both."""
+
+
+def check_call(method: Any, oracle: Any, grad_fn: Any, perturb: Any) -> None:
+    """Refuses arguments of `update` that do not go together, or do not fit the method."""
+    if (oracle is None) == (grad_fn is None):
+        given = "none" if oracle is None else "both"
+        raise NoDoorError(
+            f"{given} of oracle and grad_fn is given: pass exactly one, the oracle that "
+            f"value_and_grad returned, or grad_fn(params) -> grads."
+        )
+    if oracle is not None and not isinstance(oracle, Oracle):
+        raise TypeError(
+            f"oracle={oracle!r} is no Oracle: pass the third result of value_and_grad, or "
+            f"optax_sam.Oracle(losses, batch)."
+        )
+    if grad_fn is not None and not callable(grad_fn):
+        raise TypeError(f"grad_fn={grad_fn!r} is no function: pass grad_fn(params) -> grads.")
+    if grad_fn is not None and method.needs_oracle:
+        raise ValueError(ONLY_GRAD_FN)
+    if perturb is not None and not isinstance(perturb, bool | np.bool_):
+        raise TypeError(
+            f"perturb={perturb!r} is no Python bool: pass None, or a Python bool "
+            f"such as bool(sam.due(opt_state)); it chooses which program is compiled."
+        )
+    if perturb is not None and not perturb and method.perturbs_at_start:
+        raise ValueError(
+            "perturb=False, but this method's first gradient is already perturbed: pass perturb=None or True."
+        )
+
+
+def check_visible(params: Params, oracle: Any, grad_fn: Any) -> None:
+    """Refuses a step inside `optax.masked` or `optax.partition` that does not know the full parameters."""
+    if not trees.has_masked(params):
+        return
+    if grad_fn is not None:
+        raise ValueError(
+            "grad_fn is given inside optax.masked or optax.partition, where the full "
+            "parameters are out of sight: pass the oracle of value_and_grad, or "
+            "oracle=Oracle(losses, batch, params=params)."
+        )
+    if oracle.params is None:
+        raise ValueError(
+            "oracle.params=None inside optax.masked or optax.partition, where the full "
+            "parameters are out of sight: pass oracle=Oracle(losses, batch, params=params)."
+        )
+
+
+def check_same_structure(params: Params, visible: Params) -> None:
+    """Refuses parameters in `update` that are another tree than those of `value_and_grad`."""
+    if not trees.has_masked(visible) and jax.tree.structure(params) != jax.tree.structure(visible):
+        raise ValueError(
+            f"params has the structure {jax.tree.structure(visible)} here, where the step began with "
+            f"{jax.tree.structure(params)}: pass the same tree, and no optax.flatten around a "
+            f"sharpness-aware method."
+        )
+
+
+REPAIRS = (
+    "Either put it behind, optax.chain(sam, optax.MultiSteps(base, k)): every micro-batch has its own "
+    "perturbation (m-sharpness). Or take optax_sam.accumulated(sam, k): the perturbation of the big batch, "
+    "cut into k slices in the program."
+)
+
+
+def check_outside_multi_steps() -> None:
+    """Refuses a method inside `optax.MultiSteps`: its last micro-batch alone would be descended on.
+
+    Neither the state of the method nor its arguments tell. While a step is traced, the calls around it do.
+    """
+    frame: Any = sys._getframe()
+    while frame is not None:
+        if frame.f_code is optax.MultiSteps.update.__code__ and not _is_each_step(frame.f_locals["self"]):
+            raise ValueError(
+                "a sharpness-aware method stands inside optax.MultiSteps: it would climb along the mean of "
+                f"several micro-batches and descend on the last one alone. {REPAIRS}"
+            )
+        frame = frame.f_back
+
+
+def _is_each_step(wrapper: Any) -> bool:
+    """Whether every micro-batch is a step of its own."""
+    every = getattr(wrapper, "_every_k_schedule", None)
+    try:
+        return callable(every) and all(every(step) == 1 for step in (0, 1, 10**6))
+    except Exception:  # a schedule of the user's, for arrays
+        return False
+
+
+def check_state_outside_multi_steps(opt_state: Any) -> None:
+    """Refuses the state of `optax.MultiSteps` around one of ours; it does not tell of how many steps."""
+
+    def is_wrapper(part):
+        return isinstance(part, optax.MultiStepsState)
+
+    for wrapper in filter(is_wrapper, jax.tree.leaves(opt_state, is_leaf=is_wrapper)):
+        if any(map(states.is_ours, jax.tree.leaves(wrapper, is_leaf=states.is_ours))):
+            raise ValueError(
+                "state is that of optax.MultiSteps around a sharpness-aware method, which would "
+                f"descend on the last micro-batch alone. {REPAIRS}"
+            )
