@@ -50,7 +50,7 @@ def add(total: Any, share: Any, tree: Any, is_first: Any = False) -> Any:
 
 def zeros_like(tree: Any) -> Any:
     """Where a sum of such trees begins."""
-    return trees.widen(jax.tree.map(lambda x: jnp.zeros_like(x, dtype=x.dtype), tree))
+    return trees.widen(jax.tree.map(lambda x: trees.zeros_like(x, x.dtype), tree))
 
 
 def mean(shares: jax.Array, stacked: Any) -> Any:
@@ -58,7 +58,7 @@ def mean(shares: jax.Array, stacked: Any) -> Any:
 
     def on_leaf(x):
         if not trees.is_inexact(x):
-            return x[0]
+            return sharding.replicated(x)[0]
         wide = x.astype(trees.accumulator_dtype(x.dtype))
         column = shares.astype(wide.dtype).reshape(-1, *(1,) * (x.ndim - 1))
         column = sharding.split_as(column, x)

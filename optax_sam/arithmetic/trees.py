@@ -20,6 +20,11 @@ def is_inexact(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
+def is_key(dtype: Any) -> bool:
+    """Whether this is the dtype of typed keys, as `jax.random.key` makes them."""
+    return jnp.issubdtype(dtype, jax.dtypes.prng_key)
+
+
 def is_masked(leaf: Any) -> bool:
     """Whether a leaf stands for a part of the tree hidden by `optax.masked` or `optax.partition`."""
     return isinstance(leaf, optax.MaskedNode)
@@ -74,11 +79,18 @@ def memory_like(params: Any) -> Any:
     """
 
     def zeros(x):
-        # With its dtype named, the zero of a weakly typed leaf keeps the leaf's sharding.
         dtype = jnp.result_type(x)
-        return jnp.zeros_like(x, dtype=jnp.float32 if dtype == jnp.float16 else dtype)
+        return zeros_like(x, jnp.float32 if dtype == jnp.float16 else dtype)
 
     return jax.tree.map(zeros, params)
+
+
+def zeros_like(leaf: Any, dtype: Any) -> jax.Array:
+    """Zeros of the shape and sharding of a leaf; the key of zeros for a typed key."""
+    if is_key(dtype):  # whose dtype cannot be named
+        return jnp.zeros_like(leaf)
+    # With its dtype named, the zero of a weakly typed leaf keeps the leaf's sharding.
+    return jnp.zeros_like(leaf, dtype=dtype)
 
 
 def saturated(tree: Any) -> Any:
@@ -236,6 +248,13 @@ def hidden_as_in(state: Any, params: Any) -> Any:
     except (ValueError, TypeError):  # it is no tree like the parameters: one of its parts may be
         parts = jax.tree.leaves(state, is_leaf=lambda part: part is not state)
         return next((x for x in (hidden_as_in(part, params) for part in parts) if has_masked(x)), params)
+
+
+def without_keys_of(params: Any, tree: Any) -> Any:
+    """`tree` without typed keys if `params` have some, which then stand in what is like the parameters."""
+    if not any(is_key(jnp.result_type(x)) for x in jax.tree.leaves(params)):
+        return tree
+    return jax.tree.map(lambda x: None if hasattr(x, "dtype") and is_key(x.dtype) else x, tree)
 
 
 def has_masked(tree: Any) -> bool:

@@ -68,7 +68,7 @@ class ScaleByAdaSAM(Ascent):
     asks_anew: ClassVar[bool] = False
 
     def init(self, params: Any) -> ScaleByAdaSAMState:
-        zeros = jax.tree.map(lambda x: jnp.zeros_like(x, dtype=jnp.result_type(x)), params)
+        zeros = jax.tree.map(lambda x: trees.zeros_like(x, jnp.result_type(x)), params)
         real = trees.map_inexact(lambda x: jnp.real(trees.widen(x)), zeros)
         floor = trees.map_inexact(lambda x: jnp.full_like(x, self.epsilon), real)
         # The square of 1e-8 is kept as its root: it would vanish in half precision and lose digits.

@@ -60,6 +60,8 @@ class Elementwise(Geometry):
 
     def steepest(self, direction: Grads, params: Params) -> Steepest:
         def size(path, d, w):
+            if not trees.is_inexact(d):
+                return d
             unscaled = not self.biases and _is_bias(path)
             return jnp.ones_like(d) if unscaled else jnp.abs(w).astype(d.dtype) + eta.astype(d.dtype)
 

@@ -281,8 +281,9 @@ def _largest(scores: Any, number: Any) -> Any:
 
 def _comparable(leaf: jax.Array) -> jax.Array:
     """The entries in a row; those that are never perturbed come last."""
-    flat = sharding.replicated(leaf).ravel().astype(jnp.float32)
-    return jnp.where(trees.is_inexact(leaf), flat, -jnp.inf)
+    if not trees.is_inexact(leaf):
+        return jnp.full([leaf.size], -jnp.inf, jnp.float32)
+    return sharding.replicated(leaf).ravel().astype(jnp.float32)
 
 
 def _largest_leaves(scores: Any, wanted: float) -> Any:

@@ -52,7 +52,7 @@ class OverDraws(Wrapper):
             old, new = total * jnp.exp(largest - new_largest), jnp.exp(weight - new_largest)
             total = old + new
             # A mean at every moment: a sum of what can be represented may not be.
-            descent = jax.tree.map(
+            descent = trees.map_inexact(
                 lambda t, x: trees.times(old / total, t) + trees.times(new / total, x.astype(t.dtype)),
                 descent,
                 outcome.descent,

@@ -82,7 +82,11 @@ class PerDevice(PerSlice):
         """The sum over devices of inexact leaves; the first device's of all others."""
         if trees.is_inexact(found):
             return lax.psum(weighted, self.axis_name).astype(found.dtype)
-        dtype = jnp.int32 if found.dtype == bool else found.dtype
+        if trees.is_key(found.dtype):
+            data = self._sum(weighted, jax.random.key_data(found))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(found))
+        is_narrow = found.dtype == bool or jnp.iinfo(found.dtype).bits < 32  # as devices do not add
+        dtype = jnp.int32 if is_narrow else found.dtype
         is_first = lax.axis_index(self.axis_name) == 0
         number = jnp.where(is_first, found.astype(dtype), jnp.zeros_like(found, dtype))
         return lax.psum(number, self.axis_name).astype(found.dtype)
