@@ -73,6 +73,48 @@ def check_same_structure(params: Params, visible: Params) -> None:
         )
 
 
+_OF_BASES = ("mu", "nu", "trace", "sum_of_squares", "momentum")
+"""What optimizers call the trees in their states."""
+
+
+def check_first(opt_state: Any) -> None:
+    """Refuses a method that stands last in its chain, behind the base optimizer.
+
+    Two things tell in the state: nothing stands behind the method, and what stands before it has momenta, a
+    schedule, or is a chain of its own, as `optax.sgd` and its kind are.
+    """
+
+    def is_base(part):
+        has_tree = isinstance(part, tuple) and any(hasattr(part, name) for name in _OF_BASES)
+        return has_tree or type(part) is tuple or isinstance(part, optax.ScaleByScheduleState)
+
+    before, behind = _around_ours(opt_state) or ([], [])
+    found = [part for part in jax.tree.leaves(before, is_leaf=is_base) if is_base(part)]
+    if found and not behind:
+        raise ValueError(
+            "the method stands last in its chain, behind what looks like the base optimizer, whose steps it "
+            "would take for gradients: put the method first, optax.chain(optax_sam.sam(), optax.sgd(0.1))."
+        )
+
+
+def _around_ours(node: Any, is_chain: bool = True) -> tuple[list[Any], list[Any]] | None:
+    """What stands before and behind the state of a method, in chains; None where it is not inside."""
+    if states.is_ours(node):
+        return [], []
+    parts = jax.tree.leaves(node, is_leaf=lambda part: part is not node)
+    is_chain = type(node) is tuple or (isinstance(node, dict) and is_chain)
+    if isinstance(node, dict):  # `optax.named_chain`, in its own order
+        parts = list(node.values())
+    for number, part in enumerate(parts):
+        # The groups of a partition stand side by side.
+        inside = None if part is node else _around_ours(part, not isinstance(node, optax.PartitionState))
+        if inside is not None and is_chain:
+            return inside[0] + parts[:number], inside[1] + parts[number + 1 :]
+        if inside is not None:
+            return inside
+    return None
+
+
 REPAIRS = (
     "Either put it behind, optax.chain(sam, optax.MultiSteps(base, k)): every micro-batch has its own "
     "perturbation (m-sharpness). Or take optax_sam.accumulated(sam, k): the perturbation of the big batch, "
@@ -89,8 +131,8 @@ def check_outside_multi_steps() -> None:
     while frame is not None:
         if frame.f_code is optax.MultiSteps.update.__code__ and not _is_each_step(frame.f_locals["self"]):
             raise ValueError(
-                "a sharpness-aware method stands inside optax.MultiSteps: it would climb along the mean of "
-                f"several micro-batches and descend on the last one alone. {REPAIRS}"
+                "optax.MultiSteps around a sharpness-aware method would climb along the mean of several "
+                f"micro-batches, and descend on the last one alone. {REPAIRS}"
             )
         frame = frame.f_back
 

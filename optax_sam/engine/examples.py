@@ -85,6 +85,20 @@ class Examples:
         """The number of examples; None for a batch without arrays."""
         return size_of(self.rows.batch)
 
+    def per_part(self, number: int, what: str, repair: str) -> int:
+        """How many examples each of several parts has; refuses a number that does not divide them."""
+        if self.size is None:
+            raise ValueError(
+                f"{what} a batch without arrays, as batch=() is: pass the examples as the batch, every leaf "
+                f"with the batch axis first, or choose a method that takes no parts of it."
+            )
+        if self.size % number:
+            whole = round(self.size / self.fraction)
+            drawn = f"the {self.size} examples that the step draws of {whole}"
+            these = drawn if whole != self.size else f"the batch of {self.size} examples"
+            raise ValueError(f"{what} {these}: {repair}.")
+        return self.size // number
+
     def but(self, **changes: Any) -> "Examples":
         """The same with some fields changed."""
         return dataclasses.replace(self, **changes)
@@ -120,11 +134,11 @@ class Examples:
 
     def split(self, num_slices: int) -> "Slices":
         """Contiguous slices, with a leading axis of `num_slices`."""
-        if self.size is None or self.size % num_slices:
-            raise ValueError(
-                f"num_microbatches={num_slices} does not divide the batch of {self.size} examples: "
-                f"choose a divisor, or pad the batch with examples of weight 0."
-            )
+        self.per_part(
+            num_slices,
+            f"num_microbatches={num_slices} does not divide",
+            "choose a divisor, or pad the batch with examples of weight 0",
+        )
         rows = jax.tree.map(lambda x: sharding.split_rows(x, num_slices), self.rows)
         total = None if rows.weights is None else rows.weights.sum(axis=1)
         return Slices(rows, total, jnp.arange(num_slices))

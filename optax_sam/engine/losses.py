@@ -1,6 +1,7 @@
 """The user's loss function, as a step differentiates it: traced once, run again as it was."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -176,7 +177,16 @@ class Losses(Objective):
         def called(losses):
             # New containers: a loss may write into a Flax module.
             given = jax.tree.unflatten(self.structure, jax.tree.leaves(params))
-            return self._pair(losses(given, batch, *args))
+            check_signature(losses, given, batch, args)
+            try:
+                return self._pair(losses(given, batch, *args))
+            except Exception as error:
+                if examples.is_part:
+                    error.add_note(
+                        f"optax_sam: this step calls losses with parts of the batch, here {size_of(batch)} "
+                        f"examples. What stands behind the batch, or is closed over, comes whole each time."
+                    )
+                raise
 
         if examples.surrogate is None:
             losses, aux = called(self.losses)
@@ -229,6 +239,24 @@ class Losses(Objective):
                 f"has_aux=True, but losses returned {type(returned).__name__}: return (losses, aux)."
             )
         return returned
+
+
+def check_signature(losses: Callable[..., Any], params: Params, batch: Any, args: tuple[Any, ...]) -> None:
+    """Refuses a loss function that takes another number of arguments than it is given."""
+    try:
+        signature = inspect.signature(losses)
+    except (TypeError, ValueError):  # it tells none
+        return
+    try:
+        signature.bind(params, batch, *args)
+    except TypeError as error:
+        called = ", ".join(("params", "batch", *(f"args[{n}]" for n in range(len(args)))))
+        raise TypeError(
+            f"losses is called as losses({called}), but has the arguments {signature}: {error}. "
+            "Put all arrays of the batch into one pytree, with the batch (x, y) "
+            "lambda params, batch: losses(params, *batch). What has no batch axis goes behind the batch. "
+            "A loss of the parameters alone takes the batch ()."
+        ) from None
 
 
 def _is_of_batch(floats: Any, inputs: Inputs) -> list[bool]:

@@ -18,8 +18,18 @@ from optax_sam.engine.objective import Arguments
 from optax_sam.engine.step_oracle import Given, StepOracle
 
 
+class _OfOneTrace(type):
+    """A class whose name says how to use its instances: JAX prints it for what cannot cross a `jit`."""
+
+    def __repr__(cls) -> str:
+        return (
+            f"<class 'optax_sam.{cls.__name__}', which lives within one trace: call value_and_grad and "
+            f"tx.update in the same function and jit that, or use optax_sam.step>"
+        )
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class Oracle:
+class Oracle(metaclass=_OfOneTrace):
     """Losses and gradients of one training step's examples, at any parameters.
 
     `sam.value_and_grad(loss_fn)(...)` makes one; by hand it is needed where the method is hidden, for

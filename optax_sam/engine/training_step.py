@@ -9,7 +9,7 @@ import optax
 from optax_sam.engine import checks
 from optax_sam.engine import state as states
 from optax_sam.engine.aliases import Batch, OptState, Params
-from optax_sam.engine.calls import NoDoorError
+from optax_sam.engine.calls import NoDoorError, check_first
 from optax_sam.engine.oracle import Oracle
 from optax_sam.engine.transformation import Found, Method, Probe, begin
 
@@ -100,6 +100,7 @@ def method_in(update: Callable[..., Any], opt_state: OptState, params: Params) -
         raise ValueError(
             f"step needs an optimizer with one sharpness-aware method in it, but {error}"
         ) from None
+    check_first(opt_state)
     try:
         update(params, opt_state, params, oracle=Probe(), value=jnp.zeros([]))
     except Found as found:

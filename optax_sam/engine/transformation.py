@@ -15,6 +15,7 @@ from optax_sam.engine.aliases import Grads, OptState, Params
 from optax_sam.engine.arrays import as_arrays
 from optax_sam.engine.calls import (
     check_call,
+    check_first,
     check_outside_multi_steps,
     check_same_structure,
     check_state_outside_multi_steps,
@@ -338,6 +339,7 @@ def begin(
       is_sure: whether the step is known to be this method's, and not to be compared at its end.
     """
     own = states.find(opt_state)
+    check_first(opt_state)
     given = given_by(oracle, oracle.params, opt_state)
     begun = method.begin(own, given)
     first = begun.first

@@ -56,7 +56,7 @@ class DrawnByScore(Start):
         if oracle.whole_batch:
             return Began(step.params, oracle)
         log_weights = self.log_weights(state, indices, oracle.weights, step.count)
-        number = number_of(self.fraction, oracle.size, self.strata)
+        number = number_of(self.fraction, oracle.examples, self.strata)
         return Began(step.params, oracle.take(draw(log_weights, number, self.strata, step.key)))
 
     def _indices(self, oracle: StepOracle) -> jax.Array:

@@ -12,6 +12,7 @@ from jax import lax
 from optax_sam.arithmetic import sharding
 from optax_sam.engine import checks
 from optax_sam.engine.aliases import Batch
+from optax_sam.engine.examples import Examples
 from optax_sam.engine.hyperparameters import Count, CountOrZero, Fraction
 from optax_sam.engine.step_oracle import StepOracle
 from optax_sam.pieces.bases import Selection, Step
@@ -153,27 +154,25 @@ def take_highest(oracle: StepOracle, scores: jax.Array, fraction: float, strata:
     scores = sharding.replicated(scores)
     if oracle.weights is not None:
         scores = jnp.where(sharding.replicated(oracle.weights) != 0, scores, -jnp.inf)
-    number = number_of(fraction, oracle.size, strata)
+    number = number_of(fraction, oracle.examples, strata)
     _, positions = lax.top_k(scores.reshape(strata, -1), number)
     return oracle.take(jnp.sort(positions, axis=1))
 
 
 def take_part(oracle: StepOracle, part: int, num_parts: int, strata: int) -> StepOracle:
     """The oracle of one of `num_parts` equal parts of each stratum."""
-    if oracle.size is None or oracle.size % (num_parts * strata):
-        raise ValueError(
-            f"{num_parts} parts do not divide the batch of {oracle.size} examples (strata={strata}): take "
-            f"a batch of which they are a divisor, or pad it with examples of weight 0."
-        )
-    number = oracle.size // (num_parts * strata)
+    number = oracle.examples.per_part(
+        num_parts * strata,
+        f"{num_parts} parts in strata={strata} do not divide",
+        "take a batch of which they are a divisor, or pad it with examples of weight 0",
+    )
     positions = part * number + jnp.arange(number, dtype=jnp.int32)
     return oracle.take(jnp.broadcast_to(positions, [strata, number]))
 
 
-def number_of(fraction: float, size: int | None, strata: int) -> int:
+def number_of(fraction: float, examples: Examples, strata: int) -> int:
     """How many examples of each stratum a fraction is."""
-    if size is None or size % strata:
-        raise ValueError(f"strata={strata} does not divide the batch of {size} examples: choose a divisor.")
+    size = strata * examples.per_part(strata, f"strata={strata} does not divide", "choose a divisor")
     number = int(fraction * size / strata)
     if number < 1:
         enough = math.ceil(1000 * strata / size) / 1000

@@ -1,0 +1,152 @@
+"""Uses that go wrong in silence elsewhere: each is an error that names the repair."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import optax_sam
+from tests.registry import METHODS, assert_trees_close, init_params, losses, make_batch, over
+
+PARAMS = {"w": jnp.ones(3)}
+ROWS = jnp.eye(3)
+
+
+def begin(method, loss, *args):
+    return method.value_and_grad(loss)(PARAMS, *args, state=method.init(PARAMS))
+
+
+def of_two_arrays(params, x, y):
+    return jnp.square(x @ params["w"] - y)
+
+
+@pytest.mark.parametrize(
+    "loss", [of_two_arrays, lambda params: params["w"].sum(), lambda params, batch, key: batch @ params["w"]]
+)
+def test_a_loss_of_another_number_of_arguments_is_told_how_it_is_called(loss):
+    with pytest.raises(
+        TypeError, match=r"losses\(params, batch\).*losses\(params, \*batch\).*the batch \(\)"
+    ):
+        begin(optax_sam.sam(), loss, ROWS)
+
+
+def test_what_stands_behind_the_batch_is_an_argument_of_the_loss():
+    loss, *_ = begin(optax_sam.sam(), of_two_arrays, ROWS, jnp.zeros(3))
+    assert loss == 1.0
+
+
+def test_an_error_inside_a_loss_of_parts_says_that_they_are_parts():
+    """What comes whole does not fit them."""
+    method = optax_sam.per_microbatch(optax_sam.sam(), 3)
+    with pytest.raises(TypeError) as raised:
+        begin(method, lambda params, x, y: jnp.dot(x.T @ params["w"][:1], y[:2]), ROWS, ROWS)
+    assert any("parts of the batch, here 1 examples" in note for note in raised.value.__notes__)
+    with pytest.raises(ZeroDivisionError) as raised:
+        begin(optax_sam.sam(), lambda params, x: 1 / 0, ROWS)
+    assert not any("parts of the batch" in note for note in getattr(raised.value, "__notes__", []))
+
+
+@pytest.mark.parametrize("batch", [(), None, {}], ids=["tuple", "none", "dict"])
+@pytest.mark.parametrize("name", over([n for n, c in METHODS.items() if n != "ausam"]))
+def test_a_batch_without_arrays_is_a_batch(name, batch):
+    """For losses that take no examples: variational inference, a graph that they close over."""
+    tx = optax.chain(METHODS[name].make(), optax.sgd(0.1))
+
+    def scalar(params, batch):
+        del batch
+        return jnp.mean(losses(params, make_batch()))
+
+    found = optax_sam.step(tx, scalar)(init_params(), tx.init(init_params()), batch)
+    wanted = optax_sam.step(tx, lambda p, b: jnp.mean(losses(p, b)))(
+        init_params(), tx.init(init_params()), make_batch()
+    )
+    assert_trees_close(found[0], wanted[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        optax_sam.per_microbatch(optax_sam.sam(), 2),
+        optax_sam.accumulated(optax_sam.sam(), 2),
+        optax_sam.random_perturbation(),
+    ],
+)
+def test_what_takes_parts_says_that_a_batch_without_arrays_has_none(method):
+    with pytest.raises(ValueError, match=r"batch without arrays, as batch=\(\) is: pass the examples"):
+        begin(method, lambda params, batch: params["w"].sum(), ())
+
+
+def test_a_number_of_slices_is_told_of_which_examples_it_is_no_divisor():
+    """Those that are drawn: the user has passed 24."""
+    method, batch = optax_sam.accumulated(optax_sam.ausam(48, fraction=0.25), 4), make_batch(size=24)
+    state, params = method.init(init_params()), init_params()
+    with pytest.raises(ValueError, match="divide the 6 examples that the step draws of 24"):
+        method.value_and_grad(losses)(params, batch, state=state, indices=jnp.arange(24))
+
+
+BEHIND = {
+    "sgd": lambda sam: optax.chain(optax.sgd(0.1), sam),
+    "momentum": lambda sam: optax.chain(optax.sgd(0.1, momentum=0.9), sam),
+    "adam": lambda sam: optax.chain(optax.adam(0.1), sam),
+    "parts of adam": lambda sam: optax.chain(optax.scale_by_adam(), optax.scale(-0.1), sam),
+    "schedule": lambda sam: optax.chain(optax.scale_by_learning_rate(optax.constant_schedule(0.1)), sam),
+    "named": lambda sam: optax.named_chain(("opt", optax.sgd(0.1)), ("a", sam)),
+    "injected": lambda sam: optax.chain(optax.inject_hyperparams(optax.sgd)(learning_rate=0.1), sam),
+    "wrapped": lambda sam: optax.apply_if_finite(optax.chain(optax.adam(0.1), sam), 3),
+    "partition": lambda sam: optax.partition({"a": optax.chain(optax.adam(0.1), sam)}, {"w": "a"}),
+    "lion": lambda sam: optax.chain(optax.lion(0.1), sam),
+}
+FIRST = {
+    "chain": lambda sam: optax.chain(sam, optax.adam(0.1)),
+    "alone": lambda sam: sam,
+    "clipped before": lambda sam: optax.chain(optax.clip(1.0), sam, optax.sgd(0.1)),
+    "clipped and alone": lambda sam: optax.chain(optax.clip(1.0), sam),
+    "a chain before": lambda sam: optax.chain(optax.chain(optax.clip(1.0)), sam, optax.sgd(0.1)),
+    "a mean before": lambda sam: optax.chain(optax.trace(0.9), sam, optax.sgd(0.1)),
+    "named": lambda sam: optax.named_chain(("z", sam), ("a", optax.adam(0.1))),
+    "partition": lambda sam: optax.partition(
+        {"a": optax.sgd(0.1), "b": optax.chain(sam, optax.adam(0.1))}, {"w": "b"}
+    ),
+    "free of schedules": lambda sam: optax.contrib.schedule_free(optax.chain(sam, optax.sgd(0.1)), 0.1),
+    "two": lambda sam: optax_sam.followed_by(sam, optax.adam(0.1)),
+}
+
+
+@pytest.mark.parametrize("name", BEHIND)
+def test_a_method_behind_the_base_optimizer_is_refused(name):
+    method = optax_sam.sam()
+    tx = BEHIND[name](method)
+    state = tx.init(PARAMS)
+    with pytest.raises(ValueError, match="stands last in its chain, .* put the method first"):
+        method.value_and_grad(lambda p, b: b @ p["w"])(PARAMS, ROWS, state=state)
+    with pytest.raises(ValueError, match="put the method first"):
+        optax_sam.step(tx, lambda p, b: b @ p["w"])(PARAMS, state, ROWS)
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_what_stands_in_front_of_it_for_another_reason_is_accepted(name):
+    method = optax_sam.sam()
+    loss, *_ = method.value_and_grad(lambda p, b: b @ p["w"])(
+        PARAMS, ROWS, state=FIRST[name](method).init(PARAMS)
+    )
+    assert loss == 1.0
+
+
+def leaves_a_jit(params, oracle):
+    return jax.jit(lambda params: begin(optax_sam.sam(), lambda p, b: b @ p["w"], ROWS))(params)
+
+
+def enters_a_jit(params, oracle):
+    return jax.jit(lambda oracle: oracle.value_and_grad(params))(oracle)
+
+
+def leaves_a_conditional(params, oracle):
+    return jax.lax.cond(params["w"][0] > 0, lambda: oracle, lambda: oracle)
+
+
+@pytest.mark.parametrize("cross", [leaves_a_jit, enters_a_jit, leaves_a_conditional])
+def test_an_oracle_that_crosses_a_jit_says_where_it_lives(cross):
+    """JAX prints the class of what it refuses; the class says the repair."""
+    oracle = optax_sam.Oracle(lambda p, b: b @ p["w"], ROWS)
+    with pytest.raises(TypeError, match="lives within one trace.*in the same function and jit that"):
+        cross(PARAMS, oracle)
