@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 
 from optax_sam.arithmetic import sharding, trees
@@ -79,4 +78,4 @@ def mean_by_scan(
         return add(total, share, averaged, number == 0), stacked
 
     total, stacked = lax.scan(step, zeros_like(shapes), (jnp.arange(len(shares)), shares, parts))
-    return optax.tree.cast_like(total, shapes), stacked
+    return trees.cast_like(total, shapes), stacked

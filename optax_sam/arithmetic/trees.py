@@ -250,6 +250,15 @@ def hidden_as_in(state: Any, params: Any) -> Any:
         return next((x for x in (hidden_as_in(part, params) for part in parts) if has_masked(x)), params)
 
 
+def cast_like(tree: Any, like: Any) -> Any:
+    """The leaves of `tree` in the dtypes of those of `like`."""
+
+    def on_leaf(x, y):  # typed keys know no cast, not even to their own dtype
+        return x if is_key(x.dtype) else x.astype(y.dtype)
+
+    return jax.tree.map(on_leaf, tree, like)
+
+
 def without_keys_of(params: Any, tree: Any) -> Any:
     """`tree` without typed keys if `params` have some, which then stand in what is like the parameters."""
     if not any(is_key(jnp.result_type(x)) for x in jax.tree.leaves(params)):

@@ -256,7 +256,7 @@ class Assembly(Method):
         after = state._replace(
             step=jnp.asarray(optax.safe_increment(state.step)), diagnostics=diagnostics, **kept
         )
-        return Outcome(optax.tree.cast_like(step.descent, step.grads), after, loss)
+        return Outcome(trees.cast_like(step.descent, step.grads), after, loss)
 
     def _decide_next(self, state: SharpnessAwareState) -> SharpnessAwareState:
         if self.gate.needs_gradient:

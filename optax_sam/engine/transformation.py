@@ -226,7 +226,7 @@ class Method(abc.ABC):
         given = given_by(oracle, full, state) if step is None else step.given
         begun = self.begin(decided, given)
         first = trees.like_masked(visible, begun.first.grads)
-        return optax.tree.cast_like(first, grads), begun, given
+        return trees.cast_like(first, grads), begun, given
 
 
 def given_by_function(grad_fn: Any, params: Params, arrays: Params) -> Given:

@@ -89,7 +89,7 @@ class ScaleByAdaSAM(Ascent):
         root = trees.map_inexact(lambda r, v: jnp.maximum(r, jnp.sqrt(v)), state.maximum, square)
         scaled = trees.map_wide(lambda m, r: m / r.astype(m.dtype), moment, root)
         new = trees.where(jnp.isfinite(trees.norm(updates)), ScaleByAdaSAMState(moment, square, root), state)
-        return optax.tree.cast_like(scaled, updates), new
+        return trees.cast_like(scaled, updates), new
 
 
 def adasam(

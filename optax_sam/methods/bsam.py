@@ -136,7 +136,7 @@ class BSAM(Method):
                 perturbation_norm=trees.norm(perturbation),
             ),
         )
-        return Outcome(optax.tree.cast_like(updates, grads), new, there.loss)
+        return Outcome(trees.cast_like(updates, grads), new, there.loss)
 
 
 def bsam(

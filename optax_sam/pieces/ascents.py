@@ -51,7 +51,7 @@ class ToRadius(Ascent):
         rho = _at_given_step("rho", self.rho, step)
         dual, norm, length = self.geometry.steepest(updates, params)
         perturbation = trees.map_wide(lambda x: trees.times(rho, x), trees.divide(dual, norm))
-        perturbation = optax.tree.cast_like(perturbation, updates)
+        perturbation = trees.cast_like(perturbation, updates)
         return perturbation, state, trees.times(rho, trees.divide(length, norm))
 
 
@@ -167,7 +167,7 @@ class Repeated(Ascent):
         def one_more(carry, _):
             perturbation, state = carry
             grads = oracle.evaluate_moved(perturbation).grads
-            uphill = optax.tree.cast_like(optax.tree.conj(grads), updates)
+            uphill = trees.cast_like(optax.tree.conj(grads), updates)
             step, state, _ = climb(self.ascent, uphill, state, params, **extra_args)
             return (trees.map_wide(jnp.add, perturbation, step), state), None
 

@@ -6,7 +6,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from optax_sam.arithmetic import random_trees, trees
 from optax_sam.engine import checks
@@ -175,7 +174,7 @@ class MeanOfPerturbed(Direction):
     def read(self, state: Params, step: Step) -> tuple[Grads, Params]:
         def fresh():
             grads = trees.like_masked(state, step.oracle.evaluate(step.oracle.params).grads)
-            return optax.tree.cast_like(grads, state)
+            return trees.cast_like(grads, state)
 
         direction = step.oracle.cond(step.count % self.refresh_steps == 0, fresh, lambda: state)
         return direction, direction

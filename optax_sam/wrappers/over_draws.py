@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 
 from optax_sam.arithmetic import means, trees
@@ -67,9 +66,9 @@ class OverDraws(Wrapper):
         if self.num_draws > 1:  # `jax.disable_jit` knows no empty loop
             carry, _ = lax.scan(one_more, carry, jnp.arange(1, self.num_draws))
         descent, _, _, mean, cost = carry
-        mean = self.settle(optax.tree.cast_like(mean, state), state)
+        mean = self.settle(trees.cast_like(mean, state), state)
         mean = with_cost(state, mean, cost)
-        return Outcome(optax.tree.cast_like(descent, grads), mean._replace(key=state.key), first.loss)
+        return Outcome(trees.cast_like(descent, grads), mean._replace(key=state.key), first.loss)
 
     def _begin(self, number: Any, state: SharpnessAwareState, given: Given) -> Begun:
         """The first gradient of one draw, with its own random numbers."""

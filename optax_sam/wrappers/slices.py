@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from optax_sam.arithmetic import means, sharding, trees
 from optax_sam.engine.aliases import Grads, Params
@@ -82,7 +81,7 @@ class PerSlice(Wrapper):
 
         parts, shared = _parts_and_shared(len(shares), state, given)
         mean, cost = self.mean_and_sum(on_slice, shares, (parts, slices), (shared, params))
-        descent = optax.tree.cast_like(sharding.split_like(mean.descent, params), grads)
+        descent = trees.cast_like(sharding.split_like(mean.descent, params), grads)
         new = with_cost(state, sharding.split_like(mean.state, state), cost / len(shares))
         return Outcome(descent, self.settle(new, state), mean.loss)
 

@@ -10,7 +10,9 @@ class Variety:
 
     batches: tuple[int, ...]
     shapes: tuple[tuple[int, ...], ...]
-    dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16", "complex64", "int32", "bool", "float64")
+    dtypes: tuple[str, ...] = (
+        "float32", "float16", "bfloat16", "complex64", "int32", "bool", "float64", "int4", "uint2", "key",
+    )  # fmt: skip
     num_examples: tuple[int, ...] = (24,)
     loops: tuple[str, ...] = ("scan",)
     x64: bool = False
@@ -19,8 +21,10 @@ class Variety:
 FEW = Variety((1, 3), ((), (3,), (0,)))
 
 PARTS = (
-    Variety((1, 2, 3), ((), (3,), (0,)), ("float32", "float16", "int32")),
-    Variety((5, 7), ((), (2, 2)), ("float32", "bfloat16", "complex64", "bool"), num_examples=(24, 300)),
+    Variety((1, 2, 3), ((), (3,), (0,)), ("float32", "float16", "int32", "int4", "key")),
+    Variety(
+        (5, 7), ((), (2, 2)), ("float32", "bfloat16", "complex64", "bool", "uint4"), num_examples=(24, 300)
+    ),
     Variety((11, 4), ((1,), (2, 0)), ("float32", "float16", "float64", "int32")),
     Variety((13, 12), ((), (3,)), ("float32", "bfloat16", "int32"), num_examples=(300,)),
     Variety((17, 6), ((2, 2),), ("float16", "complex64", "float32")),
@@ -41,7 +45,10 @@ ALL_DOUBLE = dataclasses.replace(ALL, dtypes=(*ALL.dtypes, "complex128"), x64=Tr
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Leaf:
-    """An array of the parameters; two places that hold the same leaf hold the same array."""
+    """An array of the parameters; two places that hold the same leaf hold the same array.
+
+    `dtype` is that of an array, or "key" for typed keys.
+    """
 
     shape: tuple[int, ...]
     dtype: str

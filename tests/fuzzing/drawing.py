@@ -114,7 +114,7 @@ def cases(draw: Any, methods: tuple[str, ...], variety: Variety) -> Case:
         curvature=one(1.0, 0.0, 0.5, 1000.0),
         size=size,
         weights=weights,
-        weights_dtype=one("float32", "float16", *(["float64"] if x64 else [])),
+        weights_dtype=one("float32", "float16", "bool", "int8", *(["float64"] if x64 else [])),
         indices=one(*scored) if is_ausam and not rare else one(None, "distinct"),
         indices_dtype=one("int32", "int8", "uint8", "uint32", *(["int64"] if x64 else [])),
         whole_batch=one(False, False, True) if is_ausam else False,

@@ -25,7 +25,7 @@ UPDATE = {
 }
 OF_ORACLE = {
     "no oracle": (TYPE, r"^oracle=.* is no Oracle"),
-    "weights of integers": (TYPE, r"^weights has dtype int32: pass an array of floats"),
+    "complex weights": (TYPE, r"^weights has dtype complex64: pass an array of numbers"),
     "weights too short": (VALUE, r"^weights has shape \(\d+,\), but the batch has \d+ examples"),
     "indices of floats": (TYPE, r"^indices has dtype float32: pass an array of integers"),
     "indices too short": (VALUE, r"^indices has shape \(\d+,\), but the batch has \d+ examples"),

@@ -16,7 +16,7 @@ class Problem:
 
     Attributes:
       params: as the user has them: JAX and NumPy arrays and Python numbers.
-      arrays: the leaves as NumPy arrays.
+      arrays: the leaves as NumPy arrays; typed keys, which are none, as they are.
       is_bias: of every leaf, whether its name says so.
       slopes: `c`, one array per leaf, float32 or wider; None for leaves without a gradient.
       curvature: `a`.
@@ -61,7 +61,7 @@ def make_problem(case: Case, step: int = 0) -> Problem:
         if id(leaf) not in made:
             made[id(leaf)] = _array(leaf, rng)
     given = [made[id(leaf)] for _, leaf in found]
-    arrays = [np.asarray(jnp.asarray(x)) for x in given]
+    arrays = [x if is_key(x) else np.asarray(jnp.asarray(x)) for x in given]
     inexact = [n for n, x in enumerate(arrays) if jnp.issubdtype(x.dtype, jnp.inexact)]
     chosen = inexact if case.slope_at is None or not inexact else [inexact[case.slope_at % len(inexact)]]
     slope = case.slope if step == 0 or np.isfinite(case.slope) else 1.0
@@ -137,13 +137,25 @@ def _inner(x: Any, y: Any) -> Any:
     return jnp.sum(x * y)
 
 
+def is_key(x: Any) -> bool:
+    """Whether these are typed keys."""
+    return jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
+
+
+def numbers_of(x: Any) -> np.ndarray:
+    """An array as NumPy has it; of typed keys, their data."""
+    return np.asarray(jax.random.key_data(x) if is_key(x) else x)
+
+
 def _array(leaf: Leaf, rng: Any) -> Any:
+    if leaf.dtype == "key":
+        return jax.random.wrap_key_data(jnp.asarray(rng.integers(0, 9, (*leaf.shape, 2)), jnp.uint32))
     dtype = jnp.dtype(leaf.dtype)
     values = leaf.scale * rng.normal(size=leaf.shape)
     if jnp.issubdtype(dtype, jnp.complexfloating):
         values = values + 1j * leaf.scale * rng.normal(size=leaf.shape)
     if not jnp.issubdtype(dtype, jnp.inexact):
-        values = np.rint(3 * values)
+        values = np.rint(3 * values).astype(np.int64)
     if leaf.kind == "python":
         return float(values)
     array = np.asarray(values).astype(dtype)

@@ -126,7 +126,7 @@ def _oracle_arguments(case: Case, problem: Problem) -> dict[str, Any]:
         "loss_scale": case.loss_scale,
     }
     wrong = {
-        "weights of integers": {"weights": np.ones(case.size, np.int32)},
+        "complex weights": {"weights": np.ones(case.size, np.complex64)},
         "weights too short": {"weights": np.ones(case.size + 1, np.float32)},
         "indices of floats": {"indices": np.ones(case.size, np.float32)},
         "indices too short": {"indices": np.arange(case.size + 1, dtype=np.int32)},
