@@ -235,3 +235,11 @@ def test_arithmetic_leaves_them_alone():
     np.testing.assert_allclose(numbers[0], trees.norm(plain), rtol=1e-5)
     np.testing.assert_allclose(numbers[1], trees.inner(plain, plain), rtol=1e-5)
     assert numbers[2]
+
+
+@pytest.mark.parametrize("name", over(["asam", "vsam", "m_rst", "eigen_sam", "tsam"], []))
+def test_they_pass_through_steps_that_are_not_compiled(name):
+    method, params = CASES[name].make(), params_and(odd_leaves())
+    _, grads, descent, _ = step_of(method)(params, method.init(params), make_batch())
+    assert_passed_through(grads)
+    assert_passed_through(descent)
