@@ -1,6 +1,7 @@
 """Moving rows between devices as little as possible, on meshes with automatic and explicit axes."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -43,6 +44,27 @@ def unchecked_axes() -> tuple[str, ...]:
     axes = jax.sharding.get_abstract_mesh().manual_axes
     named = [axis for axis in axes if axis.isidentifier() and not axis.startswith("_internal")]
     return tuple(axis for axis in named if not _varying(jax.typeof(lax.axis_index(axis))))
+
+
+def cond(condition: Any, on_true: Callable[..., Any], on_false: Callable[..., Any], *operands: Any) -> Any:
+    """`lax.cond` whose branches may differ, inside a `jax.shard_map`, in what varies over its devices."""
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return lax.cond(condition, on_true, on_false, *operands)
+    branches = [jax.make_jaxpr(branch)(*operands) for branch in (on_true, on_false)]
+    pairs = zip(*(branch.out_avals for branch in branches), strict=False)
+    axes = [_varying(one) | _varying(other) for one, other in pairs]
+
+    def varying_alike(branch):
+        def run(*operands):
+            leaves, treedef = jax.tree.flatten(branch(*operands))
+            missing = [tuple(a - _varying(jax.typeof(x))) for x, a in zip(leaves, axes, strict=False)]
+            return treedef.unflatten(
+                [lax.pcast(x, m, to="varying") if m else x for x, m in zip(leaves, missing, strict=False)]
+            )
+
+        return run
+
+    return lax.cond(condition, varying_alike(on_true), varying_alike(on_false), *operands)
 
 
 def _manual_axes(tree: Any) -> frozenset[str]:

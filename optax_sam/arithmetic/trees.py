@@ -124,23 +124,65 @@ def norm(tree: Any) -> jax.Array:
 
 @jax.custom_jvp
 def _norm(leaves: list[jax.Array]) -> jax.Array:
-    is_double = any(jnp.finfo(x.dtype).bits > 32 for x in leaves)
-    wide = jnp.float64 if is_double else jnp.float32
+    return lax.platform_dependent(leaves, cpu=_norm_in_two_passes, default=_norm_of_three_sums)
 
-    def sum_of_squares(leaves, scale):
-        return sum(_sum_of_squares(x, scale, wide) for x in leaves)
+
+def _norm_in_two_passes(leaves: list[jax.Array]) -> jax.Array:
+    """A second pass, over scaled entries, if the sum of squares is none of the ordinary ones."""
+
+    def sum_of_squares(leaves, scale=None):
+        parts = (x if scale is None else times(scale, x) for x in _real_and_wide(leaves))
+        return functools.reduce(jnp.add, (jnp.sum(jnp.square(x)) for x in parts))
 
     def rescaled(_):
-        power = jnp.asarray(2.0 ** (-jnp.finfo(wide).minexp * 5 // 8), wide)
-        scale = jnp.where(square > 1, 1 / power, power)
         # Else XLA turns the square of a scaled constant into (x x) (s s): zero times infinity.
         hidden = lax.optimization_barrier(leaves)
-        return jnp.ones([], bool), jnp.sqrt(sum_of_squares(hidden, scale)) / scale
+        scale = jnp.where(square > 1, 1 / _power(square.dtype), _power(square.dtype))
+        return ordinary | True, jnp.sqrt(sum_of_squares(hidden, scale)) / scale
 
-    square = sum_of_squares(leaves, None)
-    ordinary = jnp.isfinite(square) & (square > jnp.finfo(wide).tiny / jnp.finfo(wide).eps)
+    square = sum_of_squares(leaves)
+    ordinary = _is_ordinary(square)
     # A loop of one turn at most: under `vmap`, a conditional would select between whole leaves.
     return lax.while_loop(lambda found: ~found[0], rescaled, (ordinary, jnp.sqrt(square)))[1]
+
+
+def _norm_of_three_sums(leaves: list[jax.Array]) -> jax.Array:
+    """The squares as they are, scaled up, and scaled down, in one pass: a GPU waits at every branch."""
+    parts = _real_and_wide(leaves)
+    up, down = _power(parts[0].dtype), 1 / _power(parts[0].dtype)
+    up, down = lax.optimization_barrier((up, down))  # else the squares are scaled: zero times infinity
+
+    def add(sums, others):
+        return tuple(map(lax.add, sums, others))
+
+    def three_sums(x):
+        sums = tuple(jnp.square(y) for y in (x, times(up, x), times(down, x)))
+        zeros = (jnp.zeros([], x.dtype),) * 3
+        while sums[0].ndim:  # row by row: one long sum loses digits where it is taken in order
+            sums = tuple(lax.reduce(sums, zeros, add, [sums[0].ndim - 1]))
+        return sums
+
+    square, large, small = functools.reduce(add, map(three_sums, parts))
+    rescaled = jnp.where(square > 1, jnp.sqrt(small) / down, jnp.sqrt(large) / up)
+    return jnp.where(_is_ordinary(square), jnp.sqrt(square), rescaled)
+
+
+def _real_and_wide(leaves: list[jax.Array]) -> list[jax.Array]:
+    """Real and imaginary parts, all in float32, or all in float64."""
+    is_double = any(jnp.finfo(x.dtype).bits > 32 for x in leaves)
+    parts = [part for x in leaves for part in ((x.real, x.imag) if jnp.iscomplexobj(x) else (x,))]
+    return [x.astype(jnp.float64 if is_double else jnp.float32) for x in parts]
+
+
+def _is_ordinary(square: jax.Array) -> jax.Array:
+    """Whether a sum of squares has neither overflowed nor lost digits to underflow, `bool[]`."""
+    kind = jnp.finfo(square.dtype)
+    return jnp.isfinite(square) & (square > kind.tiny / kind.eps)
+
+
+def _power(dtype: Any) -> jax.Array:
+    """The power of two by which small entries are multiplied, and large ones divided."""
+    return jnp.asarray(2.0 ** (-jnp.finfo(dtype).minexp * 5 // 8), dtype)
 
 
 @_norm.defjvp
@@ -153,12 +195,6 @@ def _norm_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
 
 
 _compiled_norm = jax.jit(_norm)
-
-
-def _sum_of_squares(leaf: jax.Array, scale: jax.Array | None, dtype: Any) -> jax.Array:
-    parts = (leaf.real, leaf.imag) if jnp.iscomplexobj(leaf) else (leaf,)
-    wide = [x.astype(dtype) if scale is None else times(scale, x.astype(dtype)) for x in parts]
-    return jnp.sum(sum(map(jnp.square, wide)))
 
 
 def inner(tree: Any, other: Any) -> jax.Array:

@@ -12,9 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
-from optax_sam.arithmetic import trees
+from optax_sam.arithmetic import sharding, trees
 from optax_sam.engine import checks
 from optax_sam.engine import state as states
 from optax_sam.engine.aliases import Grads, Params
@@ -140,7 +139,7 @@ class Assembly(Method):
         if decision is None:
             due = self.due(state, grads)
             paid, unpaid = (lambda f=f: f(*arguments) for f in (self._perturbed_step, self._plain_step))
-            outcome = Outcome(*lax.cond(due, paid, unpaid))
+            outcome = Outcome(*sharding.cond(due, paid, unpaid))
         else:
             outcome = (self._perturbed_step if decision else self._plain_step)(*arguments)
         return outcome._replace(state=self._decide_next(outcome.state))

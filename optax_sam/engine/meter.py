@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
+from optax_sam.arithmetic import sharding
+
 try:
     from jax.extend.core import get_opaque_trace_state
 except ImportError:  # JAX 0.8
@@ -108,6 +110,6 @@ def cond(condition: Any, paid: Callable[..., Any], unpaid: Callable[..., Any], *
 
         return run
 
-    result, spent = lax.cond(condition, counted(paid), counted(unpaid), *operands)
+    result, spent = sharding.cond(condition, counted(paid), counted(unpaid), *operands)
     spend(*spent)
     return result

@@ -12,7 +12,6 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
 from optax_sam.arithmetic import random_trees, sharding, trees
 from optax_sam.engine import checks
@@ -132,7 +131,7 @@ class DynamicMask(Ascent):
             grown = _largest(masked(uniform, dead), num_grown)
             return jax.tree.map(lambda x, y: x | y, kept, grown)
 
-        mask = lax.cond(step % self.refresh_steps == 0, renewed, lambda: state.mask)
+        mask = sharding.cond(step % self.refresh_steps == 0, renewed, lambda: state.mask)
         return masked(updates, state.mask), MaskState(mask)
 
 

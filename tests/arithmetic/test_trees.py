@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import optax_sam
 from optax_sam.arithmetic import trees
@@ -30,6 +31,70 @@ def test_norm_has_a_derivative_forwards_and_backwards(scale):
     np.testing.assert_allclose(jax.jvp(trees.norm, (leaves,), (ones,))[1], 11 / 13, rtol=1e-2)
     zero = jax.grad(trees.norm)(jax.tree.map(jnp.zeros_like, leaves))
     assert all(np.all(np.asarray(x) == 0) for x in jax.tree.leaves(zero))
+
+
+FORMS = {"two passes": trees._norm_in_two_passes, "three sums": trees._norm_of_three_sums}
+every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+
+
+@every_form
+@pytest.mark.parametrize("jitted", [False, True], ids=["eager", "jitted"])
+def test_both_forms_of_the_norm_are_right_for_every_size(form, jitted):
+    """A CPU takes the first one, GPUs and TPUs the second."""
+    run = jax.jit(form) if jitted else form
+    rows = np.random.default_rng(0).normal(size=(3, 4, 5))
+    for size in 10.0 ** np.arange(-36, 37, 6):
+        leaves = [jnp.asarray(size * rows, jnp.float32), jnp.asarray([size], jnp.float32)]
+        np.testing.assert_allclose(run(leaves) / size, np.sqrt(np.sum(rows**2) + 1), rtol=1e-6)
+    largest = jnp.asarray([3e38, 1e-38, 0.0], jnp.float32)
+    np.testing.assert_allclose(run([largest]), 3e38, rtol=1e-6)
+    assert run([jnp.zeros([2, 3])]) == 0
+    assert np.isnan(run([jnp.asarray([1.0, np.nan])])) and np.isnan(run([jnp.asarray([np.inf, np.nan])]))
+    assert run([jnp.asarray([1.0, np.inf]), jnp.ones([2, 2])]) == np.inf
+
+
+@every_form
+def test_both_forms_take_every_dtype(form):
+    run = jax.jit(form)
+    np.testing.assert_allclose(run([jnp.full(1000, 300, jnp.float16)]), 300 * np.sqrt(1000), rtol=1e-6)
+    np.testing.assert_allclose(run([jnp.full(4, 1e30, jnp.bfloat16), jnp.zeros(3)]), 2e30, rtol=1e-2)
+    np.testing.assert_allclose(run([jnp.asarray([3e-30 + 4e-30j]), jnp.zeros(())]), 5e-30, rtol=1e-6)
+    with jax.enable_x64(True):
+        for size in (1e-300, 1.0, 1e300):
+            leaves = [jnp.full(4, size, jnp.float64), jnp.zeros(3, jnp.float32)]
+            np.testing.assert_allclose(run(leaves), 2 * size, rtol=1e-14)
+
+
+@every_form
+def test_both_forms_under_vmap_and_in_a_scan(form):
+    rows = jnp.array([[3.0, 4.0], [3e30, 4e30], [3e-30, 4e-30], [0.0, 0.0], [jnp.inf, 1.0]])
+    wanted = [5.0, 5e30, 5e-30, 0.0, np.inf]
+    np.testing.assert_allclose(jax.vmap(lambda x: form([x]))(rows), wanted, rtol=1e-6)
+    found = jax.lax.scan(lambda carry, x: (carry, form([x])), 0, rows)[1]
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+@pytest.mark.slow
+@every_form
+def test_both_forms_keep_the_digits_of_long_sums(form):
+    leaf = np.random.default_rng(0).normal(size=(4000, 5000)).astype(np.float32)
+    wanted = np.sqrt(np.sum(np.square(leaf, dtype=np.float64)))
+    np.testing.assert_allclose(jax.jit(form)([jnp.asarray(leaf)]), wanted, rtol=1e-5)
+
+
+@every_form
+@pytest.mark.parametrize("kind", list(AxisType)[:2], ids=str)
+def test_both_forms_of_split_leaves_and_of_each_device_alone(form, kind):
+    """Leaves that are split over devices have one norm; inside a `shard_map` every device has its own."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    rows = np.random.default_rng(0).normal(size=(8, 3)) * 10.0 ** np.linspace(-30, 30, 8)[:, None]
+    with jax.set_mesh(mesh):
+        leaf = jax.device_put(jnp.asarray(rows, jnp.float32), NamedSharding(mesh, PartitionSpec("data")))
+        np.testing.assert_allclose(jax.jit(form)([leaf]), np.linalg.norm(rows), rtol=1e-6)
+        own = jax.shard_map(
+            lambda x: form([x])[None], in_specs=PartitionSpec("data"), out_specs=PartitionSpec("data")
+        )
+        np.testing.assert_allclose(jax.jit(own)(leaf), np.linalg.norm(rows, axis=1), rtol=1e-6)
 
 
 def test_norm_under_vmap_rescales_where_it_must():

@@ -77,3 +77,32 @@ def test_without_the_mean_the_gradient_would_be_the_sum_over_devices(kind):
     wanted = jax.tree.map(lambda g: 8 * g, jax.device_get(jax.jit(gradient)(params, make_batch())))
     got = on_eight_devices(gradient, kind, (params,), (make_batch(),))
     assert_trees_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+ON_ITS_OWN = [name for name in CASES if name not in ("ausam", "ausam_strata", "ausam_gradient_norm")]
+
+
+@product_axes
+@pytest.mark.parametrize("name", over(ON_ITS_OWN, ["sam", "vsam", "momentum_sam"]))
+def test_every_device_may_train_parameters_of_its_own(name, kind):
+    """What differs along the axis is no replica: each device's step is the one outside, on its own rows."""
+    method = CASES[name].make()
+
+    def step(params, state, batch):
+        loss, grads, oracle = method.value_and_grad(losses)(params, batch, state=state)
+        return loss, *method.update(grads, state, params, oracle=oracle)
+
+    def on_device(params, state, batch):
+        found = step(*jax.tree.map(lambda x: x[0], (params, state)), batch)
+        return jax.tree.map(lambda x: x[None], found)
+
+    several = jax.tree.map(lambda x: jnp.stack([x * (1 + n / 8) for n in range(8)]), init_params())
+    states, batch = jax.vmap(method.init)(several), make_batch(0, 64)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    place = placed_on(mesh)
+    with jax.set_mesh(mesh):
+        mapped = jax.jit(jax.shard_map(on_device, in_specs=(SPLIT, SPLIT, SPLIT), out_specs=SPLIT))
+        found = jax.device_get(mapped(*place((several, states, batch), SPLIT)))
+    parts = jax.tree.map(lambda x: x.reshape(8, 8, *x.shape[1:]), batch)
+    wanted = jax.device_get(jax.jit(jax.vmap(step))(several, states, parts))
+    assert_trees_close(found, wanted, rtol=1e-4, atol=1e-5)
