@@ -1,6 +1,8 @@
 """Training under `jax.pmap`: replicas of one model stay alike, or the step is refused."""
 
 import functools
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -143,6 +145,17 @@ def test_every_method_is_refused_alike():
         state, batch = method.init(params), split(make_batch())
         with pytest.raises(ValueError, match="drift apart"):
             under_pmap(two_calls(method), None)(params, state, batch)
+
+
+def test_the_page_on_linen_is_refused_under_pmap(as_optax_promotes):
+    """Its step as printed, with the mean of the loss added as Flax's examples have it."""
+    page = (Path(__file__).parents[2] / "docs" / "linen.md").read_text()
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        exec(compile(block, "linen.md", "exec"), names)
+    step = jax.pmap(names["train_step"], axis_name="batch", in_axes=(None, 0, None), devices=DEVICES)
+    with pytest.raises(ValueError, match="drift apart"):
+        step(names["state"], split(names["batch"]), jax.random.key(0))
 
 
 def test_without_a_name_every_device_trains_a_model_of_its_own():
