@@ -56,7 +56,7 @@ def check_trees(problem: Problem, outcome: Outcome) -> None:
         assert slope is not None or not np.any(numbers_of(x))
     assert jax.tree.structure(outcome.before) == jax.tree.structure(outcome.state)
     for old, new in zip(jax.tree.leaves(outcome.before), jax.tree.leaves(outcome.state), strict=True):
-        assert old.shape == new.shape and old.dtype == new.dtype and not new.weak_type
+        assert old.shape == new.shape and old.dtype == new.dtype and not getattr(new, "weak_type", False)
         assert np.all(np.isfinite(numbers_of(new))), "the state holds what is not finite"
 
 

@@ -171,7 +171,7 @@ class Step:
         descent = [
             x.rounded(d) for x, d in zip(self._combine(grads, perturbed_grads, wide), dtypes, strict=True)
         ]
-        finite = _verdict(grad_norm, perturbed_norm)
+        finite = _verdict(grad_norm, perturbed_norm, *descent)
         memory = None
         if case.method == "vsam" and finite is not False:
             memory = [

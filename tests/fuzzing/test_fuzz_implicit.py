@@ -49,7 +49,10 @@ layers = st.builds(
     inside=st.booleans(),
     beside=st.booleans(),
     around=st.sampled_from(list(AROUND)),
+).filter(
+    lambda layer: layer.name != "custom_vjp with a constant number" or layer.around in ("nothing", "vmap")
 )
+# Inside a jaxpr, JAX itself gives a rule the numbers of NumPy.
 
 
 def check(drawn: list[Layer], seed_of_values: int) -> list[str]:
