@@ -9,7 +9,7 @@ import contextvars
 import functools
 import operator
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,8 +42,8 @@ def left_out(
     Raises:
       ValueError: a leaf was changed beside a mask, and nobody can tell whether it was left out.
     """
-    masks, partitions = _masks(state)
-    if not masks and not partitions:
+    masks = _masks(state)
+    if not masks.number and not masks.partitions:
         return None
     answers: list[Any] = []
 
@@ -59,9 +59,11 @@ def left_out(
     untouched = [u and a for u, a in zip(unseen, alike, strict=True)]
     floats = [trees.is_inexact(x) for x in jax.tree.leaves(updates)]
     # Nothing stands before or behind a mask if anything has come through it as it was.
-    if not masks or isinstance(state, optax.MaskedState) or any(map(operator.and_, untouched, floats)):
+    is_alone = isinstance(state, optax.MaskedState) or any(map(operator.and_, untouched, floats))
+    if not masks.number or (is_alone and not masks.nested):
         return untouched
-    if any(unseen) and (partitions or len({shown for shown in seen if not all(shown)}) < masks):
+    patterns = {shown for shown in seen if not all(shown)}
+    if any(unseen) and (masks.partitions or len(patterns) < masks.number):
         raise ValueError(
             "ascent has optax.masked among other transformations of Optax, and what it leaves out cannot be "
             "told from what those do: put optax.masked outermost, or optax_sam.ascents.chained in the place "
@@ -95,19 +97,34 @@ def _listening() -> Iterator[list[Any]]:
         _SEEN.reset(token)
 
 
-def _masks(state: PieceState) -> tuple[int, bool]:
-    """How many masks stand in an ascent, and whether it has partitions, whose groups are no masks."""
+class _Masks(NamedTuple):
+    """The masks in an ascent.
 
+    Attributes:
+      number: how many; a mask around others does not count.
+      partitions: whether there are partitions, whose groups are no masks.
+      nested: whether a mask stands in another.
+    """
+
+    number: int
+    partitions: bool
+    nested: bool
+
+
+def _masks(state: PieceState) -> _Masks:
     def is_either(part):
         return isinstance(part, optax.MaskedState | optax.PartitionState)
 
-    masks, partitions = 0, False
+    found = _Masks(0, False, False)
     for part in jax.tree.leaves(state, is_leaf=is_either):
         if isinstance(part, optax.PartitionState):
-            inner: Any = part.inner_states
-            groups = [group.inner_state for group in inner.values()]
-            masks, partitions = masks + _masks(groups)[0], True
+            groups: Any = part.inner_states
+            inside = _masks([group.inner_state for group in groups.values()])
+            inside = inside._replace(partitions=True)
         elif isinstance(part, optax.MaskedState):
             inside = _masks(part.inner_state)
-            masks, partitions = masks + max(1, inside[0]), partitions or inside[1]
-    return masks, partitions
+            inside = inside._replace(number=max(1, inside.number), nested=inside.nested or inside.number > 0)
+        else:
+            continue
+        found = _Masks(found.number + inside.number, *map(operator.or_, found[1:], inside[1:]))
+    return found
