@@ -118,8 +118,12 @@ def norm(tree: Any) -> jax.Array:
     if not leaves:
         return jnp.zeros([], jnp.float32)
     # Where nothing is traced, the loop would be compiled anew in each call.
-    is_traced = any(isinstance(x, jax.core.Tracer) for x in leaves)
-    return _norm(leaves) if is_traced else _compiled_norm(leaves)
+    return _norm(leaves) if is_traced(leaves) else _compiled_norm(leaves)
+
+
+def is_traced(tree: Any) -> bool:
+    """Whether a leaf of the tree is no value yet: inside `jit`, `vmap`, a loop."""
+    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
 
 
 @jax.custom_jvp

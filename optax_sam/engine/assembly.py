@@ -136,8 +136,11 @@ class Assembly(Method):
     ) -> Outcome:
         arguments = self._taken_up(grads, begun, state, params, given)
         decision = self.gate.constant if perturb is None else perturb
+        due = self.due(state, grads) if decision is None else None
+        if due is not None and not trees.is_traced((due, grads, params)):
+            # The conditional would be compiled anew in each call, and both of its branches.
+            decision = bool(due)
         if decision is None:
-            due = self.due(state, grads)
             paid, unpaid = (lambda f=f: f(*arguments) for f in (self._perturbed_step, self._plain_step))
             outcome = Outcome(*sharding.cond(due, paid, unpaid))
         else:

@@ -306,19 +306,29 @@ def test_surrogates_are_told_apart_by_identity():
     assert_trees_close(descent(3.0), jax.tree.map(lambda x: 3 * x, descent(1.0)), rtol=1e-5)
 
 
-def test_eager_steps_compile_nothing_after_the_first():
-    """A method without conditionals, whose gradients are run equation by equation."""
-    sam, params = optax_sam.sam(), init_params()
-    tx = optax.chain(sam, optax.sgd(0.1))
-    step, state = optax_sam.step(tx, losses), tx.init(params)
-    for _ in range(2):
-        step(params, state, make_batch())
-    compiled = []
+@pytest.mark.parametrize("name", over(["sam", "rst", "grst", "vsam", "looksam", "aesam"], ["sam", "rst"]))
+def test_eager_steps_compile_nothing_after_the_first_and_decide_as_compiled_ones(name):
+    """Where nothing is traced, gradients are run equation by equation, and the gate's decision is read."""
+    method = CASES[name].make()
+    tx = optax.chain(method, optax.sgd(0.1, momentum=0.9))
+    step, compiled_step = optax_sam.step(tx, losses), jax.jit(optax_sam.step(tx, losses))
+    eager = compiled = init_params(), tx.init(init_params()), None
+    compilations, spent = [], []
     jax.monitoring.register_event_duration_secs_listener(
-        lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None
+        lambda event, *_, **__: compilations.append(event) if "backend_compile" in event else None
     )
-    step(params, state, make_batch())
-    assert not compiled
+    inputs = [(make_batch(number), make_indices(number)) for number in range(12)]
+    for number, (batch, indices) in enumerate(inputs):
+        if number == 8:  # by now there was a step of each kind
+            compilations.clear()
+        eager = step(*eager[:2], batch, indices=indices)
+        spent.append(float(optax_sam.info(eager[1])["gradients"]))
+    assert not compilations
+    assert (len(set(np.diff(spent))) > 1) == CASES[name].gated
+    for batch, indices in inputs:
+        compiled = compiled_step(*compiled[:2], batch, indices=indices)
+    assert optax_sam.info(compiled[1])["gradients"] == spent[-1]
+    assert_trees_close(eager[0], compiled[0], rtol=1e-4, atol=1e-5)
 
 
 def test_weights_and_indices_may_be_lists():
