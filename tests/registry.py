@@ -4,7 +4,7 @@ A public method that is missing here fails `test_every_public_method_is_register
 """
 
 import functools
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 import jax
@@ -37,6 +37,7 @@ METHODS: dict[str, Case] = {
         optax_sam.tsam,
         {"radius": 0.1, "num_samples": 2},
         gradients=4.0,
+        loops=1,
         starts_at_params=False,
         needs_oracle=True,
         without_radius={"rho": 0.0, "radius": 0.0},
@@ -113,6 +114,7 @@ FAMILY: dict[str, Case] = {
     "multistep_sam": Case(
         optax_sam.multistep_sam,
         gradients=3.0,
+        loops=1,
         timed=Timed("multistep_sam(num_steps=2)", {"rho": 0.05, "num_steps": 2}),
     ),
     "gsam": Case(optax_sam.gsam),
@@ -128,6 +130,7 @@ FAMILY: dict[str, Case] = {
     "sparse_sam": Case(
         optax_sam.sparse_sam,
         {"mask": "dynamic", "sparsity": 0.5, "refresh_steps": 2, "total_steps": 8},
+        conditionals=1,
         timed=Timed(
             'sparse_sam(mask="dynamic")',
             {"rho": 0.05, "mask": "dynamic", "total_steps": rows.TRAINING_STEPS},
@@ -138,6 +141,8 @@ FAMILY: dict[str, Case] = {
         optax_sam.fisher_mask_sam,
         {"refresh_steps": 2, "num_samples": 4},
         gradients=2.25,
+        loops=1,
+        conditionals=1,
         needs_oracle=True,
         timed=Timed(
             "fisher_mask_sam(num_samples=8)", {"rho": 0.05, "num_samples": 8}, None, more={"calls": 10}
@@ -156,6 +161,7 @@ FAMILY: dict[str, Case] = {
         required={"surrogate_losses": surrogate_losses},
         gradients=3.0,
         gated=True,
+        conditionals=2,
         needs_oracle=True,
         without_radius=None,
         timed=Timed("fgsam_plus, network as surrogate", gradients=None, more={"calls": 10}),
@@ -194,6 +200,8 @@ FAMILY: dict[str, Case] = {
         {"refresh_steps": 2, "power_iterations": 2},
         gradients=6.0,
         hessian_products=2,
+        loops=1,
+        conditionals=1,
         timed=Timed(gradients=None, straight=False, more={"calls": 10}),
     ),
     "focal_sam": Case(
@@ -206,6 +214,7 @@ FAMILY: dict[str, Case] = {
         optax_sam.graphsam,
         required={"refresh_steps": 3},
         **AHEAD | {"gradients": 2.0},
+        conditionals=1,
         timed=Timed(None, {"refresh_steps": 100, "rho": 0.05}, None, more={"calls": 10}),
     ),
 }
@@ -227,24 +236,16 @@ ROWS = {**METHODS, **FAMILY, **OPTIMIZERS}
 """Every public method by its name."""
 
 
-def _slices(loop: str = "scan") -> Callable[[Any], Any]:
-    return lambda method: optax_sam.per_microbatch(method, 4, loop=loop)
-
-
-def _every_third(rho: float = 0.05) -> optax_sam.SharpnessAware:
-    return optax_sam.sharpness_aware(optax_sam.ascents.to_radius(rho), gate=optax_sam.gates.every(3))
-
-
 VARIANTS: dict[str, Case] = {
     **METHODS,
     "ausam_strata": METHODS["ausam"].but(own={"strata": 8}),
     "ausam_gradient_norm": METHODS["ausam"].but(own={"score": "gradient_norm"}, gradients=1.5),
     "tsam_uniform": METHODS["tsam"].but(own={"radius": 0.1, "num_samples": 2, "noise": "uniform"}),
-    "m_sam": METHODS["sam"].but(wrap=_slices(), needs_oracle=True),
-    "m_sam_vmap": METHODS["sam"].but(wrap=_slices("vmap"), needs_oracle=True),
-    "accumulated": METHODS["sam"].but(wrap=lambda m: optax_sam.accumulated(m, 4), needs_oracle=True),
-    "m_rst": METHODS["rst"].but(wrap=_slices(), needs_oracle=True),
-    "every": Case(_every_third, gated=True),
+    "m_sam": METHODS["sam"].but(wrap=rows.slices(), needs_oracle=True, loops=2),
+    "m_sam_vmap": METHODS["sam"].but(wrap=rows.slices("vmap"), needs_oracle=True),
+    "accumulated": METHODS["sam"].but(wrap=lambda m: optax_sam.accumulated(m, 4), needs_oracle=True, loops=2),
+    "m_rst": METHODS["rst"].but(wrap=rows.slices(), needs_oracle=True, loops=2),
+    "every": Case(rows.every_third, gated=True),
 }
 """The methods, and forms of them that run other code."""
 

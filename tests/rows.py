@@ -51,6 +51,8 @@ class Case:
       perturbs_by_gradient: whether a zero gradient gives no perturbation; noise does not ask.
       is_scale_free: whether the perturbation is as long for a gradient of any scale.
       hessian_products: those of the first step; each counts as two gradients.
+      loops: that the program has: over samples, slices, steps.
+      conditionals: that it has beside the gate's: what is renewed in some steps alone.
       timed: how the benchmarks time it.
     """
 
@@ -68,6 +70,8 @@ class Case:
     perturbs_by_gradient: bool = True
     is_scale_free: bool = True
     hessian_products: int = 0
+    loops: int = 0
+    conditionals: int = 0
     timed: Timed = Timed()
 
     @property
@@ -110,6 +114,16 @@ def biases(path: Any, leaf: Any) -> bool:
     """What the tests' network has in the place of normalization layers."""
     del leaf
     return "bias" in jax.tree_util.keystr(path)
+
+
+def slices(loop: str = "scan") -> Callable[[Any], Any]:
+    """Of every method, one of the batch in four slices."""
+    return lambda method: optax_sam.per_microbatch(method, 4, loop=loop)
+
+
+def every_third(rho: float = 0.05) -> optax_sam.SharpnessAware:
+    """SAM in every third step."""
+    return optax_sam.sharpness_aware(optax_sam.ascents.to_radius(rho), gate=optax_sam.gates.every(3))
 
 
 def label(batch: Any) -> jax.Array:

@@ -1,0 +1,54 @@
+"""The programs of the methods: no loop and no conditional but those that their rows declare."""
+
+import collections
+
+import jax
+import optax
+import pytest
+
+import optax_sam
+from optax_sam.arithmetic.jaxprs import equations_of
+from tests.registry import CASES, init_params, losses, make_batch, make_indices, over
+
+LOOPS = ("while", "scan")
+
+
+def control(jaxpr, on_cpu):
+    """How many loops and conditionals a program has, on a CPU or on any other machine."""
+    found = collections.Counter()
+    skipped = set()
+    for equation in equations_of(jaxpr):
+        if id(equation) in skipped:
+            continue
+        name, platforms = equation.primitive.name, equation.params.get("branches_platforms")
+        if name == "cond" and platforms:  # one branch is compiled
+            for branch, machine in zip(equation.params["branches"], platforms, strict=True):
+                if (machine is not None) != on_cpu:
+                    skipped |= {id(inner) for inner in equations_of(branch)}
+        elif name in LOOPS or name == "cond":
+            found["loops" if name in LOOPS else "conditionals"] += 1
+    return found
+
+
+def program(name):
+    tx = optax.chain(CASES[name].make(), optax.sgd(0.1))
+    step, params = optax_sam.step(tx, losses), init_params()
+
+    def with_indices(params, state, batch, indices):
+        return step(params, state, batch, indices=indices)
+
+    return jax.make_jaxpr(with_indices)(params, tx.init(params), make_batch(), make_indices())
+
+
+@pytest.mark.parametrize("name", over(CASES))
+def test_on_a_gpu_or_tpu_a_program_has_the_loops_and_conditionals_of_its_equation_alone(name):
+    """A gate is one conditional; what is renewed in some steps alone is another."""
+    case = CASES[name]
+    found = control(program(name).jaxpr, on_cpu=False)
+    assert found["loops"] == case.loops
+    assert found["conditionals"] == case.conditionals + case.gated
+
+
+def test_on_a_cpu_a_norm_has_a_loop_of_its_own():
+    """Of one turn at most: what the test above sees where there is one."""
+    assert control(program("sam").jaxpr, on_cpu=True)["loops"] > 0
