@@ -97,18 +97,14 @@ def check_first(opt_state: Any) -> None:
         )
 
 
-def _around_ours(node: Any, is_chain: bool = True) -> tuple[list[Any], list[Any]] | None:
+def _around_ours(node: Any) -> tuple[list[Any], list[Any]] | None:
     """What stands before and behind the state of a method, in chains; None where it is not inside."""
     if states.is_ours(node):
         return [], []
     parts = jax.tree.leaves(node, is_leaf=lambda part: part is not node)
-    is_chain = type(node) is tuple or (isinstance(node, dict) and is_chain)
-    if isinstance(node, dict):  # `optax.named_chain`, in its own order
-        parts = list(node.values())
     for number, part in enumerate(parts):
-        # The groups of a partition stand side by side.
-        inside = None if part is node else _around_ours(part, not isinstance(node, optax.PartitionState))
-        if inside is not None and is_chain:
+        inside = None if part is node else _around_ours(part)
+        if inside is not None and type(node) is tuple:  # no dict: its entries may stand side by side
             return inside[0] + parts[:number], inside[1] + parts[number + 1 :]
         if inside is not None:
             return inside
