@@ -9,15 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 import optax_sam
 from tests import rows
+from tests.problem import NUM_EXAMPLES, init_params, losses, make_batch, make_indices
 from tests.rows import Case, Timed, surrogate_losses, within
-
-BATCH = 16
-NUM_EXAMPLES = 48
 
 METHODS: dict[str, Case] = {
     "sam": Case(
@@ -305,41 +302,6 @@ def over(names: Iterable[Any], kept: Container[Any] = REPRESENTATIVE) -> list[An
     return [name if name in kept else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-def init_params(dtype: Any = jnp.float32) -> dict[str, Any]:
-    """A network of two layers, 5 to 7 to 3, with tanh between."""
-
-    def layer(seed, inputs, outputs):
-        kernel, bias = jax.random.split(jax.random.key(seed))
-        return {
-            "kernel": (0.6 * jax.random.normal(kernel, [inputs, outputs])).astype(dtype),
-            "bias": (0.1 * jax.random.normal(bias, [outputs])).astype(dtype),
-        }
-
-    return {"layer_0": layer(1, 5, 7), "layer_1": layer(2, 7, 3)}
-
-
-def losses(params: Any, batch: Any) -> jax.Array:
-    """Cross entropy of the network, one per example."""
-    hidden = jnp.tanh(batch["image"] @ params["layer_0"]["kernel"] + params["layer_0"]["bias"][None])
-    logits = hidden @ params["layer_1"]["kernel"] + params["layer_1"]["bias"][None]
-    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-
-
-def make_batch(seed: int = 0, size: int = BATCH, dtype: Any = jnp.float32) -> dict[str, jax.Array]:
-    """Asymmetric random inputs with labels."""
-    rng = np.random.default_rng(seed)
-    image = rng.normal(size=(size, 5)) + np.linspace(0, 1, 5)
-    return {
-        "image": jnp.asarray(image, dtype),
-        "label": jnp.asarray(rng.integers(0, 3, size), jnp.int32),
-    }
-
-
-def make_indices(seed: int = 0, size: int = BATCH) -> jax.Array:
-    """Numbers of the batch's examples in the data set, none twice."""
-    return jnp.asarray(np.random.default_rng(seed).permutation(NUM_EXAMPLES)[:size], jnp.int32)
-
-
 def make_step(method: optax_sam.SharpnessAware, tx: Any, loss_fn: Any = losses, **fixed: Any) -> Any:
     """The training step of the contract."""
 
@@ -427,16 +389,3 @@ def base_trajectory() -> Any:
     for number in range(4):
         params, state = step(params, state, make_batch(number))
     return params
-
-
-def assert_trees_close(got: Any, wanted: Any, rtol: float = 1e-6, atol: float = 1e-7) -> None:
-    """Same structure, same dtypes, close values."""
-    assert jax.tree.structure(got) == jax.tree.structure(wanted)
-    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
-        assert x.dtype == y.dtype
-        np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol=rtol, atol=atol)
-
-
-def assert_trees_equal(got: Any, wanted: Any) -> None:
-    """Same structure, same dtypes, same bits."""
-    assert_trees_close(got, wanted, rtol=0, atol=0)

@@ -6,17 +6,8 @@ import numpy as np
 import pytest
 
 import optax_sam
-from tests.registry import (
-    FAMILY,
-    METHODS,
-    assert_trees_close,
-    init_params,
-    losses,
-    make_batch,
-    make_indices,
-    one_step,
-    over,
-)
+from tests.problem import assert_trees_close, init_params, losses, make_batch, make_indices
+from tests.registry import FAMILY, METHODS, one_step, over
 
 BATCH, INDICES = make_batch(), make_indices()
 WEIGHTS = jnp.asarray(np.arange(16) % 5, jnp.float32).at[4:8].set(0)  # the second slice is padding

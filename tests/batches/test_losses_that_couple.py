@@ -7,7 +7,8 @@ import optax
 import pytest
 
 import optax_sam
-from tests.registry import assert_trees_close, over
+from tests.problem import assert_trees_close
+from tests.registry import over
 
 REAL = 4
 RNG = np.random.default_rng(7)

@@ -11,17 +11,8 @@ from flax.training.dynamic_scale import DynamicScale
 from jax.sharding import AxisType
 
 import optax_sam
-from tests.registry import (
-    METHODS,
-    VARIANTS,
-    WRAPPED,
-    assert_trees_close,
-    assert_trees_equal,
-    init_params,
-    make_batch,
-    make_indices,
-    over,
-)
+from tests.problem import assert_trees_close, assert_trees_equal, init_params, make_batch, make_indices
+from tests.registry import METHODS, VARIANTS, WRAPPED, over
 
 KEY = jax.random.key(7)
 every_kind = pytest.mark.parametrize("name", over(WRAPPED))

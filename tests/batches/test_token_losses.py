@@ -7,7 +7,8 @@ import optax
 import pytest
 
 import optax_sam
-from tests.registry import assert_trees_close, assert_trees_equal, over
+from tests.problem import assert_trees_close, assert_trees_equal
+from tests.registry import over
 
 VOCABULARY, WIDTH, LENGTH, BATCH = 11, 4, 7, 8
 LENGTHS = np.array([7, 3, 5, 1, 7, 2, 0, 0])

@@ -15,7 +15,7 @@ from jax import lax
 import optax_sam
 import optax_sam.flax
 from tests.clients.common import cross_entropy, image_batches, sam_by_hand
-from tests.registry import assert_trees_equal
+from tests.problem import assert_trees_equal
 
 # `value_and_grad` takes no mean over the devices, so the door is a gradient function.
 METHODS = {

@@ -26,7 +26,7 @@ from tests.clients import (
     svi,
 )
 from tests.clients.common import RHO, changed_lines, image_batches
-from tests.registry import assert_trees_close, assert_trees_equal
+from tests.problem import assert_trees_close, assert_trees_equal
 
 
 class Client(NamedTuple):

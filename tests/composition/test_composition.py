@@ -14,17 +14,15 @@ import pytest
 
 import optax_sam
 from tests.composition.chains import remember, side_by_side
-from tests.registry import (
-    METHODS,
-    VARIANTS,
+from tests.problem import (
     assert_trees_close,
     assert_trees_equal,
     init_params,
     losses,
     make_batch,
     make_indices,
-    over,
 )
+from tests.registry import METHODS, VARIANTS, over
 
 STEPS = 4
 

@@ -11,16 +11,15 @@ import pytest
 
 import optax_sam
 from optax_sam.engine.hyperparameters import ScalarOrSchedule, declared
-from tests.registry import (
-    METHODS,
+from tests.problem import (
     assert_trees_close,
     assert_trees_equal,
     init_params,
     losses,
     make_batch,
     make_indices,
-    over,
 )
+from tests.registry import METHODS, over
 
 STEPS = 6
 

@@ -8,15 +8,8 @@ import pytest
 
 import optax_sam
 from tests.composition.chains import remember
-from tests.registry import (
-    METHODS,
-    assert_trees_close,
-    init_params,
-    losses,
-    make_batch,
-    make_indices,
-    over,
-)
+from tests.problem import assert_trees_close, init_params, losses, make_batch, make_indices
+from tests.registry import METHODS, over
 
 pytestmark = pytest.mark.usefixtures("as_optax_promotes")
 two_kinds = pytest.mark.parametrize("name", ["sam", "vsam"])  # always perturbed; gated, with memory

@@ -6,16 +6,8 @@ import optax
 import pytest
 
 import optax_sam
-from tests.registry import (
-    CASES,
-    METHODS,
-    assert_trees_close,
-    init_params,
-    losses,
-    make_batch,
-    make_indices,
-    over,
-)
+from tests.problem import assert_trees_close, init_params, losses, make_batch, make_indices
+from tests.registry import CASES, METHODS, over
 
 WITH_GRAD_FN = [name for name, case in CASES.items() if not case.needs_oracle]
 BOTH_REPAIRS = r"chain\(sam, optax.MultiSteps\(base, k\)\).*accumulated\(sam, k\)"

@@ -16,18 +16,15 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import optax_sam
 from tests.composition.chains import remember
-from tests.registry import (
-    VARIANTS,
-    WRAPPED,
+from tests.problem import (
     assert_trees_close,
     assert_trees_equal,
     init_params,
     losses,
     make_batch,
     make_indices,
-    one_step,
-    over,
 )
+from tests.registry import VARIANTS, WRAPPED, one_step, over
 
 every_kind = pytest.mark.parametrize("name", over(WRAPPED))
 

@@ -7,16 +7,15 @@ import optax
 import pytest
 
 import optax_sam
-from tests.registry import (
-    METHODS,
+from tests.problem import (
     assert_trees_close,
     assert_trees_equal,
     init_params,
     losses,
     make_batch,
     make_indices,
-    over,
 )
+from tests.registry import METHODS, over
 
 KERNELS = {"layer_0": {"kernel": True, "bias": False}, "layer_1": {"kernel": True, "bias": False}}
 LABELS = {"layer_0": {"kernel": "near", "bias": "far"}, "layer_1": {"kernel": "near", "bias": "far"}}

@@ -6,14 +6,8 @@ import numpy as np
 import pytest
 
 import optax_sam
-from tests.registry import (
-    assert_trees_close,
-    init_params,
-    losses,
-    make_batch,
-    make_indices,
-    one_step,
-)
+from tests.problem import assert_trees_close, init_params, losses, make_batch, make_indices
+from tests.registry import one_step
 
 
 def test_slices_of_a_method_that_draws_starts_anew_in_its_own_slice():

@@ -10,7 +10,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import optax_sam
 from tests.devices.test_devices import losses
-from tests.registry import METHODS, init_params, make_batch, make_indices
+from tests.problem import init_params, make_batch, make_indices
+from tests.registry import METHODS
 
 NAMES = ("sam", "rst", "vsam", "tsam", "ausam", "per_device")
 STEPS = 5

@@ -11,15 +11,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import optax_sam
-from tests.registry import (
-    VARIANTS,
-    WRAPPED,
-    assert_trees_close,
-    init_params,
-    make_batch,
-    make_indices,
-    over,
-)
+from tests.problem import assert_trees_close, init_params, make_batch, make_indices
+from tests.registry import VARIANTS, WRAPPED, over
 
 WEIGHTS = np.where(np.arange(16) == 3, 0, 1).astype(np.float32)
 

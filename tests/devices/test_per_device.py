@@ -13,7 +13,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import optax_sam
 from tests.devices.test_devices import losses, placed_on, product_axes
-from tests.registry import METHODS, assert_trees_close, init_params, make_batch, make_indices, over
+from tests.problem import assert_trees_close, init_params, make_batch, make_indices
+from tests.registry import METHODS, over
 
 every_axis_type = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 

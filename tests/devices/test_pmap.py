@@ -14,15 +14,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 import optax_sam
-from tests.registry import (
-    METHODS,
-    assert_trees_close,
-    assert_trees_equal,
-    init_params,
-    losses,
-    make_batch,
-    over,
-)
+from tests.problem import assert_trees_close, assert_trees_equal, init_params, losses, make_batch
+from tests.registry import METHODS, over
 
 NUM_DEVICES = 4
 DEVICES = jax.devices()[:NUM_DEVICES]

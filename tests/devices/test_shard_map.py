@@ -9,7 +9,8 @@ from jax.sharding import AxisType, PartitionSpec
 
 import optax_sam
 from tests.devices.test_devices import losses, placed_on, product_axes
-from tests.registry import CASES, METHODS, assert_trees_close, init_params, make_batch, over
+from tests.problem import assert_trees_close, init_params, make_batch
+from tests.registry import CASES, METHODS, over
 
 every_axis_type = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 

@@ -11,7 +11,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import optax_sam
 from tests.devices.test_devices import product_axes
-from tests.registry import CASES, FAMILY, METHODS, assert_trees_close, make_indices, over
+from tests.problem import assert_trees_close, make_indices
+from tests.registry import CASES, FAMILY, METHODS, over
 
 REST = [name for name in FAMILY if name not in ("fgsam", "fgsam_plus", "focal_sam")]
 """The rest of the family, but for those that bring losses or labels of their own."""

@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 
 import optax_sam
-from tests.registry import CASES, assert_trees_close, over
+from tests.problem import assert_trees_close
+from tests.registry import CASES, over
 
 # The others name leaves or classes of their own, or want more examples.
 OTHERS = {"fgsam", "fgsam_plus", "sam_on", "focal_sam", "ausam_strata"}

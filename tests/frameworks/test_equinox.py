@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import optax_sam
-from tests.registry import assert_trees_close, make_batch
+from tests.problem import assert_trees_close, make_batch
 
 RHO = 0.3
 

@@ -12,7 +12,8 @@ from flax import nnx
 
 import optax_sam
 import optax_sam.flax
-from tests.registry import VARIANTS, make_batch, make_indices
+from tests.problem import make_batch, make_indices
+from tests.registry import VARIANTS
 
 RHO = 0.3
 SLICES = {"m_rst": 4, "accumulated": 4}

@@ -9,7 +9,7 @@ from flax import nnx
 
 import optax_sam
 import optax_sam.flax
-from tests.registry import make_batch
+from tests.problem import make_batch
 
 RHO = 0.3
 

@@ -13,15 +13,8 @@ from flax.training.train_state import TrainState
 
 import optax_sam
 import optax_sam.flax
-from tests.registry import (
-    METHODS,
-    VARIANTS,
-    assert_trees_close,
-    assert_trees_equal,
-    make_batch,
-    make_indices,
-    over,
-)
+from tests.problem import assert_trees_close, assert_trees_equal, make_batch, make_indices
+from tests.registry import METHODS, VARIANTS, over
 
 RHO = 0.3
 SLICES = {"m_rst": 4, "accumulated": 4}

@@ -16,7 +16,8 @@ import optax_sam
 from optax_sam import per_example
 from optax_sam.engine.hyperparameters import Range, ScalarOrSchedule, SeedOfDraws, declared
 from optax_sam.pieces import bases, geometries
-from tests.registry import CASES, init_params, losses, make_batch
+from tests.problem import init_params, losses, make_batch
+from tests.registry import CASES
 
 SEED = [(0.5, TypeError), ("1", TypeError), (None, TypeError), (True, TypeError), (jnp.zeros(2), TypeError)]
 BOOL = [("yes", TypeError), (None, TypeError), (jnp.array(True), TypeError), (1, TypeError)]

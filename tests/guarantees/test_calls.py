@@ -11,20 +11,8 @@ import optax
 import pytest
 
 import optax_sam
-from tests.registry import (
-    BATCH,
-    GATED,
-    VARIANTS,
-    WRAPPED,
-    assert_trees_close,
-    first_step,
-    init_params,
-    losses,
-    make_batch,
-    make_indices,
-    one_step,
-    over,
-)
+from tests.problem import BATCH, assert_trees_close, init_params, losses, make_batch, make_indices
+from tests.registry import GATED, VARIANTS, WRAPPED, first_step, one_step, over
 
 every_kind = pytest.mark.parametrize("name", over(WRAPPED), scope="module")
 every_gated = pytest.mark.parametrize("name", over(GATED))

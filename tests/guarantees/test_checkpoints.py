@@ -15,17 +15,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 import optax_sam.flax
-from tests.registry import (
-    CASES,
-    METHODS,
-    VARIANTS,
-    assert_trees_equal,
-    compiled,
-    init_params,
-    make_batch,
-    make_indices,
-    over,
-)
+from tests.problem import assert_trees_equal, init_params, make_batch, make_indices
+from tests.registry import CASES, METHODS, VARIANTS, compiled, over
 
 STATES = Path(__file__).parent / "states"
 SAVED_AT, LENGTH = 3, 6

@@ -10,7 +10,8 @@ import pytest
 
 import optax_sam
 from optax_sam import per_example
-from tests.registry import METHODS, init_params, losses, make_batch, make_indices
+from tests.problem import init_params, losses, make_batch, make_indices
+from tests.registry import METHODS
 
 AT_CONSTRUCTION = {
     "rho a vector": (lambda: optax_sam.sam(rho=jnp.ones(2)), ValueError, "rho has shape (2,)"),

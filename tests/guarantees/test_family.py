@@ -17,19 +17,21 @@ import optax
 import pytest
 
 import optax_sam
+from tests.problem import (
+    assert_trees_close,
+    assert_trees_equal,
+    init_params,
+    losses,
+    make_batch,
+    make_indices,
+)
 from tests.registry import (
     CASES,
     EVERY,
     FAMILY,
     REPRESENTATIVE,
-    assert_trees_close,
-    assert_trees_equal,
     base_trajectory,
     compiled,
-    init_params,
-    losses,
-    make_batch,
-    make_indices,
     make_step,
     over,
     train,

@@ -15,19 +15,15 @@ from jax.sharding import AxisType
 import optax_sam
 from tests.devices import test_devices
 from tests.devices.test_devices import WEIGHTS, placed_on, product_axes
-from tests.registry import (
-    FAMILY,
+from tests.problem import (
     assert_trees_close,
     assert_trees_equal,
-    before_sgd,
-    compiled,
     init_params,
     losses,
     make_batch,
     make_indices,
-    make_step,
-    over,
 )
+from tests.registry import FAMILY, before_sgd, compiled, make_step, over
 
 every_kind = pytest.mark.parametrize("name", over(FAMILY), scope="module")
 

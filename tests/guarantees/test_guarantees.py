@@ -11,6 +11,14 @@ import optax
 import pytest
 
 import optax_sam
+from tests.problem import (
+    assert_trees_close,
+    assert_trees_equal,
+    init_params,
+    losses,
+    make_batch,
+    make_indices,
+)
 from tests.registry import (
     CASES,
     FAMILY,
@@ -20,15 +28,9 @@ from tests.registry import (
     REPRESENTATIVE,
     VARIANTS,
     WRAPPED,
-    assert_trees_close,
-    assert_trees_equal,
     base_trajectory,
     first_step,
-    init_params,
     kinds_of,
-    losses,
-    make_batch,
-    make_indices,
     one_step,
     over,
     train,

@@ -10,17 +10,15 @@ from jax.sharding import AxisType, PartitionSpec
 import optax_sam
 from tests.devices.test_devices import losses as losses_on_devices
 from tests.devices.test_devices import placed_on, product_axes
-from tests.registry import (
-    CASES,
-    EVERY,
+from tests.problem import (
     assert_trees_close,
     assert_trees_equal,
     init_params,
     losses,
     make_batch,
     make_indices,
-    over,
 )
+from tests.registry import CASES, EVERY, over
 
 SHIFT = None  # a notebook's variable
 

@@ -12,7 +12,8 @@ import pytest
 import optax_sam
 from optax_sam import ascents, gates, reuses
 from optax_sam.engine.identity import difference
-from tests.registry import CASES, assert_trees_equal, init_params, losses, make_batch, make_step
+from tests.problem import assert_trees_equal, init_params, losses, make_batch
+from tests.registry import CASES, make_step
 
 SEEN = [n for n, case in CASES.items()]
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from tests.registry import METHODS, VARIANTS, assert_trees_close, over
+from tests.problem import assert_trees_close
+from tests.registry import METHODS, VARIANTS, over
 
 STEPS = 30_000
 SCALES = jnp.array([0.5, 1.5, 0.8, 1.2])

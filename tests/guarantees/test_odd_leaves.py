@@ -11,15 +11,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import optax_sam
 from optax_sam import per_example, sharpness
 from optax_sam.arithmetic import means, random_trees, trees
-from tests.registry import (
-    CASES,
-    assert_trees_close,
-    init_params,
-    losses,
-    make_batch,
-    make_indices,
-    over,
-)
+from tests.problem import assert_trees_close, init_params, losses, make_batch, make_indices
+from tests.registry import CASES, over
 
 WIDTHS = ("int2", "uint2", "int4", "uint4", "int8", "uint8", "int16", "uint32", "bool_")
 # The draws of the other leaves are others where there are more leaves.

@@ -8,7 +8,8 @@ import pytest
 
 import optax_sam
 from optax_sam.arithmetic.jaxprs import equations_of
-from tests.registry import CASES, init_params, losses, make_batch, make_indices, over
+from tests.problem import init_params, losses, make_batch, make_indices
+from tests.registry import CASES, over
 
 LOOPS = ("while", "scan")
 

@@ -8,23 +8,15 @@ import pytest
 from optax import contrib
 
 import optax_sam
-from tests.registry import (
-    CASES,
-    EVERY,
-    FAMILY,
-    METHODS,
-    OPTIMIZERS,
+from tests.problem import (
     assert_trees_close,
     assert_trees_equal,
-    before_sgd,
-    compiled,
     init_params,
     losses,
     make_batch,
     make_indices,
-    make_step,
-    over,
 )
+from tests.registry import CASES, EVERY, FAMILY, METHODS, OPTIMIZERS, before_sgd, compiled, make_step, over
 
 WHOLE = {"adasam": lambda: optax_sam.adasam(0.1), "bsam": lambda: optax_sam.bsam(48, num_microbatches=2)}
 LABELS = {"layer_0": "a", "layer_1": "b"}

@@ -13,23 +13,15 @@ import optax
 import pytest
 
 import optax_sam
-from tests.registry import (
-    GATED,
-    VARIANTS,
-    WRAPPED,
+from tests.problem import (
     assert_trees_close,
     assert_trees_equal,
-    compiled,
-    first_step,
     init_params,
     losses,
     make_batch,
     make_indices,
-    make_step,
-    one_step,
-    over,
-    train,
 )
+from tests.registry import GATED, VARIANTS, WRAPPED, compiled, first_step, make_step, one_step, over, train
 
 every_kind = pytest.mark.parametrize("name", over(WRAPPED), scope="module")
 every_gated = pytest.mark.parametrize("name", GATED)

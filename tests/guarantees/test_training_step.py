@@ -8,18 +8,8 @@ import pytest
 
 import optax_sam
 from optax_sam.engine.state import add_gradients
-from tests.registry import (
-    FAMILY,
-    METHODS,
-    VARIANTS,
-    assert_trees_close,
-    init_params,
-    losses,
-    make_batch,
-    make_indices,
-    one_step,
-    train,
-)
+from tests.problem import assert_trees_close, init_params, losses, make_batch, make_indices
+from tests.registry import FAMILY, METHODS, VARIANTS, one_step, train
 
 
 def test_aux_and_loss_are_those_of_the_clean_pass():

@@ -6,7 +6,8 @@ import optax
 import pytest
 
 import optax_sam
-from tests.registry import METHODS, assert_trees_close, init_params, losses, make_batch, over
+from tests.problem import assert_trees_close, init_params, losses, make_batch
+from tests.registry import METHODS, over
 
 PARAMS = {"w": jnp.ones(3)}
 ROWS = jnp.eye(3)

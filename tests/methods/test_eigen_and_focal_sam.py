@@ -11,7 +11,8 @@ from jax.sharding import PartitionSpec
 import optax_sam
 from tests.devices.test_devices import losses as losses_on_devices
 from tests.devices.test_devices import placed_on, product_axes
-from tests.registry import init_params, losses, make_batch, over
+from tests.problem import init_params, losses, make_batch
+from tests.registry import over
 
 
 def label(batch):

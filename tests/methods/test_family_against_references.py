@@ -17,9 +17,12 @@ from tests.methods.trajectories import (
     assert_same_trajectory,
     flatten_steps,
     in_float64,
+    is_bias,
     losses,
+    normal,
     random_weights,
     rising,
+    surrogate_losses,
     train,
     tree_draws,
     with_nan_where_padding,
@@ -42,23 +45,6 @@ from tests.registry import FAMILY, METHODS, ROWS, over
 def float64():
     """Everything here is compared in double precision."""
     yield from in_float64()
-
-
-def normal(key, x):
-    return jax.random.normal(key, x.shape, x.dtype)
-
-
-def surrogate_losses(params, batch):
-    first, second = params["layer_0"], params["layer_1"]
-    hidden = batch["image"] @ first["kernel"] + first["bias"][None]
-    logits = hidden @ second["kernel"] + second["bias"][None]
-    found = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-    return found, batch["position"]
-
-
-def is_bias(path, leaf):
-    del leaf
-    return "bias" in str(path[-1])
 
 
 PLAIN = {

@@ -199,3 +199,20 @@ def with_nan_where_padding(problem, weights):
         for batch, w in zip(problem.batches, weights, strict=True)
     ]
     return problem._replace(batches=batches)
+
+
+def normal(key, x):
+    return jax.random.normal(key, x.shape, x.dtype)
+
+
+def surrogate_losses(params, batch):
+    first, second = params["layer_0"], params["layer_1"]
+    hidden = batch["image"] @ first["kernel"] + first["bias"][None]
+    logits = hidden @ second["kernel"] + second["bias"][None]
+    found = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+    return found, batch["position"]
+
+
+def is_bias(path, leaf):
+    del leaf
+    return "bias" in str(path[-1])

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from optax_sam import per_example
+from tests.problem import assert_trees_close, init_params, losses, make_batch
 from tests.references import network
-from tests.registry import assert_trees_close, init_params, losses, make_batch
 
 
 @pytest.mark.parametrize("microbatch_size", [None, 1, 4, 16])

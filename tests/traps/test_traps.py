@@ -10,7 +10,8 @@ import optax
 import pytest
 
 import optax_sam
-from tests.registry import GATED, VARIANTS, WRAPPED, assert_trees_equal, over
+from tests.problem import assert_trees_equal
+from tests.registry import GATED, VARIANTS, WRAPPED, over
 from tests.traps.quadratic import CURVATURE, INDICES, ROWS, START, gradient, length, losses, watched
 
 every_kind = pytest.mark.parametrize("name", over(WRAPPED))

@@ -11,7 +11,8 @@ import pytest
 from flax import errors, nnx
 
 import optax_sam
-from tests.registry import VARIANTS, WRAPPED, assert_trees_close, assert_trees_equal, over
+from tests.problem import assert_trees_close, assert_trees_equal
+from tests.registry import VARIANTS, WRAPPED, over
 from tests.traps.quadratic import INDICES, ROWS, START, gradient, losses
 
 every_kind = pytest.mark.parametrize("name", over(WRAPPED))
