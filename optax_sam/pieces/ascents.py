@@ -11,6 +11,7 @@ from optax_sam.arithmetic import trees
 from optax_sam.engine import checks
 from optax_sam.engine.aliases import Grads, Params
 from optax_sam.engine.hyperparameters import Count, Number, Radius, ScalarOrSchedule, at_step
+from optax_sam.pieces import left_out
 from optax_sam.pieces.bases import Ascent, asks_anew, climb, transformation
 from optax_sam.pieces.geometries import Geometry, euclidean, filter_norms
 from optax_sam.pieces.masks import dynamic_mask, fisher_mask, keep_outliers, keep_random_fraction, only
@@ -205,21 +206,28 @@ class Chained(Ascent):
     def update(
         self, updates: Grads, state: tuple[Any, ...], params: Params = None, **extra_args: Any
     ) -> tuple[Grads, tuple[Any, ...]]:
-        new = []
-        for ascent, own in zip(self.ascents, state, strict=True):
-            updates, own, _ = climb(ascent, updates, own, params, **extra_args)
-            new.append(own)
-        return updates, tuple(new)
+        return self.climb(updates, state, params, **extra_args)[:2]
 
     def climb(
         self, updates: Grads, state: tuple[Any, ...], params: Params = None, **extra_args: Any
     ) -> tuple[Grads, tuple[Any, ...], jax.Array]:
-        if not self.ascents:
-            return updates, (), trees.norm(updates)
+        if not self.ascents or left_out.has_masks(state):
+            updates, state = left_out.hiding(self._through)(updates, state, params, **extra_args)
+            return updates, state, trees.norm(updates)
         *before, last = self.ascents
-        updates, new = Chained(tuple(before)).update(updates, state[:-1], params, **extra_args)
+        updates, new = Chained(tuple(before))._through(updates, state[:-1], params, **extra_args)
         updates, own, length = climb(last, updates, state[-1], params, **extra_args)
         return updates, (*new, own), length
+
+    def _through(
+        self, updates: Grads, state: tuple[Any, ...], params: Params = None, **extra_args: Any
+    ) -> tuple[Grads, tuple[Any, ...]]:
+        new = []
+        for ascent, own in zip(self.ascents, state, strict=True):
+            ascent = optax.with_extra_args_support(ascent)
+            updates, own = ascent.update(updates, own, params, **extra_args)
+            new.append(own)
+        return updates, tuple(new)
 
 
 def chained(*ascents: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:

@@ -264,11 +264,6 @@ def climb(
     record = record_of(ascent)
     if record is not None:
         return record.climb(updates, state, params, **extra_args)
-    update = optax.with_extra_args_support(ascent).update
-    hidden = left_out.left_out(update, updates, state, params, **extra_args)
-    if hidden is None:
-        perturbation, new = update(updates, state, params, **extra_args)
-    else:
-        perturbation, new = update(left_out.without(updates, hidden), state, params, **extra_args)
-        perturbation = left_out.without(perturbation, hidden)
+    update = left_out.hiding(optax.with_extra_args_support(ascent).update)
+    perturbation, new = update(updates, state, params, **extra_args)
     return perturbation, new, trees.norm(perturbation)

@@ -34,17 +34,33 @@ def noted(update: Callable[..., Any]) -> Callable[..., Any]:
     return telling
 
 
-def left_out(
-    update: Callable[..., Any], updates: Grads, state: PieceState, params: Params, **extra_args: Any
-) -> list[bool] | None:
-    """For each leaf of `updates`, whether masks leave it out of an ascent; None where there is no mask.
+def hiding(update: Callable[..., Any]) -> Callable[..., tuple[Grads, PieceState]]:
+    """The `update` of an ascent in which the direction and the perturbation are zero where masks leave out.
 
     Raises:
       ValueError: a leaf was changed beside a mask, and nobody can tell whether it was left out.
     """
+
+    def hidden_update(updates, state, params=None, **extra_args):
+        if not has_masks(state):
+            return update(updates, state, params, **extra_args)
+        hidden = _left_out(update, updates, state, params, **extra_args)
+        perturbation, state = update(_without(updates, hidden), state, params, **extra_args)
+        return _without(perturbation, hidden), state
+
+    return hidden_update
+
+
+def has_masks(state: PieceState) -> bool:
+    """Whether an ascent has masks or partitions in it."""
     masks = _masks(state)
-    if not masks.number and not masks.partitions:
-        return None
+    return bool(masks.number) or masks.partitions
+
+
+def _left_out(
+    update: Callable[..., Any], updates: Grads, state: PieceState, params: Params, **extra_args: Any
+) -> list[bool]:
+    """For each leaf of `updates`, whether masks leave it out of an ascent."""
     answers: list[Any] = []
 
     def look(updates, state):
@@ -54,34 +70,44 @@ def left_out(
         answers.append((_of_leaves(seen, updates), [e is d for e, d in pairs]))
 
     jax.eval_shape(look, updates, state)
-    seen, alike = answers[-1]
+    masks, (seen, alike) = _masks(state), answers[-1]
     unseen = [not any(shown) for shown in zip(*seen, strict=True)] if seen else [True] * len(alike)
     untouched = [u and a for u, a in zip(unseen, alike, strict=True)]
+    changed = any(u and not a for u, a in zip(unseen, alike, strict=True))
     floats = [trees.is_inexact(x) for x in jax.tree.leaves(updates)]
     # Nothing stands before or behind a mask if anything has come through it as it was.
-    is_alone = isinstance(state, optax.MaskedState) or any(map(operator.and_, untouched, floats))
+    is_alone = any(map(operator.and_, untouched, floats)) or (
+        isinstance(state, optax.MaskedState) and not (seen and changed)
+    )
     if not masks.number or (is_alone and not masks.nested):
         return untouched
     patterns = {shown for shown in seen if not all(shown)}
     if any(unseen) and (masks.partitions or len(patterns) < masks.number):
         raise ValueError(
             "ascent has optax.masked among other transformations of Optax, and what it leaves out cannot be "
-            "told from what those do: put optax.masked outermost, or optax_sam.ascents.chained in the place "
-            "of optax.chain."
+            "told from what those do: put optax.masked outermost, or say what is done with every leaf, "
+            'optax.partition({"here": ascent, "none": optax.set_to_zero()}, labels).'
         )
     return unseen
 
 
 def _of_leaves(seen: list[Any], updates: Grads) -> list[tuple[bool, ...]]:
     """For each call, which leaves of `updates` it was given; one of another tree tells nothing."""
+
+    def on_part(is_shown, part):
+        leaves = jax.tree.leaves(part)
+        if is_shown and not (len(leaves) == 1 and leaves[0] is part):
+            raise ValueError("an array in the place of a tree")
+        return [is_shown] * len(leaves)
+
     found = []
     for shown in seen:
         with contextlib.suppress(ValueError, TypeError):
-            found.append(tuple(jax.tree.leaves(jax.tree.broadcast(shown, updates))))
+            found.append(tuple(jax.tree.leaves(jax.tree.map(on_part, shown, updates))))
     return found
 
 
-def without(updates: Grads, hidden: list[bool]) -> Grads:
+def _without(updates: Grads, hidden: list[bool]) -> Grads:
     """`updates` with zeros in the place of what is left out."""
     leaves, treedef = jax.tree.flatten(updates)
     return treedef.unflatten([jnp.zeros_like(x) if h else x for x, h in zip(leaves, hidden, strict=True)])

@@ -40,7 +40,6 @@ NESTED = {
         optax.masked(ascents.repeated(ascents.to_radius(0.025), 2), mask), UNIT
     ),
     "of_optax": lambda mask: optax.masked(optax.scale(0.05), mask),
-    "of_optax_chained": lambda mask: ascents.chained(optax.masked(optax.scale(0.05), mask), UNIT),
     "partition": lambda mask: optax.chain(
         optax.partition(
             {"near": TO_RADIUS, "none": optax.set_to_zero()},
@@ -83,17 +82,55 @@ def test_what_a_mask_leaves_out_is_not_perturbed_under_any_nesting(name, as_opta
     assert info["gradients"] == (3 if "steps" in name else 2)
 
 
-def test_each_of_two_masks_perturbs_its_own_part():
+@pytest.mark.parametrize("chain", [optax.chain, ascents.chained])
+@pytest.mark.parametrize("behind", [(), (UNIT,)], ids=["alone", "behind"])
+def test_each_of_two_masks_perturbs_its_own_part(chain, behind):
     point, _ = seen_by(
-        optax.chain(optax.masked(TO_RADIUS, HERE), optax.masked(ascents.to_radius(0.1), THERE), UNIT)
+        chain(optax.masked(TO_RADIUS, HERE), optax.masked(ascents.to_radius(0.1), THERE), *behind)
     )
     np.testing.assert_allclose(point, (1.05, 1.1), rtol=1e-6)
 
 
-def test_what_a_mask_sets_to_zero_leaves_the_rest_to_the_ascent_behind_it():
-    """The ascent behind the mask sees every leaf: none is left out."""
-    point, _ = seen_by(optax.chain(optax.masked(optax.set_to_zero(), THERE), TO_RADIUS))
-    np.testing.assert_allclose(point, (1.05, 1.0), rtol=1e-6)
+SLOPES = np.array([1.0, 100.0])
+OF_ALL = {
+    "set to zero": (lambda: (optax.masked(optax.set_to_zero(), THERE), TO_RADIUS), (0.05, 0.0)),
+    "scaled before": (
+        lambda: (optax.masked(optax.scale(200.0), HERE), TO_RADIUS),
+        0.05 * np.array([200, 100]) / np.hypot(200, 100),
+    ),
+    "scaled behind": (
+        lambda: (TO_RADIUS, optax.masked(optax.scale(30.0), HERE)),
+        0.05 * SLOPES * np.array([30, 1]) / np.hypot(*SLOPES),
+    ),
+    "shortened behind": (
+        lambda: (TO_RADIUS, optax.masked(ascents.within_leaf_norm(0.01), THERE)),
+        (0.05 / np.hypot(*SLOPES), 0.01),
+    ),
+}
+
+
+@pytest.mark.parametrize("chain", [optax.chain, ascents.chained])
+@pytest.mark.parametrize("name", OF_ALL)
+def test_an_ascent_beside_a_mask_sees_every_leaf(name, chain):
+    """None is left out: the mask says what is done with a part beside."""
+    make, moved = OF_ALL[name]
+    point, _ = seen_by(chain(*make()))
+    np.testing.assert_allclose(np.array(point) - 1, moved, rtol=1e-4, atol=1e-7)
+
+
+def test_an_ascent_of_the_flattened_part_perturbs_that_part():
+    flat = optax.masked(optax.flatten(TO_RADIUS), HERE)
+    np.testing.assert_allclose(seen_by(flat)[0], (1.05, 1.0), rtol=1e-6)
+
+
+def test_what_stands_around_a_mask_without_a_state_of_its_own_is_seen():
+    inner = optax.masked(TO_RADIUS, HERE)
+
+    def update(updates, state, params=None, **extra_args):
+        return inner.update(optax.tree.scale(2.0, updates), state, params, **extra_args)
+
+    doubled = optax.GradientTransformationExtraArgs(inner.init, update)
+    np.testing.assert_allclose(seen_by(doubled)[0], (1.05, 1.0), rtol=1e-6)
 
 
 def test_a_group_of_a_partition_is_no_mask():
@@ -108,10 +145,11 @@ def test_a_group_of_a_partition_is_no_mask():
     [
         optax.chain(optax.masked(optax.scale(0.05), HERE), UNIT),
         optax.chain(optax.masked(TO_RADIUS, HERE), optax.masked(optax.scale(0.1), THERE), UNIT),
+        ascents.chained(optax.masked(optax.scale(0.05), HERE), UNIT),
     ],
 )
 def test_what_nobody_can_tell_is_refused(ascent):
-    with pytest.raises(ValueError, match=r"optax\.masked.*ascents\.chained"):
+    with pytest.raises(ValueError, match=r"put optax\.masked outermost, .* optax\.partition"):
         seen_by(ascent)
 
 
