@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.extend.core as jex
+import numpy as np
 
 MEET = -1
 """In the place of an axis: examples meet."""
@@ -19,7 +20,7 @@ _ELEMENTWISE = frozenset(
     "abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp complex conj "
     "convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt "
     "imag integer_pow is_finite le lgamma log log1p logistic lt max min mul name ne neg nextafter not or "
-    "population_count pow random_bits random_fold_in random_split random_unwrap random_wrap real "
+    "pcast population_count pow pvary random_bits random_fold_in random_split random_unwrap random_wrap real "
     "reduce_precision rem round rsqrt select_n shift_left shift_right_arithmetic "
     "shift_right_logical sharding_constraint sign sin sinh sqrt square "
     "stop_gradient sub tan tanh threefry2x32 xor".split()
@@ -39,17 +40,24 @@ _CALLS = {
 def axes_of_outputs(jaxpr: jex.Jaxpr, axes: Sequence[Axis]) -> list[Axis]:
     """Where the batch axis stands in each output, from where it stands in each input."""
     known: dict[Any, Axis] = dict(zip(jaxpr.invars, axes, strict=True))
+    numbers: dict[Any, np.ndarray] = {}
 
     def axis_of(atom):
         return None if isinstance(atom, jex.Literal) else known.get(atom)
 
+    def number_of(atom):
+        return atom.val if isinstance(atom, jex.Literal) else numbers.get(atom)
+
     for equation in jaxpr.eqns:
         found = [axis_of(atom) for atom in equation.invars]
-        known.update(zip(equation.outvars, _through(equation, found), strict=True))
+        given = [number_of(atom) for atom in equation.invars]
+        known.update(zip(equation.outvars, _through(equation, found, given), strict=True))
+        if (number := _numbers(equation, given)) is not None:
+            numbers[equation.outvars[0]] = number
     return [axis_of(atom) for atom in jaxpr.outvars]
 
 
-def _through(equation: jex.JaxprEqn, axes: list[Axis]) -> list[Axis]:
+def _through(equation: jex.JaxprEqn, axes: list[Axis], numbers: list[Any]) -> list[Axis]:
     """The axes of what an equation gives."""
     number = len(equation.outvars)
     if all(axis is None for axis in axes):
@@ -66,7 +74,47 @@ def _through(equation: jex.JaxprEqn, axes: list[Axis]) -> list[Axis]:
         return [MEET] * number
     if name in _ELEMENTWISE:
         return [_same(axes)] * number
+    if name == "gather" and _takes_own_row(equation, axes, numbers[1]):
+        return [0]
     return [MEET if rule is None else rule(equation, axes)] * number
+
+
+def _numbers(equation: jex.JaxprEqn, given: list[Any]) -> Any:
+    """The entries of an array of row numbers on their way into an index, `x[jnp.arange(n), labels]`.
+
+    Of a matrix of indices, in which others may stand beside them: NaN where they are not known.
+    """
+    name, params = equation.primitive.name, equation.params
+    if name == "iota":
+        return np.arange(params["shape"][0]) if len(params["shape"]) == 1 else None
+    if name == "concatenate" and params["dimension"] == 1 and any(x is not None for x in given):
+        shapes = [_shape(atom) for atom in equation.invars]
+        return np.concatenate(
+            [np.full(shape, np.nan) if x is None else x for x, shape in zip(given, shapes, strict=True)], 1
+        )
+    if not given or any(x is None for x in given):
+        return None
+    if name == "broadcast_in_dim" and np.ndim(given[0]) == 1 and params["broadcast_dimensions"] == (0,):
+        shape = params["shape"]
+        return np.reshape(given[0], shape) if len(given[0]) == math.prod(shape) else None
+    if name in ("convert_element_type", "pcast", "pvary"):
+        return given[0]
+    simple = {
+        "lt": np.less,
+        "add": np.add,
+        "select_n": lambda which, *cases: np.choose(which, cases),
+    }
+    return simple[name](*given) if name in simple and np.ndim(given[0]) == 1 else None
+
+
+def _takes_own_row(equation: jex.JaxprEqn, axes: list[Axis], numbers: Any) -> bool:
+    """Whether every row of indices takes from its own row of what is indexed, and single entries."""
+    (operand, indices), dimensions = axes, equation.params["dimension_numbers"]
+    if numbers is None or np.ndim(numbers) != 2 or operand != 0 or indices not in (None, 0):
+        return False
+    column = tuple(dimensions.start_index_map).index(0) if 0 in dimensions.start_index_map else None
+    own = column is not None and np.array_equal(numbers[:, column], np.arange(_shape(equation.invars[0])[0]))
+    return own and 0 in dimensions.collapsed_slice_dims and 0 not in dimensions.offset_dims
 
 
 def _shape(atom: Any) -> tuple[int, ...]:
@@ -163,6 +211,26 @@ def _gather(equation: jex.JaxprEqn, axes: list[Axis]) -> Axis:
     return numbers.offset_dims[kept.index(operand)]
 
 
+def _scatter(equation: jex.JaxprEqn, axes: list[Axis]) -> Axis:
+    """Into each row, at places of its own."""
+    numbers, (operand, indices, updates) = equation.params["dimension_numbers"], axes
+    pairs = zip(numbers.operand_batching_dims, numbers.scatter_indices_batching_dims, strict=True)
+    outer = [n for n in range(len(_shape(equation.invars[2]))) if n not in numbers.update_window_dims]
+    own = (operand, indices) in list(pairs) and updates in (None, outer[indices or 0])
+    return operand if own else MEET
+
+
+def _leading(number: int) -> Callable[..., Axis]:
+    """The rule of what is done with the last axes of arrays, each row for itself."""
+
+    def rule(equation, axes):
+        axis: Any = _same(axes)
+        ranks = [len(_shape(atom)) for atom, a in zip(equation.invars, axes, strict=True) if a is not None]
+        return axis if axis != MEET and all(axis < rank - number for rank in ranks) else MEET
+
+    return rule
+
+
 _RULES: dict[str, Callable[[Any, list[Axis]], Axis]] = {
     **dict.fromkeys(
         (
@@ -198,6 +266,13 @@ _RULES: dict[str, Callable[[Any, list[Axis]], Axis]] = {
     "dot_general": _dot,
     "conv_general_dilated": _convolution,
     "gather": _gather,
+    **dict.fromkeys(("scatter", "scatter-add", "scatter_add", "scatter-mul", "scatter_mul"), _scatter),
+    **dict.fromkeys(
+        ("cholesky", "eigh", "geqrf", "householder_product", "lu", "qr", "svd", "triangular_solve"),
+        _leading(2),
+    ),
+    "lu_pivots_to_permutation": _leading(1),
+    "fft": lambda e, axes: _leading(len(e.params["fft_lengths"]))(e, axes),
 }
 
 

@@ -35,6 +35,16 @@ def pmax_over_replicas(x: Any, params: Any) -> Any:
     return lax.pmax(x, tuple(sorted(axes))) if axes else x
 
 
+def first_of_replicas(has: jax.Array, params: Any) -> tuple[jax.Array, jax.Array]:
+    """Whether this device is the first that `has` (`bool[]`), among replicas; whether any has."""
+    axes = tuple(sorted(_manual_axes(has) - _manual_axes(params)))
+    if not axes:
+        return has, has
+    number = lax.axis_index(axes)
+    first = lax.pmin(jnp.where(has, number, jnp.iinfo(number.dtype).max), axes)
+    return has & (number == first), first < jnp.iinfo(number.dtype).max
+
+
 def unchecked_axes() -> tuple[str, ...]:
     """The named axes of a surrounding `pmap` or `shard_map(check_vma=False)`.
 

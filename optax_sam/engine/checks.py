@@ -154,7 +154,7 @@ def like_params(name: str, maker: Any, value: Any, params: Any, same_dtypes: boo
     """Refuses what a piece returns if it is no tree like the parameters."""
     _check_tree(name, maker, value, params, "the parameters")
     for (path, x), p in zip(jax.tree.leaves_with_path(value), jax.tree.leaves(params), strict=True):
-        if not isinstance(x, jax.Array | np.ndarray):
+        if not hasattr(x, "dtype"):
             raise ValueError(f"{name}={maker!r} returned {_described(x)} at {_place(path)}: return an array.")
         if same_dtypes and x.dtype != p.dtype:
             raise ValueError(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_sam.arithmetic import sharding, trees
-from optax_sam.engine.aliases import Batch
+from optax_sam.engine.aliases import Batch, Params
 
 
 class Rows(NamedTuple):
@@ -151,25 +151,19 @@ class Examples:
         """The examples of one slice, with a key of its own."""
         return self.but(rows=part.rows, total=part.total).with_key(part.number)
 
-    def without_padding(self) -> "Examples":
-        """A real row in the place of each row of padding."""
+    def without_padding(self, params: Params, they_meet: bool = False) -> "Examples":
+        """A real row in the place of each row of padding.
+
+        Args:
+          params: where the examples are seen; other devices of a `jax.shard_map` with the same ones may lend
+            a row.
+          they_meet: whether examples meet in the loss, which then has a mask of its own: padding stays as it
+            is, but for what is not finite.
+        """
         if self.rows.weights is None:
             return self
-        return self.but(rows=self.rows._replace(batch=without_padding(self.rows.batch, self.rows.weights)))
-
-    def with_finite_padding(self) -> "Examples":
-        """Zeros in the place of what is not finite in padding; all else as it is."""
-        if self.rows.weights is None:
-            return self
-        real = self.rows.weights != 0
-
-        def on_leaf(x):
-            if not trees.is_inexact(x):
-                return x
-            keep = real.reshape((-1,) + (1,) * (x.ndim - 1)) | jnp.isfinite(x)
-            return jnp.where(keep, x, jnp.zeros_like(x))
-
-        return self.but(rows=self.rows._replace(batch=jax.tree.map(on_leaf, self.rows.batch)))
+        batch = without_padding(self.rows.batch, self.rows.weights, params, they_meet)
+        return self.but(rows=self.rows._replace(batch=batch))
 
     def see_the_same(self, other: "Examples") -> bool:
         """Whether both have the same losses of the same examples."""
@@ -178,22 +172,26 @@ class Examples:
         return same_rows and self.surrogate == other.surrogate
 
 
-def without_padding(batch: Any, weights: jax.Array) -> Any:
-    """The batch with every padding row replaced by the first real one.
+def without_padding(batch: Any, weights: jax.Array, params: Params, they_meet: bool) -> Any:
+    """The batch with the first real row in the place of padding, or of what is not finite in it.
 
     A mask on the losses alone is not enough: a NaN inside a padding row makes the derivative
-    `0 * NaN`. The first real row is found by a masked sum, which keeps a sharded batch in place.
+    `0 * NaN`. The first real row is found by a masked sum, which keeps a sharded batch in place. Where no
+    row is real, finite ones stay.
     """
     real = weights != 0
     chosen = real & (jnp.arange(real.size) == jnp.argmax(real))
+    is_lender, exists = sharding.first_of_replicas(jnp.any(real), params)
 
     def on_leaf(x):
-        if jnp.issubdtype(x.dtype, jax.dtypes.extended):
+        if trees.is_key(x.dtype):
             return x
         column = (-1,) + (1,) * (x.ndim - 1)
-        zeros = jnp.zeros_like(x)
-        row = jnp.sum(jnp.where(chosen.reshape(column), x, zeros), axis=0, keepdims=True)
-        return jnp.where(real.reshape(column), x, row.astype(x.dtype))
+        lent = jnp.where((chosen & is_lender).reshape(column), x, jnp.zeros_like(x))
+        row = sharding.psum_over_replicas(jnp.sum(lent, axis=0, keepdims=True), params).astype(x.dtype)
+        usable = jnp.isfinite(x) if trees.is_inexact(x) else jnp.ones_like(x, bool)
+        kept = usable if they_meet else usable & ~exists
+        return jnp.where(real.reshape(column) | kept, x, row)
 
     return jax.tree.map(on_leaf, batch)
 

@@ -51,7 +51,7 @@ class Losses(Objective):
         layout, floats, inputs = self._inputs(point, examples, arguments)
         key, gradient = self._gradient(layout, examples)
         traced = self.held.trace(key, gradient, floats, inputs)
-        inputs = self._as_seen(traced, len(floats) + 1, floats, inputs, examples)
+        inputs = self._as_seen(traced, len(floats) + 1, point, inputs, examples)
         grads, (loss, losses, aux) = self.held.call(key, gradient, floats, inputs)
         if examples.is_part and not losses.ndim:
             self._check_reads_batch(traced, layout, examples, floats, inputs)
@@ -68,7 +68,7 @@ class Losses(Objective):
 
         key = ("losses", self.structure, layout, examples.surrogate)
         traced = self.held.trace(key, losses, floats, inputs)
-        inputs = self._as_seen(traced, 0, floats, inputs, examples)
+        inputs = self._as_seen(traced, 0, point, inputs, examples)
         return self.held.call(key, losses, floats, inputs)
 
     def hessian_product(
@@ -77,7 +77,7 @@ class Losses(Objective):
         layout, floats, inputs = self._inputs(point, examples, arguments)
         key, gradient = self._gradient(layout, examples)
         traced = self.held.trace(key, gradient, floats, inputs)
-        inputs = self._as_seen(traced, len(floats) + 1, floats, inputs, examples)
+        inputs = self._as_seen(traced, len(floats) + 1, point, inputs, examples)
 
         def product(constants, floats, tangents, inputs):
             run = jex.jaxpr_as_fun(jex.ClosedJaxpr(traced.jaxpr.jaxpr, constants))
@@ -129,12 +129,12 @@ class Losses(Objective):
     def _inputs(
         self, point: Params, examples: Examples, arguments: Arguments
     ) -> tuple[Layout, list[jax.Array], Inputs]:
-        layout, rows = Layout.of(point), examples.without_padding().rows._replace(indices=None)
+        layout, rows = Layout.of(point), examples.without_padding(point).rows._replace(indices=None)
         inputs = Inputs(layout.others(point), rows, examples.key, examples.on_surrogate, arguments)
         return layout, layout.floats(point), inputs
 
     def _as_seen(
-        self, traced: Traced, losses: int, floats: Any, inputs: Inputs, examples: Examples
+        self, traced: Traced, losses: int, point: Params, inputs: Inputs, examples: Examples
     ) -> Inputs:
         """The inputs, in which padding stays as it is for a loss in which examples meet.
 
@@ -143,10 +143,11 @@ class Losses(Objective):
         """
         if inputs.rows.weights is None:
             return inputs
-        axes = [0 if is_row else None for is_row in _is_of_batch(floats, inputs)]
+        axes = [0 if is_row else None for is_row in _is_of_batch(Layout.of(point).floats(point), inputs)]
         if rowwise.axes_of_outputs(traced.jaxpr.jaxpr, axes)[losses] != rowwise.MEET:
             return inputs
-        return inputs._replace(rows=inputs.rows._replace(batch=examples.with_finite_padding().rows.batch))
+        batch = examples.without_padding(point, they_meet=True).rows.batch
+        return inputs._replace(rows=inputs.rows._replace(batch=batch))
 
     def _gradient(self, layout: Layout, examples: Examples) -> tuple[Any, Callable[..., Any]]:
         """`(floats, inputs) -> grads, (loss, losses, aux)`, and what it depends on beside their types."""

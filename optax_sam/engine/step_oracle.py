@@ -220,7 +220,7 @@ class StepOracle:
         """
         self._losses()
         zeros = trees.map_inexact(lambda x: jnp.zeros_like(jnp.real(trees.widen(x))), point)
-        real = self.examples.without_padding()
+        real = self.examples.without_padding(point)
         weights = jnp.ones([self.size or 1]) if self.weights is None else self.weights
         first = jax.tree.map(lambda x: sharding.replicated(x)[:number], (real.rows.batch, weights))
 

@@ -79,6 +79,11 @@ def carried_over_examples(batch):
     return jax.lax.scan(lambda carry, x: (carry + x, carry * x), jnp.zeros([]), batch["scalar"])[1]
 
 
+def outer(x):
+    """A positive definite matrix for each row."""
+    return jnp.einsum("ni,nj->nij", x, x) + 3 * jnp.eye(x.shape[1])[None]
+
+
 APART = {
     "dense": lambda b: cross_entropy(jnp.tanh(b["x"] @ WEIGHTS), b["label"]),
     "transposed": lambda b: jnp.square(WEIGHTS.T @ b["x"].T).sum(axis=0),
@@ -96,6 +101,14 @@ APART = {
         axis=1
     ),
     "reshaped": lambda b: b["sequence"].reshape(SIZE, 15).sum(axis=1) + b["scalar"][:, None].squeeze(axis=1),
+    "own row": lambda b: -jax.nn.log_softmax(b["x"] @ WEIGHTS)[jnp.arange(SIZE), b["label"]],
+    "own row, two axes": lambda b: b["sequence"][jnp.arange(SIZE), 1, b["label"]],
+    "written to": lambda b: jax.vmap(lambda x, n: x.at[n].set(0.0).sum())(b["x"], b["label"]),
+    "added to": lambda b: jax.vmap(lambda x, n: x.at[n].add(x[0]).sum())(b["x"], b["label"]),
+    "spectrum": lambda b: jnp.abs(jnp.fft.fft(b["x"], axis=1)).sum(axis=1),
+    "determinant": lambda b: jnp.linalg.slogdet(outer(b["x"]))[1],
+    "root": lambda b: jnp.linalg.cholesky(outer(b["x"])).sum(axis=(1, 2)),
+    "solved": lambda b: jax.scipy.linalg.solve_triangular(outer(b["x"]), b["x"][:, :, None]).sum(axis=(1, 2)),
     "dropout": lambda b: jnp.where(jax.random.uniform(jax.random.key(0), (SIZE,)) < 0.5, b["scalar"], 0.0),
 }
 MEETING = {
@@ -108,6 +121,10 @@ MEETING = {
     "shifted": lambda b: b["scalar"] * jnp.roll(b["scalar"], 1),
     "reversed": lambda b: b["scalar"] * b["scalar"][::-1],
     "groups": lambda b: jax.ops.segment_sum(b["scalar"], b["label"], 3)[b["label"]],
+    "another's row": lambda b: b["x"][jnp.arange(SIZE)[::-1], b["label"]],
+    "a row by number": lambda b: b["x"][(jnp.arange(SIZE) + 1) % SIZE, b["label"]],
+    "written across": lambda b: b["scalar"].at[b["label"]].add(1.0),
+    "spectrum of all": lambda b: jnp.abs(jnp.fft.fft(b["x"], axis=0)).sum(axis=1),
     "gathered": lambda b: b["scalar"][b["label"]],
     "folded": lambda b: b["x"].reshape(4, SIZE).sum(axis=0),
     "a loop as long as its largest": lambda b: jax.lax.while_loop(

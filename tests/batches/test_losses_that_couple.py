@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 
 import optax_sam
 from tests.problem import assert_trees_close
@@ -160,6 +161,52 @@ def test_a_loss_of_each_example_alone_never_sees_padding():
     real = jax.tree.map(lambda x: x[:REAL], batch)
     wanted = jax.value_and_grad(lambda params: jnp.mean(cosine(params, real)))(PARAMS)
     assert_trees_close(oracle.value_and_grad(PARAMS), wanted, rtol=1e-5, atol=1e-6)
+
+
+INDEXED = {
+    "library": lambda z, y: optax.softmax_cross_entropy_with_integer_labels(z, y),
+    "by row": lambda z, y: -jax.nn.log_softmax(z)[jnp.arange(len(z)), y],
+}
+
+
+@pytest.mark.parametrize("content", over({**CONTENTS, "random": 0.7}, ["zero", "random"]))
+@pytest.mark.parametrize("loss", INDEXED)
+def test_a_device_of_padding_alone_borrows_a_real_row(loss, content):
+    """Inside a `shard_map` the last batch may leave a device without any."""
+    x = jnp.asarray(RNG.normal(size=(6, 3)), jnp.float32)
+    pad = jnp.full((2, 3), {**CONTENTS, "random": 0.7}[content], jnp.float32)
+    batch = {"x": jnp.concatenate([x, pad]), "y": jnp.arange(8) % 2}
+
+    def normalized_losses(params, batch):
+        z = batch["x"] @ params
+        return INDEXED[loss](z / jnp.linalg.norm(z, axis=1, keepdims=True), batch["y"])
+
+    tx = optax.chain(optax_sam.sam(0.1), optax.sgd(0.1))
+    step, state = optax_sam.step(tx, normalized_losses), tx.init(PARAMS)
+    wanted, _, _ = jax.jit(step)(PARAMS, state, jax.tree.map(lambda x: x[:6], batch))
+
+    def on_device(params, state, batch, weights):
+        return step(params, state, batch, weights=weights)[0]
+
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
+    rows = PartitionSpec("data")
+    with jax.set_mesh(mesh):
+        specs = {"in_specs": (PartitionSpec(), PartitionSpec(), rows, rows), "out_specs": PartitionSpec()}
+        weights = jnp.asarray(np.arange(8) < 6, jnp.float32)
+        found = jax.jit(jax.shard_map(on_device, **specs))(PARAMS, state, batch, weights)
+    assert_trees_close(jax.device_get(found), jax.device_get(wanted), rtol=1e-5, atol=1e-6)
+
+
+def test_a_batch_of_padding_alone_moves_nothing():
+    """No row is real: the rows stay as they are, and count nothing."""
+    oracle = optax_sam.Oracle(graph_free, jnp.asarray(INPUTS), weights=jnp.zeros(REAL))
+    loss, grads = oracle.value_and_grad(PARAMS)
+    assert loss == 0 and not np.any(grads)
+
+
+def graph_free(params, batch):
+    z = batch @ params
+    return z[:, 0] / jnp.linalg.norm(z, axis=1)
 
 
 def test_slices_of_such_a_loss_are_losses_of_fewer_examples():
