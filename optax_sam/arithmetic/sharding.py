@@ -23,21 +23,26 @@ def replicated(x: jax.Array) -> jax.Array:
     return x
 
 
+def varying_axes(tree: Any) -> frozenset[str]:
+    """The axes of the surrounding `jax.shard_map` along which any array of the tree differs."""
+    return frozenset().union(*(_varying(jax.typeof(x)) for x in jax.tree.leaves(tree)))
+
+
 def psum_over_replicas(x: Any, params: Any) -> Any:
     """The sum of `x` over those devices of a surrounding `jax.shard_map` that have the same `params`."""
-    axes = _manual_axes(x) - _manual_axes(params)
+    axes = varying_axes(x) - varying_axes(params)
     return lax.psum(x, tuple(sorted(axes))) if axes else x
 
 
 def pmax_over_replicas(x: Any, params: Any) -> Any:
     """The largest `x` of those devices of a surrounding `jax.shard_map` that have the same `params`."""
-    axes = _manual_axes(x) - _manual_axes(params)
+    axes = varying_axes(x) - varying_axes(params)
     return lax.pmax(x, tuple(sorted(axes))) if axes else x
 
 
 def first_of_replicas(has: jax.Array, params: Any) -> tuple[jax.Array, jax.Array]:
     """Whether this device is the first that `has` (`bool[]`), among replicas; whether any has."""
-    axes = tuple(sorted(_manual_axes(has) - _manual_axes(params)))
+    axes = tuple(sorted(varying_axes(has) - varying_axes(params)))
     if not axes:
         return has, has
     number = lax.axis_index(axes)
@@ -52,8 +57,17 @@ def unchecked_axes() -> tuple[str, ...]:
     among them: nothing can be summed over it, so that each device has a model of its own.
     """
     axes = jax.sharding.get_abstract_mesh().manual_axes
-    named = [axis for axis in axes if axis.isidentifier() and not axis.startswith("_internal")]
+    named = [axis for axis in axes if not axis.startswith(_NAMELESS)]
     return tuple(axis for axis in named if not _varying(jax.typeof(lax.axis_index(axis))))
+
+
+_NAMELESS = ("_internal_pmap_axis_name", "<axis 0x")
+"""How JAX calls the axis of a `pmap` that the user has given no name."""
+
+
+def is_inside_shard_map() -> bool:
+    """Whether this is traced inside a `jax.shard_map` or `jax.pmap`."""
+    return bool(jax.sharding.get_abstract_mesh().manual_axes)
 
 
 def cond(condition: Any, on_true: Callable[..., Any], on_false: Callable[..., Any], *operands: Any) -> Any:
@@ -75,11 +89,6 @@ def cond(condition: Any, on_true: Callable[..., Any], on_false: Callable[..., An
         return run
 
     return lax.cond(condition, varying_alike(on_true), varying_alike(on_false), *operands)
-
-
-def _manual_axes(tree: Any) -> frozenset[str]:
-    """The axes of the surrounding `jax.shard_map` along which any array of the tree differs."""
-    return frozenset().union(*(_varying(jax.typeof(x)) for x in jax.tree.leaves(tree)))
 
 
 def _varying(aval: Any) -> frozenset[str]:

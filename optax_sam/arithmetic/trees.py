@@ -141,7 +141,8 @@ def _norm_in_two_passes(leaves: list[jax.Array]) -> jax.Array:
     def rescaled(_):
         # Else XLA turns the square of a scaled constant into (x x) (s s): zero times infinity.
         hidden = lax.optimization_barrier(leaves)
-        scale = jnp.where(square > 1, 1 / _power(square.dtype), _power(square.dtype))
+        up, down = _scales(square.dtype)
+        scale = jnp.where(square > 1, down, up)
         return ordinary | True, jnp.sqrt(sum_of_squares(hidden, scale)) / scale
 
     square = sum_of_squares(leaves)
@@ -152,9 +153,8 @@ def _norm_in_two_passes(leaves: list[jax.Array]) -> jax.Array:
 
 def _norm_of_three_sums(leaves: list[jax.Array]) -> jax.Array:
     """The squares as they are, scaled up, and scaled down, in one pass: a GPU waits at every branch."""
-    parts = _real_and_wide(leaves)
-    up, down = _power(parts[0].dtype), 1 / _power(parts[0].dtype)
-    up, down = lax.optimization_barrier((up, down))  # else the squares are scaled: zero times infinity
+    parts = _real_and_wide(leaves)  # no barrier: each leaf would be written once more
+    up, down = lax.optimization_barrier(_scales(parts[0].dtype))
 
     def add(sums, others):
         return tuple(map(lax.add, sums, others))
@@ -184,9 +184,10 @@ def _is_ordinary(square: jax.Array) -> jax.Array:
     return jnp.isfinite(square) & (square > kind.tiny / kind.eps)
 
 
-def _power(dtype: Any) -> jax.Array:
-    """The power of two by which small entries are multiplied, and large ones divided."""
-    return jnp.asarray(2.0 ** (-jnp.finfo(dtype).minexp * 5 // 8), dtype)
+def _scales(dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """Powers of two for small and for large entries; the square of the first one is finite."""
+    low = -jnp.finfo(dtype).minexp
+    return jnp.asarray(2.0 ** (low // 2), dtype), jnp.asarray(2.0 ** -(low * 5 // 8), dtype)
 
 
 @_norm.defjvp

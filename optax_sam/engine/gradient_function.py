@@ -5,10 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.extend.core as jex
 import jax.numpy as jnp
 
-from optax_sam.arithmetic import sharding
-from optax_sam.arithmetic.jaxprs import canonical_convolutions, equations_of
+from optax_sam.arithmetic import replicas, sharding
+from optax_sam.arithmetic.jaxprs import canonical_convolutions
 from optax_sam.engine.aliases import Grads, Params
 from optax_sam.engine.examples import Examples
 from optax_sam.engine.objective import Arguments, Evaluation, Layout, Objective, like_params
@@ -20,25 +21,38 @@ ONLY_GRAD_FN = (
 
 
 def check_mean(grad_fn: Callable[[Params], Grads], params: Params) -> None:
-    """Refuses a gradient function that keeps replicas of a `pmap` no longer alike, for it takes no mean.
+    """Refuses a gradient function that would not keep the replicas of a model alike.
 
     Raises:
-      ValueError: inside a `pmap`, or a `shard_map(check_vma=False)`, `grad_fn` reduces over none of its axes.
+      ValueError: inside a `pmap`, or a `shard_map(check_vma=False)`, what `grad_fn` returns is no mean over
+        an axis of it; inside any `shard_map`, see `check_own_parameters`.
     """
-    if not (axes := sharding.unchecked_axes()):
+    if not sharding.is_inside_shard_map():
         return
+    traced = jax.make_jaxpr(grad_fn)(params)
+    check_own_parameters(traced, params)
+    for axis in sharding.unchecked_axes():
+        if not replicas.is_same_on_all(traced, axis):
+            raise ValueError(
+                f"grad_fn returns the gradient of one device, under a pmap (or a shard_map with "
+                f"check_vma=False) over {axis!r}: each device would perturb along its own gradient, and the "
+                f"replicas would drift apart. Take the mean of the gradient, behind jax.grad, "
+                f"grad_fn=lambda params: lax.pmean(grads_of(params), {axis!r}). "
+                f"If every device trains a model of its own, give the pmap no axis_name."
+            )
 
-    def reduces(equation):
-        named = (equation.params.get(key, ()) for key in ("axes", "axis_name"))
-        return any(axis in (name if isinstance(name, tuple) else (name,)) for name in named for axis in axes)
 
-    if not any(map(reduces, equations_of(jax.make_jaxpr(grad_fn)(params)))):
+def check_own_parameters(traced: jex.ClosedJaxpr, params: Params) -> None:
+    """Refuses one model in parts on several devices of a `shard_map`: norms would be those of a part.
+
+    Raises:
+      ValueError: what was traced communicates over an axis over which `params` differ.
+    """
+    if axes := sharding.varying_axes(params) & replicas.axes_reduced_over(traced):
         raise ValueError(
-            f"grad_fn takes the gradient of one device alone, under a pmap (or a shard_map with "
-            f"check_vma=False) over {axes[0]!r}: each device would perturb along its own gradient, and the "
-            f"replicas would drift apart. Take the mean inside it, "
-            f"grad_fn=lambda params: lax.pmean(grads_of(params), {axes[0]!r}). "
-            f"If every device trains a model of its own, give the pmap no axis_name."
+            f"the parameters differ over the axis {min(axes)!r} of a shard_map, over which the loss "
+            f"communicates: they are parts of one model, of whose norm every device would see a part alone. "
+            f"Split the parameters by shardings under plain jax.jit, whose norms are those of the model."
         )
 
 

@@ -14,7 +14,9 @@ from jax.interpreters import partial_eval as pe
 
 from optax_sam.arithmetic import rowwise, sharding, trees
 from optax_sam.engine.aliases import Grads, Params
+from optax_sam.engine.arrays import like_arrays
 from optax_sam.engine.examples import Examples, Rows, size_of
+from optax_sam.engine.gradient_function import check_own_parameters
 from optax_sam.engine.held import Held, Traced
 from optax_sam.engine.objective import Arguments, Evaluation, Layout, Objective
 
@@ -52,6 +54,8 @@ class Losses(Objective):
         key, gradient = self._gradient(layout, examples)
         traced = self.held.trace(key, gradient, floats, inputs)
         inputs = self._as_seen(traced, len(floats) + 1, point, inputs, examples)
+        if sharding.is_inside_shard_map():
+            check_own_parameters(traced.jaxpr, point)
         grads, (loss, losses, aux) = self.held.call(key, gradient, floats, inputs)
         if examples.is_part and not losses.ndim:
             self._check_reads_batch(traced, layout, examples, floats, inputs)
@@ -239,6 +243,7 @@ class Losses(Objective):
             raise ValueError(
                 f"has_aux=True, but losses returned {type(returned).__name__}: return (losses, aux)."
             )
+        like_arrays("aux", returned[1])
         return returned
 
 

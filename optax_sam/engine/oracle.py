@@ -49,7 +49,9 @@ class Oracle(metaclass=_OfOneTrace):
       has_aux: whether `losses` returns a pair.
       indices: the examples' numbers in the data set, `int[batch]`, for methods with a score per example.
       weights: `float[batch]` (or bool, or int); 0 marks padding, whose content no result depends on, NaN
-        included: the first real row takes its place, with weight 0. The loss is `sum(w l) / sum(w)`.
+        included: the first real row takes its place, with weight 0. Where examples meet in the loss, it has a
+        mask of its own, and padding stays as it is, but for what is not finite. The loss is
+        `sum(w l) / sum(w)`.
       whole_batch: every example is used and scored in this step.
       key: a PRNG key; `losses` then gets one as its last argument, another one for the gradient at the
         perturbed point than for the first one, whose key all other passes share. A key that `losses`

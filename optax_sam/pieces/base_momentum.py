@@ -120,7 +120,32 @@ def momentum_of_base(opt_state: OptState, params: Params) -> tuple[str, Params |
             f"opt_state holds {len(found)} momenta like the parameters, at {paths}: say which is meant, "
             f"read_momentum=lambda opt_state: ..."
         )
+    if found and not _is_scaled(opt_state, found[0][1]):
+        raise ValueError(
+            f"nothing stands behind the momentum at {found[0][0]}: a learning rate before it may have turned "
+            f"it downhill, and nobody can tell. Say where it is, and which way is uphill, "
+            f"read_momentum=lambda opt_state: ..."
+        )
     return found[0] if found else ("own", None)
+
+
+def _is_scaled(opt_state: OptState, momentum: Any) -> bool:
+    """Whether anything stands behind a momentum in its chain, as the learning rate does."""
+
+    def is_it(part):
+        return any(getattr(part, name, None) is momentum for name in ("trace", "mu"))
+
+    def behind(node):
+        if is_it(node):
+            return 0
+        parts = jax.tree.leaves(node, is_leaf=lambda part: part is not node)
+        for number, part in enumerate(parts):
+            inside = None if part is node else behind(part)
+            if inside is not None:
+                return inside + (len(parts) - number - 1 if type(node) is tuple else 0)
+        return None
+
+    return behind(trees.plain(opt_state)) != 0
 
 
 def _path(keys: Any) -> str:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -51,6 +52,28 @@ def test_both_forms_of_the_norm_are_right_for_every_size(form, jitted):
     assert run([jnp.zeros([2, 3])]) == 0
     assert np.isnan(run([jnp.asarray([1.0, np.nan])])) and np.isnan(run([jnp.asarray([np.inf, np.nan])]))
     assert run([jnp.asarray([1.0, np.inf]), jnp.ones([2, 2])]) == np.inf
+
+
+@every_form
+@pytest.mark.parametrize("shape", [(), (3,), (3, 4)])
+def test_both_forms_of_what_the_compiler_knows_to_be_zero(form, shape):
+    """It may scale the squares in the place of the entries."""
+    assert jax.jit(lambda: form([jnp.zeros(shape, jnp.float32), jnp.zeros([], jnp.float32)]))() == 0
+
+
+def test_a_loss_without_the_parameters_perturbs_nothing():
+    """Whose gradient the compiler knows to be zero."""
+    params = {"w": jnp.ones((3, 4)), "c": jnp.ones(())}
+    tx = optax.chain(optax_sam.sam(0.5), optax.sgd(0.1))
+    step = jax.jit(optax_sam.step(tx, lambda params, batch: batch * 1.0))
+    found, state, _ = step(params, tx.init(params), jnp.ones(4))
+    assert optax_sam.info(state)["perturbation_norm"] == 0 and optax_sam.finite(state)
+    np.testing.assert_array_equal(found["w"], 1)
+    ascent = optax.chain(optax.set_to_zero(), optax_sam.ascents.to_radius(0.5))
+    method = optax_sam.sharpness_aware(ascent)
+    oracle = optax_sam.Oracle(lambda p, b: b * (p["w"].sum() + p["c"]), jnp.ones(2))
+    descent, state = jax.jit(lambda p: method.update(p, method.init(p), p, oracle=oracle))(params)
+    assert optax_sam.info(state)["perturbation_norm"] == 0 and descent["c"] == 1
 
 
 @every_form

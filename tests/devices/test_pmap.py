@@ -103,7 +103,39 @@ def without_a_mean(method):
     return step
 
 
-DRIFTING = {"two calls": two_calls, "by hand": by_hand, "step": short, "no mean": without_a_mean}
+def mean_of_the_loss_alone(method):
+    """Under `pmap` the gradient of a mean over devices is that of one device."""
+
+    def step(params, opt_state, batch):
+        grads_of = jax.grad(lambda params: lax.pmean(mean_loss(params, batch), "batch"))
+        return method.update(lax.pmean(grads_of(params), "batch"), opt_state, params, grad_fn=grads_of)
+
+    return step
+
+
+def statistics_alone(method):
+    """Means over devices inside the loss, as batch norm takes them, and none of the gradient."""
+
+    def loss(params, batch):
+        return mean_loss(
+            params, {**batch, "image": batch["image"] - lax.pmean(batch["image"].mean(), "batch")}
+        )
+
+    def step(params, opt_state, batch):
+        grads_of = lambda params: jax.grad(loss)(params, batch)
+        return method.update(lax.pmean(grads_of(params), "batch"), opt_state, params, grad_fn=grads_of)
+
+    return step
+
+
+DRIFTING = {
+    "mean of the loss": mean_of_the_loss_alone,
+    "statistics": statistics_alone,
+    "two calls": two_calls,
+    "by hand": by_hand,
+    "step": short,
+    "no mean": without_a_mean,
+}
 
 
 def under_pmap(step, mesh):
@@ -129,6 +161,69 @@ def test_replicas_that_would_drift_apart_are_refused(door, mapped):
     step = mapped(DRIFTING[door](method), mesh)
     with pytest.raises(ValueError, match=r"drift apart.*lax\.pmean\(grads_of\(params\), 'batch'\)"):
         step(params, (method.init(params),) if door == "step" else method.init(params), split(make_batch()))
+
+
+@pytest.mark.parametrize("axis", ["my-batch", "data/1", "_batch"])
+def test_axes_of_any_name_are_seen(axis):
+    method, params = optax_sam.sam(0.1), init_params()
+
+    def step(params, state, batch):
+        _, grads, oracle = method.value_and_grad(losses)(params, batch, state=state)
+        return method.update(lax.pmean(grads, axis), state, params, oracle=oracle)
+
+    with pytest.raises(ValueError, match="drift apart"):
+        jax.pmap(step, axis_name=axis, in_axes=(None, None, 0), devices=DEVICES)(
+            params, method.init(params), split(make_batch())
+        )
+
+
+@pytest.mark.parametrize("over_both", [True, False])
+def test_the_mean_is_asked_over_every_axis(over_both):
+    """A mesh of two axes, the batch split over both."""
+    mesh = Mesh(np.array(DEVICES).reshape(2, 2), ("data", "model"))
+    method, params = optax_sam.sam(0.1), init_params()
+    axes = ("data", "model") if over_both else ("data",)
+
+    def step(params, state, batch):
+        rows = jax.tree.map(lambda x: x[0], batch)
+        grads_of = lambda params: lax.pmean(jax.grad(mean_loss)(params, rows), axes)
+        return method.update(grads_of(params), state, params, grad_fn=grads_of)[0]
+
+    specs = {"in_specs": (P(), P(), P(("data", "model"))), "out_specs": P()}
+    mapped = jax.jit(jax.shard_map(step, mesh=mesh, check_vma=False, **specs))
+    given = params, method.init(params), split(make_batch())
+    if not over_both:
+        with pytest.raises(ValueError, match="over 'model'"):
+            mapped(*given)
+        return
+    whole = lambda params: jax.grad(mean_loss)(params, make_batch())
+    wanted, _ = method.update(whole(params), given[1], params, grad_fn=whole)
+    assert_trees_close(jax.device_get(mapped(*given)), jax.device_get(wanted), rtol=1e-4, atol=1e-6)
+
+
+def test_parts_of_one_model_inside_a_shard_map_are_refused():
+    """Norms would be those of a part; under plain `jit` they are the model's."""
+    mesh = Mesh(np.array(DEVICES), ("model",))
+    params = {"first": jnp.ones([5, 8]) / 5, "second": jnp.ones([8, 3]) / 8}
+    method = optax_sam.sam(0.1)
+
+    def loss(params, batch):
+        hidden = jnp.tanh(batch["image"] @ params["first"]) @ params["second"]
+        logits = lax.psum(hidden, "model")
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+
+    def by_oracle(params, batch):
+        return method.update(params, method.init(params), params, oracle=optax_sam.Oracle(loss, batch))[0]
+
+    def by_gradient(params, batch):
+        grads_of = jax.grad(lambda params: loss(params, batch).mean())
+        return method.update(grads_of(params), method.init(params), params, grad_fn=grads_of)[0]
+
+    split_params = {"first": P(None, "model"), "second": P("model")}
+    for step in (by_oracle, by_gradient):
+        mapped = jax.shard_map(step, mesh=mesh, in_specs=(split_params, P()), out_specs=split_params)
+        with pytest.raises(ValueError, match="parts of one model.*under plain jax.jit"):
+            jax.jit(mapped)(params, make_batch())
 
 
 def test_every_method_is_refused_alike():

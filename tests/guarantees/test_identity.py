@@ -147,6 +147,26 @@ def test_values_are_compared_by_dtype_and_content():
     assert all(difference(x, y) is not None for x, y in other)
 
 
+def test_a_momentum_with_nothing_behind_it_may_point_either_way():
+    """Heavy ball with the rate inside: the trace points downhill."""
+    base = optax.chain(optax.scale_by_learning_rate(0.1), optax.trace(0.9))
+    params, batch = jnp.asarray([0.3, -0.2, 0.5]), jnp.eye(3)
+    losses = lambda params, batch: jnp.square(jnp.tanh(batch @ params) - 1)
+    guessed = optax.chain(optax_sam.momentum_sam(0.5), base)
+    with pytest.raises(ValueError, match="which way is uphill, read_momentum="):
+        optax_sam.step(guessed, losses)(params, guessed.init(params), batch)
+    uphill = lambda state: jax.tree.map(jnp.negative, state[1][1].trace)
+    told = optax.chain(optax_sam.momentum_sam(0.5, read_momentum=uphill), base)
+    usual = optax.chain(optax_sam.momentum_sam(0.5), optax.sgd(0.1, momentum=0.9))
+    found = []
+    for tx in (told, usual):
+        step, moved, state = jax.jit(optax_sam.step(tx, losses)), params, tx.init(params)
+        for _ in range(4):
+            moved, state, _ = step(moved, state, batch)
+        found.append(moved)
+    np.testing.assert_allclose(*found, rtol=1e-5)
+
+
 def test_where_momentum_sam_finds_the_momentum_is_told_and_can_be_chosen():
     params, where = init_params(), optax_sam.directions.where_momentum_is
     sam = optax_sam.momentum_sam(0.3)

@@ -36,6 +36,15 @@ def test_what_stands_behind_the_batch_is_an_argument_of_the_loss():
     assert loss == 1.0
 
 
+def test_aux_of_something_else_than_arrays_is_refused_by_its_place():
+    def loss(params, batch):
+        return batch @ params["w"], {"name": "a", "count": 3}
+
+    method = optax_sam.sam()
+    with pytest.raises(TypeError, match=r"aux\['name'\] is no array of numbers \(str\)"):
+        method.value_and_grad(loss, has_aux=True)(PARAMS, ROWS, state=method.init(PARAMS))
+
+
 def test_an_error_inside_a_loss_of_parts_says_that_they_are_parts():
     """What comes whole does not fit them."""
     method = optax_sam.per_microbatch(optax_sam.sam(), 3)
