@@ -10,7 +10,8 @@ NOT_OLDEST := tests/experiments tests/benchmarks tests/documentation tests/frame
 NOT_NEWEST := tests/experiments tests/benchmarks tests/documentation
 export XLA_PYTHON_CLIENT_PREALLOCATE ?= false
 
-.PHONY: help demo test test-slow test-oldest test-newest check format derived bench bench-devices notebooks docs dist clean
+.PHONY: help demo test test-slow test-oldest test-newest check format derived bench bench-devices accelerators notebooks \
+  docs dist clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -55,6 +56,10 @@ bench-devices: .venv/experiments  ## what every step sends between devices: coun
 	$(BIN)/python -m benchmarks.device_times
 	$(BIN)/python -m benchmarks.scaling
 
+accelerators: .venv-gpu/accelerators .venv-tpu/accelerators  ## programs for GPUs and TPUs that are not there: compiled, read, compared with those by hand
+	.venv-gpu/bin/python -m benchmarks.accelerators --machines h100:1x1x1 h100:1x1x8
+	.venv-tpu/bin/python -m benchmarks.accelerators --machines v5e:2x2
+
 notebooks: .venv/test  ## execute the notebooks again, in place
 	$(BIN)/python notebooks/execute.py notebooks/*.ipynb
 
@@ -69,9 +74,9 @@ dist: .venv/dist  ## wheel and sdist in dist/, the wheel tried in an environment
 	$(BIN)/python .ci/check_wheel.py dist/*.whl
 
 clean:  ## remove the virtual environment and the caches
-	rm -rf .venv .venv-oldest .venv-newest .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest .venv-newest .venv-gpu .venv-tpu .pytest_cache .ruff_cache .hypothesis
 
-.venv/bin/python .venv-oldest/bin/python .venv-newest/bin/python:
+.venv/bin/python .venv-oldest/bin/python .venv-newest/bin/python .venv-gpu/bin/python .venv-tpu/bin/python:
 	@command -v $(PYTHON) >/dev/null || \
 	  { echo "$(PYTHON) is not there: name a Python 3.11 or newer, make PYTHON=/path/to/python3 ..." >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -106,4 +111,12 @@ clean:  ## remove the virtual environment and the caches
 
 .venv/dist: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[dist]'
+	@touch $@
+
+.venv-gpu/accelerators: pyproject.toml | .venv-gpu/bin/python
+	.venv-gpu/bin/python -m pip install --quiet --editable '.[experiments,gpu-compiler]'
+	@touch $@
+
+.venv-tpu/accelerators: pyproject.toml | .venv-tpu/bin/python
+	.venv-tpu/bin/python -m pip install --quiet --editable '.[experiments,tpu-compiler]'
 	@touch $@
