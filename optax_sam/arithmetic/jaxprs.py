@@ -265,6 +265,18 @@ def equations_of(jaxpr: jex.Jaxpr | jex.ClosedJaxpr) -> Iterator[jex.JaxprEqn]:
             yield from equations_of(inner)
 
 
+def parts_of_scan(equation: jex.JaxprEqn) -> tuple[int, int]:
+    """How many constants a scan has, and how much it carries; versions of JAX call them differently."""
+    inside = _open(equation.params["jaxpr"])
+
+    def is_alike(outer: Any, inner: Any) -> bool:
+        return outer.aval.ndim == inner.aval.ndim
+
+    carried = sum(map(is_alike, equation.outvars, inside.outvars))
+    looped = len(equation.invars) - sum(map(is_alike, equation.invars, inside.invars))
+    return len(equation.invars) - looped - carried, carried
+
+
 def _open(jaxpr: jex.Jaxpr | jex.ClosedJaxpr) -> jex.Jaxpr:
     return jaxpr.jaxpr if isinstance(jaxpr, jex.ClosedJaxpr) else jaxpr
 

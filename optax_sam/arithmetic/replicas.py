@@ -8,7 +8,7 @@ from typing import Any
 
 import jax.extend.core as jex
 
-from optax_sam.arithmetic.jaxprs import equations_of
+from optax_sam.arithmetic.jaxprs import equations_of, parts_of_scan
 
 _SAME = frozenset("psum psum2 psum_invariant pmax pmin all_gather all_gather_invariant".split())
 _CASTS = frozenset(["pvary", "pcast"])
@@ -51,16 +51,16 @@ def _through(equation: jex.JaxprEqn, same: list[bool], axis: str) -> list[bool]:
         found = [_outputs(branch.jaxpr, same[1:], axis) for branch in params["branches"]]
         return [all(each) for each in zip(*found, strict=True)]
     if name == "scan":
-        return _scanned(params, same, axis)
+        return _scanned(equation, same, axis)
     return [all(same)] * number
 
 
-def _scanned(params: dict[str, Any], same: list[bool], axis: str) -> list[bool]:
-    first, number = params["num_consts"], params["num_carry"]
+def _scanned(equation: jex.JaxprEqn, same: list[bool], axis: str) -> list[bool]:
+    first, number = parts_of_scan(equation)
     consts, carry, xs = same[:first], same[first : first + number], same[first + number :]
     found: list[bool] = []
     for _ in range(number + 1):
-        found = _outputs(params["jaxpr"].jaxpr, [*consts, *carry, *xs], axis)
+        found = _outputs(equation.params["jaxpr"].jaxpr, [*consts, *carry, *xs], axis)
         carry = [one and other for one, other in zip(carry, found, strict=False)]
     return [*carry, *found[number:]]
 

@@ -11,6 +11,8 @@ from typing import Any
 import jax.extend.core as jex
 import numpy as np
 
+from optax_sam.arithmetic.jaxprs import parts_of_scan
+
 MEET = -1
 """In the place of an axis: examples meet."""
 
@@ -51,7 +53,11 @@ def axes_of_outputs(jaxpr: jex.Jaxpr, axes: Sequence[Axis]) -> list[Axis]:
     for equation in jaxpr.eqns:
         found = [axis_of(atom) for atom in equation.invars]
         given = [number_of(atom) for atom in equation.invars]
-        known.update(zip(equation.outvars, _through(equation, found, given), strict=True))
+        try:
+            axes = _through(equation, found, given)
+        except (KeyError, AttributeError):  # another version of JAX calls what a rule asks for otherwise
+            axes = [MEET] * len(equation.outvars)
+        known.update(zip(equation.outvars, axes, strict=True))
         if (number := _numbers(equation, given)) is not None:
             numbers[equation.outvars[0]] = number
     return [axis_of(atom) for atom in jaxpr.outvars]
@@ -291,8 +297,8 @@ def _settled(body: Callable[[list[Axis]], list[Axis]], carry: list[Axis]) -> lis
 
 
 def _scan(equation: jex.JaxprEqn, axes: list[Axis]) -> list[Axis]:
-    params, jaxpr = equation.params, _open(equation.params["jaxpr"])
-    first, number = params["num_consts"], params["num_carry"]
+    jaxpr = _open(equation.params["jaxpr"])
+    first, number = parts_of_scan(equation)
     consts, carry, xs = axes[:first], axes[first : first + number], axes[first + number :]
     if 0 in xs:  # a loop over the examples, in which nothing may be carried
         alone = not number and all(axis in (None, 0) for axis in xs) and consts == [None] * first
