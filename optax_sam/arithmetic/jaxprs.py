@@ -198,13 +198,13 @@ def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
     return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
 
 
-def _jaxprs_in(value: Any) -> Iterator[Any]:
+def jaxprs_in(value: Any) -> Iterator[Any]:
     """The jaxprs in tuples, named ones too, lists and dicts, however deep."""
     if isinstance(value, _JAXPRS):
         yield value
     elif isinstance(value, tuple | list | dict):
         for part in value.values() if isinstance(value, dict) else value:
-            yield from _jaxprs_in(part)
+            yield from jaxprs_in(part)
 
 
 def _canonical_shard_map(params: dict[str, Any]) -> Callable[..., Any]:
@@ -252,7 +252,7 @@ def _like(aval: Any) -> jax.ShapeDtypeStruct:
 def _has_convolution(jaxpr: jex.Jaxpr | jex.ClosedJaxpr) -> bool:
     return any(
         equation.primitive is lax.conv_general_dilated_p
-        or any(map(_has_convolution, _jaxprs_in(equation.params)))
+        or any(map(_has_convolution, jaxprs_in(equation.params)))
         for equation in _open(jaxpr).eqns
     )
 
@@ -261,7 +261,7 @@ def equations_of(jaxpr: jex.Jaxpr | jex.ClosedJaxpr) -> Iterator[jex.JaxprEqn]:
     """All equations of a jaxpr, and of those inside it."""
     for equation in _open(jaxpr).eqns:
         yield equation
-        for inner in _jaxprs_in(equation.params):
+        for inner in jaxprs_in(equation.params):
             yield from equations_of(inner)
 
 

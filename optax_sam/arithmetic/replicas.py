@@ -6,9 +6,10 @@ The jaxpr is walked: what is the same on all devices, and what differs. A sum ov
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.extend.core as jex
 
-from optax_sam.arithmetic.jaxprs import equations_of, parts_of_scan
+from optax_sam.arithmetic.jaxprs import equations_of, jaxprs_in, parts_of_scan
 
 _SAME = frozenset("psum psum2 psum_invariant pmax pmin all_gather all_gather_invariant".split())
 _CASTS = frozenset(["pvary", "pcast"])
@@ -16,19 +17,25 @@ _CALLS = frozenset("jit pjit closed_call core_call checkpoint remat2 custom_jvp_
 
 
 def is_same_on_all(closed: jex.ClosedJaxpr, axis: str) -> bool:
-    """Whether all outputs are the same on all devices of an axis, if all inputs are; constants may differ."""
-    jaxpr = closed.jaxpr
-    return all(_outputs(jaxpr, [True] * len(jaxpr.invars), axis))
+    """Whether all outputs are the same on all devices of an axis, if all inputs are.
+
+    Constants are the same where they are known; traced ones may differ.
+    """
+    return all(_outputs(closed, [True] * len(closed.jaxpr.invars), axis))
 
 
-def axes_reduced_over(closed: jex.ClosedJaxpr) -> set[str]:
+def axes_reduced_over(jaxpr: jex.Jaxpr | jex.ClosedJaxpr) -> set[str]:
     """The axes over which devices tell each other anything."""
-    collectives = (e for e in equations_of(closed) if e.primitive.name not in (*_CASTS, "axis_index"))
+    collectives = (e for e in equations_of(jaxpr) if e.primitive.name not in (*_CASTS, "axis_index"))
     return set().union(*map(_axes, collectives))
 
 
 def _outputs(jaxpr: Any, same: Sequence[bool], axis: str) -> list[bool]:
-    known = dict(zip(jaxpr.invars, same, strict=True)) | dict.fromkeys(jaxpr.constvars, False)
+    """Of a jaxpr, closed or without constants."""
+    consts = getattr(jaxpr, "consts", ())
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    known = dict(zip(jaxpr.invars, same, strict=True))
+    known |= {v: not isinstance(c, jax.core.Tracer) for v, c in zip(jaxpr.constvars, consts, strict=True)}
 
     def is_same(atom):
         return isinstance(atom, jex.Literal) or known[atom]
@@ -45,32 +52,35 @@ def _through(equation: jex.JaxprEqn, same: list[bool], axis: str) -> list[bool]:
         grouped = params.get("axis_index_groups") is not None
         return [name in _SAME and not grouped] * number
     if name in _CALLS:
-        inner = params.get("jaxpr", params.get("call_jaxpr"))
-        return _outputs(getattr(inner, "jaxpr", inner), same, axis)
+        return _outputs(params.get("jaxpr", params.get("call_jaxpr")), same, axis)
     if name == "cond" and same[0]:
-        found = [_outputs(branch.jaxpr, same[1:], axis) for branch in params["branches"]]
+        found = [_outputs(branch, same[1:], axis) for branch in params["branches"]]
         return [all(each) for each in zip(*found, strict=True)]
     if name == "scan":
-        return _scanned(equation, same, axis)
-    return [all(same)] * number
+        first, carried = parts_of_scan(equation)
+        head, carry, xs = same[:first], same[first : first + carried], same[first + carried :]
+        return _looped(params["jaxpr"], head, carry, xs, axis)
+    if name == "while":
+        first, second = params["cond_nconsts"], params["body_nconsts"]
+        consts, carry = same[first : first + second], same[first + second :]
+        carry = _looped(params["body_jaxpr"], consts, carry, [], axis)
+        as_often = all(_outputs(params["cond_jaxpr"], [*same[:first], *carry], axis))
+        return carry if as_often else [False] * number
+    inside = any(axis in _axes(e) for inner in jaxprs_in(params) for e in equations_of(inner))
+    return [all(same) and not inside] * number
 
 
-def _scanned(equation: jex.JaxprEqn, same: list[bool], axis: str) -> list[bool]:
-    first, number = parts_of_scan(equation)
-    consts, carry, xs = same[:first], same[first : first + number], same[first + number :]
+def _looped(jaxpr: Any, consts: list[bool], carry: list[bool], xs: list[bool], axis: str) -> list[bool]:
+    """What a loop carries, and what it gives beside."""
     found: list[bool] = []
-    for _ in range(number + 1):
-        found = _outputs(equation.params["jaxpr"].jaxpr, [*consts, *carry, *xs], axis)
+    for _ in range(len(carry) + 1):
+        found = _outputs(jaxpr, [*consts, *carry, *xs], axis)
         carry = [one and other for one, other in zip(carry, found, strict=False)]
-    return [*carry, *found[number:]]
+    return [*carry, *found[len(carry) :]]
 
 
 def _axes(equation: jex.JaxprEqn) -> set[str]:
     """The named axes of a collective."""
     named = (equation.params.get(key, ()) for key in ("axes", "axis_name"))
-    return {
-        axis
-        for name in named
-        for axis in (name if isinstance(name, tuple) else (name,))
-        if isinstance(axis, str)
-    }
+    each = (axis for name in named for axis in (name if isinstance(name, tuple) else (name,)))
+    return {axis for axis in each if isinstance(axis, str)}

@@ -146,6 +146,8 @@ def _reduced(equation: jex.JaxprEqn, axes: list[Axis]) -> Axis:
 def _reshaped(equation: jex.JaxprEqn, axes: list[Axis]) -> Axis:
     old, new = _shape(equation.invars[0]), _shape(equation.outvars[0])
     axis: Any = axes[0]
+    if equation.params.get("dimensions") is not None:  # in another order
+        return MEET
     for place, size in enumerate(new):
         if size == old[axis] and math.prod(new[:place]) == math.prod(old[:axis]):
             return place

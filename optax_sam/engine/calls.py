@@ -101,10 +101,10 @@ def _around_ours(node: Any) -> tuple[list[Any], list[Any]] | None:
     """What stands before and behind the state of a method, in chains; None where it is not inside."""
     if states.is_ours(node):
         return [], []
-    parts = jax.tree.leaves(node, is_leaf=lambda part: part is not node)
+    parts = states.children(node)
     for number, part in enumerate(parts):
-        inside = None if part is node else _around_ours(part)
-        if inside is not None and type(node) is tuple:  # no dict: its entries may stand side by side
+        inside = _around_ours(part)
+        if inside is not None and states.is_chain(node):
             return inside[0] + parts[:number], inside[1] + parts[number + 1 :]
         if inside is not None:
             return inside

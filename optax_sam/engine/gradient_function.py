@@ -36,13 +36,13 @@ def check_mean(grad_fn: Callable[[Params], Grads], params: Params) -> None:
             raise ValueError(
                 f"grad_fn returns the gradient of one device, under a pmap (or a shard_map with "
                 f"check_vma=False) over {axis!r}: each device would perturb along its own gradient, and the "
-                f"replicas would drift apart. Take the mean of the gradient, behind jax.grad, "
+                f"replicas would drift apart. Take the mean of the gradient last, "
                 f"grad_fn=lambda params: lax.pmean(grads_of(params), {axis!r}). "
                 f"If every device trains a model of its own, give the pmap no axis_name."
             )
 
 
-def check_own_parameters(traced: jex.ClosedJaxpr, params: Params) -> None:
+def check_own_parameters(traced: jex.Jaxpr | jex.ClosedJaxpr, params: Params) -> None:
     """Refuses one model in parts on several devices of a `shard_map`: norms would be those of a part.
 
     Raises:

@@ -55,7 +55,9 @@ class Losses(Objective):
         traced = self.held.trace(key, gradient, floats, inputs)
         inputs = self._as_seen(traced, len(floats) + 1, point, inputs, examples)
         if sharding.is_inside_shard_map():
-            check_own_parameters(traced.jaxpr, point)
+            outputs = len(traced.jaxpr.jaxpr.outvars)
+            is_used = [n <= len(floats) for n in range(outputs)]  # the gradient and the loss
+            check_own_parameters(pe.dce_jaxpr(traced.jaxpr.jaxpr, is_used)[0], point)
         grads, (loss, losses, aux) = self.held.call(key, gradient, floats, inputs)
         if examples.is_part and not losses.ndim:
             self._check_reads_batch(traced, layout, examples, floats, inputs)
@@ -140,15 +142,15 @@ class Losses(Objective):
     def _as_seen(
         self, traced: Traced, losses: int, point: Params, inputs: Inputs, examples: Examples
     ) -> Inputs:
-        """The inputs, in which padding stays as it is for a loss in which examples meet.
+        """The inputs, in which padding stays as it is if examples meet, in the losses or in aux.
 
         Such a loss has a mask of its own, which copies of a real row would undo. `losses` is their number
-        among what was traced.
+        among what was traced; aux stands behind them.
         """
         if inputs.rows.weights is None:
             return inputs
         axes = [0 if is_row else None for is_row in _is_of_batch(Layout.of(point).floats(point), inputs)]
-        if rowwise.axes_of_outputs(traced.jaxpr.jaxpr, axes)[losses] != rowwise.MEET:
+        if rowwise.MEET not in rowwise.axes_of_outputs(traced.jaxpr.jaxpr, axes)[losses:]:
             return inputs
         batch = examples.without_padding(point, they_meet=True).rows.batch
         return inputs._replace(rows=inputs.rows._replace(batch=batch))

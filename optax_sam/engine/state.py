@@ -1,5 +1,6 @@
 """The state of every method, and what can be read out of it."""
 
+import collections
 from typing import Any, NamedTuple
 
 import jax
@@ -251,3 +252,16 @@ def info(state: Any) -> dict[str, Any]:
 def is_ours(leaf: Any) -> bool:
     """Whether it is the state of a method of this library."""
     return isinstance(leaf, SharpnessAwareState)
+
+
+def children(node: Any) -> list[Any]:
+    """The parts of an optimizer's state, in the order of a chain where it is one; none of a leaf."""
+    if isinstance(node, dict):
+        return list(node.values())
+    parts = jax.tree.leaves(node, is_leaf=lambda part: part is not node)
+    return [part for part in parts if part is not node]
+
+
+def is_chain(node: Any) -> bool:
+    """Whether it is the state of `optax.chain` or `named_chain`; groups of a partition are a plain dict."""
+    return type(node) is tuple or isinstance(node, collections.OrderedDict)

@@ -12,7 +12,7 @@ from optax_sam.engine import checks
 from optax_sam.engine.aliases import Grads, Params
 from optax_sam.engine.hyperparameters import Count, Number, Radius, ScalarOrSchedule, at_step
 from optax_sam.pieces import left_out
-from optax_sam.pieces.bases import Ascent, asks_anew, climb, transformation
+from optax_sam.pieces.bases import Ascent, asks_anew, climb, says_how_far, transformation
 from optax_sam.pieces.geometries import Geometry, euclidean, filter_norms
 from optax_sam.pieces.masks import dynamic_mask, fisher_mask, keep_outliers, keep_random_fraction, only
 
@@ -118,6 +118,7 @@ class InProportion(Ascent):
     to_filters: bool
 
     asks_anew: ClassVar[bool] = False
+    says_how_far: ClassVar[bool] = False
 
     def update(
         self, updates: Grads, state: Any, params: Params = None, *, step: Any = None, **extra_args: Any
@@ -156,6 +157,10 @@ class Repeated(Ascent):
     @property
     def asks_anew(self) -> bool:  # pyrefly: ignore[bad-override]
         return asks_anew(self.ascent)
+
+    @property
+    def says_how_far(self) -> bool:  # pyrefly: ignore[bad-override]
+        return says_how_far(self.ascent)
 
     def init(self, params: Params) -> Any:
         return self.ascent.init(params)
@@ -199,6 +204,10 @@ class Chained(Ascent):
     @property
     def asks_anew(self) -> bool:  # pyrefly: ignore[bad-override]
         return any(map(asks_anew, self.ascents))
+
+    @property
+    def says_how_far(self) -> bool:  # pyrefly: ignore[bad-override]
+        return any(map(says_how_far, self.ascents))
 
     def init(self, params: Params) -> tuple[Any, ...]:
         return tuple(ascent.init(params) for ascent in self.ascents)
@@ -247,6 +256,7 @@ class WithinLeafNorm(Ascent):
     max_norm: ScalarOrSchedule
 
     asks_anew: ClassVar[bool] = False
+    says_how_far: ClassVar[bool] = False
 
     def update(
         self, updates: Grads, state: Any, params: Params = None, *, step: Any = None, **extra_args: Any

@@ -10,6 +10,7 @@ import optax
 
 from optax_sam.arithmetic import trees
 from optax_sam.engine import checks
+from optax_sam.engine import state as states
 from optax_sam.engine.aliases import Grads, OptState, Params
 from optax_sam.engine.hyperparameters import FixedProbability, Scalar
 from optax_sam.pieces.bases import Direction, Step
@@ -138,11 +139,11 @@ def _is_scaled(opt_state: OptState, momentum: Any) -> bool:
     def behind(node):
         if is_it(node):
             return 0
-        parts = jax.tree.leaves(node, is_leaf=lambda part: part is not node)
+        parts = states.children(node)
         for number, part in enumerate(parts):
-            inside = None if part is node else behind(part)
+            inside = behind(part)
             if inside is not None:
-                return inside + (len(parts) - number - 1 if type(node) is tuple else 0)
+                return inside + (len(parts) - number - 1 if states.is_chain(node) else 0)
         return None
 
     return behind(trees.plain(opt_state)) != 0

@@ -212,6 +212,9 @@ class Ascent(Piece, abc.ABC):
     Its key comes with `update`, not with `init`: any other Optax transformation is an ascent too.
     """
 
+    says_how_far: ClassVar[bool] = True
+    """Whether it sets the size of the perturbation; if not, it changes that of another ascent."""
+
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         if (update := cls.__dict__.get("update")) is not None:
@@ -251,6 +254,12 @@ def asks_anew(ascent: optax.GradientTransformation) -> bool:
     """Whether an ascent may ask for losses of other examples; of a foreign one, nobody knows."""
     record = record_of(ascent)
     return True if record is None else record.asks_anew
+
+
+def says_how_far(ascent: optax.GradientTransformation) -> bool:
+    """Whether an ascent sets the size of the perturbation."""
+    record = record_of(ascent)
+    return record is not None and record.says_how_far
 
 
 def climb(

@@ -1,7 +1,7 @@
 """What `optax.masked` leaves out of an ascent, which Optax hands on as it came: the raw gradient.
 
 Optax does not say which leaves a mask leaves out. The ascents of this library say which ones they are
-given: a leaf that none of them has seen, beside a mask, is left out.
+given: a leaf that none has seen that says how far, beside a mask, is left out.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam.arithmetic import trees
+from optax_sam.engine import checks
 from optax_sam.engine.aliases import Grads, Params, PieceState
 from optax_sam.engine.meter import metered
 
@@ -28,7 +29,8 @@ def noted(update: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(update)
     def telling(self, updates, *args, **extra_args):
         if (seen := _SEEN.get()) is not None:
-            seen.append(jax.tree.map(lambda x: not trees.is_masked(x), updates, is_leaf=trees.is_masked))
+            shown = jax.tree.map(lambda x: not trees.is_masked(x), updates, is_leaf=trees.is_masked)
+            seen.append((self.says_how_far, shown))
         return update(self, updates, *args, **extra_args)
 
     return telling
@@ -66,6 +68,7 @@ def _left_out(
     def look(updates, state):
         with metered(), _listening() as seen:
             found, _ = update(updates, state, params, **extra_args)
+        checks.like_params("ascent", update, found, updates)
         pairs = zip(jax.tree.leaves(found), jax.tree.leaves(updates), strict=True)
         answers.append((_of_leaves(seen, updates), [e is d for e, d in pairs]))
 
@@ -79,7 +82,7 @@ def _left_out(
     is_alone = any(map(operator.and_, untouched, floats)) or (
         isinstance(state, optax.MaskedState) and not (seen and changed)
     )
-    if not masks.number or (is_alone and not masks.nested):
+    if not masks.number or (is_alone and masks.number == 1 and not masks.nested):
         return untouched
     patterns = {shown for shown in seen if not all(shown)}
     if any(unseen) and (masks.partitions or len(patterns) < masks.number):
@@ -100,8 +103,10 @@ def _of_leaves(seen: list[Any], updates: Grads) -> list[tuple[bool, ...]]:
             raise ValueError("an array in the place of a tree")
         return [is_shown] * len(leaves)
 
+    # What is only made shorter, or partly kept, behind the mask of another ascent was not chosen by it.
+    far = [shown for says_how_far, shown in seen if says_how_far] or [shown for _, shown in seen]
     found = []
-    for shown in seen:
+    for shown in far:
         with contextlib.suppress(ValueError, TypeError):
             found.append(tuple(jax.tree.leaves(jax.tree.map(on_part, shown, updates))))
     return found

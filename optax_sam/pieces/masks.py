@@ -38,6 +38,8 @@ class FisherMask(Ascent):
     num_samples: int
     pattern: str
 
+    says_how_far: ClassVar[bool] = False
+
     def init(self, params: Any) -> MaskState:
         mask = jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), bool), params)
         return MaskState(mask)
@@ -97,6 +99,7 @@ class DynamicMask(Ascent):
     seed: Scalar
 
     asks_anew: ClassVar[bool] = False
+    says_how_far: ClassVar[bool] = False
 
     def init(self, params: Any) -> MaskState:
         floats = jax.tree.map(lambda x: jnp.asarray(x), params)
@@ -158,6 +161,7 @@ class Only(Ascent):
     mask: Callable[[Any, Any], bool]
 
     asks_anew: ClassVar[bool] = False
+    says_how_far: ClassVar[bool] = False
 
     def init(self, params: Any) -> optax.EmptyState:
         self._chosen(params)
@@ -192,6 +196,7 @@ class KeepRandomFraction(Ascent):
     fraction: Scalar
 
     asks_anew: ClassVar[bool] = False
+    says_how_far: ClassVar[bool] = False
 
     def update(self, updates: Any, state: Any, params: Any = None, *, key: Any = None, **extra_args: Any):
         del params, extra_args
@@ -218,6 +223,7 @@ class KeepOutliers(Ascent):
     quantile: Scalar
 
     asks_anew: ClassVar[bool] = False
+    says_how_far: ClassVar[bool] = False
 
     def update(self, updates: Any, state: Any, params: Any = None, **extra_args: Any):
         del params, extra_args

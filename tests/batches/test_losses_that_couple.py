@@ -209,6 +209,29 @@ def graph_free(params, batch):
     return z[:, 0] / jnp.linalg.norm(z, axis=1)
 
 
+def test_aux_in_which_examples_meet_sees_the_mask_as_it_is():
+    """Metrics and running statistics, of a loss whose examples never meet."""
+    mask = jnp.arange(8) < 5
+    rows = jnp.asarray(RNG.normal(size=(8, 3)), jnp.float32)
+    batch = {"x": jnp.where(mask[:, None], rows, jnp.nan), "y": jnp.where(mask, 1, -1), "mask": mask}
+
+    def losses(params, batch):
+        logits = batch["x"] @ params
+        right = (logits.argmax(axis=1) == batch["y"]) & batch["mask"]
+        mean = jnp.mean(batch["x"], axis=0, where=batch["mask"][:, None])
+        found = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.abs(batch["y"]))
+        return found, (batch["mask"].sum(), right.sum(), mean)
+
+    oracle = optax_sam.Oracle(losses, batch, weights=mask, has_aux=True)
+    (loss, (number, right, mean)), grads = oracle.value_and_grad(PARAMS)
+    real = jax.tree.map(lambda x: x[:5], batch)
+    wanted, (_, wanted_right, _) = losses(PARAMS, real)
+    assert number == 5 and right == wanted_right
+    np.testing.assert_allclose(mean, real["x"].mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(loss, wanted.mean(), rtol=1e-5)
+    assert np.isfinite(grads).all()
+
+
 def test_slices_of_such_a_loss_are_losses_of_fewer_examples():
     """What the page says: the mean over slices of the loss of each slice alone."""
     batch = batch_of("float mask", 0)

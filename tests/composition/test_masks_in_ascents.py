@@ -91,6 +91,33 @@ def test_each_of_two_masks_perturbs_its_own_part(chain, behind):
     np.testing.assert_allclose(point, (1.05, 1.1), rtol=1e-6)
 
 
+BEHIND = {
+    "in_proportion": (ascents.in_proportion(0.5), 0.025),
+    "kept": (ascents.keep_random_fraction(1.0), 0.05),
+    "within": (ascents.within_leaf_norm(0.01), 0.01),
+    "chained": (ascents.chained(ascents.in_proportion(0.5), ascents.within_leaf_norm(1.0)), 0.025),
+    "scaled": (optax.scale(0.5), 0.025),
+}
+
+
+@pytest.mark.parametrize("chain", [optax.chain, ascents.chained])
+@pytest.mark.parametrize("name", BEHIND)
+def test_what_changes_the_size_behind_a_mask_brings_nothing_back(name, chain):
+    """It is given every leaf, and says of none how far."""
+    behind, moved = BEHIND[name]
+    point, _ = seen_by(chain(optax.masked(TO_RADIUS, HERE), behind))
+    np.testing.assert_allclose(point, (1 + moved, 1.0), rtol=1e-6)
+
+
+def test_a_second_mask_over_what_the_first_leaves_out_is_refused():
+    params = dict.fromkeys("wbc", jnp.asarray(1.0))
+    mask, wider = ({name: name in names for name in "wbc"} for names in ("w", "wb"))
+    ascent = optax.chain(optax.masked(TO_RADIUS, mask), optax.masked(optax.clip(0.01), wider))
+    method = optax_sam.sharpness_aware(ascent)
+    with pytest.raises(ValueError, match="put optax.masked outermost"):
+        method.update(params, method.init(params), params, grad_fn=lambda p: p)
+
+
 SLOPES = np.array([1.0, 100.0])
 OF_ALL = {
     "set to zero": (lambda: (optax.masked(optax.set_to_zero(), THERE), TO_RADIUS), (0.05, 0.0)),

@@ -226,6 +226,93 @@ def test_parts_of_one_model_inside_a_shard_map_are_refused():
             jax.jit(mapped)(params, make_batch())
 
 
+MASK = np.array([1.0, 0.0, 1.0], np.float32)
+
+
+def scaled(grads):
+    return jax.tree.map(lambda g: g * MASK if g.shape[-1:] == (3,) else 2 * g, grads)
+
+
+def in_a_while(grads_of, params):
+    def body(carry):
+        number, total = carry
+        mean = lax.pmean(grads_of(params), "batch")
+        return number + 1, jax.tree.map(jnp.add, total, mean)
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    return lax.while_loop(lambda carry: carry[0] < 2, body, (0, zeros))[1]
+
+
+def drifting_in_a_while(grads_of, params):
+    def body(carry):
+        return carry[0] + 1, jax.tree.map(lambda g: g * (1.0 + lax.axis_index("batch")), carry[1])
+
+    return lax.while_loop(lambda carry: carry[0] < 1, body, (0, lax.pmean(grads_of(params), "batch")))[1]
+
+
+ALIKE = {
+    "scaled by constants": lambda grads_of, params: scaled(lax.pmean(grads_of(params), "batch")),
+    "in a jit": lambda grads_of, params: jax.jit(scaled)(lax.pmean(grads_of(params), "batch")),
+    "with a decay": lambda grads_of, params: jax.tree.map(
+        lambda g, p: g + 0.1 * p, lax.pmean(grads_of(params), "batch"), params
+    ),
+    "in a while": in_a_while,
+    "in a scan": lambda grads_of, params: lax.scan(
+        lambda total, _: (jax.tree.map(jnp.add, total, lax.pmean(grads_of(params), "batch")), None),
+        jax.tree.map(jnp.zeros_like, params),
+        length=2,
+    )[0],
+    "sum by number": lambda grads_of, params: jax.tree.map(
+        lambda g: g / NUM_DEVICES, lax.psum(grads_of(params), "batch")
+    ),
+    "gathered": lambda grads_of, params: jax.tree.map(
+        lambda g: lax.all_gather(g, "batch").mean(axis=0), grads_of(params)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [*ALIKE, "drifting"])
+def test_whatever_keeps_the_replicas_alike_is_accepted(name, as_optax_promotes):
+    method, params = optax_sam.sam(0.1), init_params()
+    make = drifting_in_a_while if name == "drifting" else ALIKE[name]
+
+    @functools.partial(jax.pmap, axis_name="batch", in_axes=(None, None, 0), devices=DEVICES)
+    def step(params, state, batch):
+        grad_fn = lambda params: make(lambda params: jax.grad(mean_loss)(params, batch), params)
+        return method.update(grad_fn(params), state, params, grad_fn=grad_fn)[0]
+
+    given = params, method.init(params), split(make_batch())
+    if name == "drifting":
+        with pytest.raises(ValueError, match="drift apart"):
+            step(*given)
+        return
+    found = jax.device_get(step(*given))
+    for leaf in jax.tree.leaves(found):
+        np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[:1], leaf.shape))
+
+
+def test_what_models_of_their_own_log_together_is_no_part_of_their_loss():
+    mesh = Mesh(np.array(DEVICES), ("model",))
+    several = replicated(init_params())
+    method = optax_sam.sam(0.1)
+
+    def logged(params, batch):
+        found = losses(params, batch)
+        return found, lax.pmean(found.mean(), "model")
+
+    def on_device(params, batch):
+        own = jax.tree.map(lambda x: x[0], params)
+        (loss, common), grads, oracle = method.value_and_grad(logged, has_aux=True)(
+            own, batch, state=method.init(own)
+        )
+        return jax.tree.map(lambda x: x[None], method.update(grads, method.init(own), own, oracle=oracle)[0])
+
+    found = jax.jit(jax.shard_map(on_device, mesh=mesh, in_specs=(P("model"), P()), out_specs=P("model")))(
+        several, make_batch()
+    )
+    assert_trees_close(jax.tree.map(lambda x: x[0], found), jax.tree.map(lambda x: x[1], found), rtol=1e-6)
+
+
 def test_every_method_is_refused_alike():
     """By one sentence, at trace time."""
     for name in METHODS:

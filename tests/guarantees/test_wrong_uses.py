@@ -100,6 +100,7 @@ BEHIND = {
     "adam": lambda sam: optax.chain(optax.adam(0.1), sam),
     "parts of adam": lambda sam: optax.chain(optax.scale_by_adam(), optax.scale(-0.1), sam),
     "schedule": lambda sam: optax.chain(optax.scale_by_learning_rate(optax.constant_schedule(0.1)), sam),
+    "named": lambda sam: optax.named_chain(("z", optax.adam(0.1)), ("a", sam)),
     "injected": lambda sam: optax.chain(optax.inject_hyperparams(optax.sgd)(learning_rate=0.1), sam),
     "wrapped": lambda sam: optax.apply_if_finite(optax.chain(optax.adam(0.1), sam), 3),
     "partition": lambda sam: optax.partition({"a": optax.chain(optax.adam(0.1), sam)}, {"w": "a"}),
@@ -117,7 +118,6 @@ FIRST = {
         {"a": optax.sgd(0.1), "b": optax.chain(sam, optax.adam(0.1))}, {"w": "b"}
     ),
     "free of schedules": lambda sam: optax.contrib.schedule_free(optax.chain(sam, optax.sgd(0.1)), 0.1),
-    "side by side": lambda sam: optax.named_chain(("a", optax.adam(0.1)), ("b", sam)),
     "two": lambda sam: optax_sam.followed_by(sam, optax.adam(0.1)),
 }
 
