@@ -27,6 +27,7 @@ from tests.clients import (
 )
 from tests.clients.common import RHO, changed_lines, image_batches
 from tests.problem import assert_trees_close, assert_trees_equal
+from tests.registry import over
 
 
 class Client(NamedTuple):
@@ -46,8 +47,9 @@ CLIENTS = {
     "graphs": Client(graphs, graphs.rings),
     "svi": Client(svi, svi.observations),
 }
+FAST = ("pmap", "nnx")
 METHODS = [
-    pytest.param(client, name, marks=() if name == entry.module.FAST else pytest.mark.slow)
+    pytest.param(client, name, marks=() if client in FAST and name == entry.module.FAST else pytest.mark.slow)
     for client, entry in CLIENTS.items()
     for name in entry.module.METHODS
 ]
@@ -71,7 +73,7 @@ def assert_falls(losses):
     assert np.mean(losses[-quarter:]) < np.mean(losses[:quarter])
 
 
-@pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.parametrize("client", over(CLIENTS, ["pmap", "nnx", "boxed", "graphs"]))
 def test_program_with_sam_is_the_one_with_the_step_written_by_hand(client):
     settings = {"dtype": jnp.float32} if client == "pmap" else {}
     got, losses = run(client, "sam", **settings)

@@ -77,7 +77,7 @@ def test_value_and_grad_refuses_its_state(name):
 
 
 @pytest.mark.parametrize("door", DOORS)
-@pytest.mark.parametrize("name", over(WITH_GRAD_FN, ["sam", "vsam"]))
+@pytest.mark.parametrize("name", over(WITH_GRAD_FN, ["sam"]))
 def test_of_one_micro_batch_it_is_the_chain_itself(name, door, as_optax_promotes):
     chain = optax.chain(CASES[name].make(), optax.sgd(0.1, momentum=0.9))
     wrapped = optax.MultiSteps(chain, 1)

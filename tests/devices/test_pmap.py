@@ -271,7 +271,9 @@ ALIKE = {
 }
 
 
-@pytest.mark.parametrize("name", [*ALIKE, "drifting"])
+@pytest.mark.parametrize(
+    "name", over([*ALIKE, "drifting"], ["scaled by constants", "in a while", "drifting"])
+)
 def test_whatever_keeps_the_replicas_alike_is_accepted(name, as_optax_promotes):
     method, params = optax_sam.sam(0.1), init_params()
     make = drifting_in_a_while if name == "drifting" else ALIKE[name]
@@ -350,6 +352,7 @@ def test_without_a_name_every_device_trains_a_model_of_its_own():
         assert_trees_close(jax.tree.map(lambda x, n=number: x[n], found), wanted, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_named_axis_of_vmap_is_no_axis_of_devices():
     tx = optax.chain(optax_sam.sam(0.1), optax.sgd(0.1))
     step = optax_sam.step(tx, losses)

@@ -77,6 +77,7 @@ def test_every_recipe_has_a_test():
     }
 
 
+@pytest.mark.slow
 def test_numpyro():
     names, train = recipe(LIBRARIES, "NumPyro")
     train()
@@ -148,6 +149,7 @@ def test_haiku():
     assert_close((names["params"], names["state"], names["loss"]), (params, state, values[-1]))
 
 
+@pytest.mark.slow
 def test_diffrax():
     names, train = recipe(LIBRARIES, "Diffrax")
     start, paths = names["params"], names["paths"]

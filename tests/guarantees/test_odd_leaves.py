@@ -72,7 +72,7 @@ def own_arguments(name):
     return {"surrogate_losses": odd_losses} if "surrogate_losses" in CASES[name].required else {}
 
 
-@pytest.mark.parametrize("name", over(CASES, ["asam", "sparse_sam"]))
+@pytest.mark.parametrize("name", over(CASES, ["sparse_sam"]))
 def test_they_pass_through_every_method(name):
     method, params, batch = CASES[name].make(**own_arguments(name)), params_and(odd_leaves()), make_batch()
     state = method.init(params)

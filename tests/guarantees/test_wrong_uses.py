@@ -56,8 +56,8 @@ def test_an_error_inside_a_loss_of_parts_says_that_they_are_parts():
     assert not any("parts of the batch" in note for note in getattr(raised.value, "__notes__", []))
 
 
-@pytest.mark.parametrize("batch", [(), None, {}], ids=["tuple", "none", "dict"])
-@pytest.mark.parametrize("name", over([n for n, c in METHODS.items() if n != "ausam"]))
+@pytest.mark.parametrize("batch", [(), None], ids=["tuple", "none"])
+@pytest.mark.parametrize("name", over([n for n in METHODS if n != "ausam"], ["sam"]))
 def test_a_batch_without_arrays_is_a_batch(name, batch):
     """For losses that take no examples: variational inference, a graph that they close over."""
     tx = optax.chain(METHODS[name].make(), optax.sgd(0.1))
