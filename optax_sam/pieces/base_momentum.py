@@ -136,6 +136,9 @@ def _is_scaled(opt_state: OptState, momentum: Any) -> bool:
     def is_it(part):
         return any(getattr(part, name, None) is momentum for name in ("trace", "mu"))
 
+    def is_several(node):  # an older Optax keeps the state of `named_chain` in a plain dict
+        return states.is_chain(node) or isinstance(node, dict)
+
     def behind(node):
         if is_it(node):
             return 0
@@ -143,7 +146,7 @@ def _is_scaled(opt_state: OptState, momentum: Any) -> bool:
         for number, part in enumerate(parts):
             inside = behind(part)
             if inside is not None:
-                return inside + (len(parts) - number - 1 if states.is_chain(node) else 0)
+                return inside + (len(parts) - number - 1 if is_several(node) else 0)
         return None
 
     return behind(trees.plain(opt_state)) != 0

