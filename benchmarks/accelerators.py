@@ -32,6 +32,7 @@ from rich.table import Table
 from benchmarks import models
 from benchmarks.cases import RHO, Case, base, sgd
 from benchmarks.catalogue import all_cases
+from benchmarks.programs import append_lines, environment
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 MOST_TEMPORARIES, MOST_KERNELS = 1.05, 1.35
@@ -134,7 +135,7 @@ def compile_case(case: Case, problem: models.Problem, machine: str, batch_size: 
         return line | {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
     line["compile_seconds"] = round(time.perf_counter() - begin, 1)
     sizes = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(kept))
-    return line | counts(compiled) | {"kept_mb": sizes / 1e6, **topologies.environment()}
+    return line | counts(compiled) | {"kept_mb": sizes / 1e6, **environment()}
 
 
 def counts(compiled: Any) -> dict[str, Any]:
@@ -228,8 +229,7 @@ def main(settings: Settings) -> None:
         if model not in problems:
             problems[model] = models.make(model, 8, dtype=jnp.bfloat16)
         line = compile_case(case, problems[model], machine, settings.batch_size)
-        with settings.out.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append_lines(settings.out, [line])
         known.append(line)
     for machine in settings.machines:
         for model in settings.models:

@@ -12,7 +12,6 @@ os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 from jax.sharding import AxisType, Mesh  # noqa: E402
@@ -65,8 +64,3 @@ def mesh(machine: str, axis_type: AxisType = AxisType.Auto) -> Mesh:
 def is_gpu(machine: str) -> bool:
     """Whether a machine is one of GPUs."""
     return machine.startswith("h100")
-
-
-def environment() -> dict[str, str]:
-    """The versions that a figure depends on."""
-    return {"jax": jax.__version__}

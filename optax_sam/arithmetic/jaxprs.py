@@ -265,6 +265,16 @@ def equations_of(jaxpr: jex.Jaxpr | jex.ClosedJaxpr) -> Iterator[jex.JaxprEqn]:
             yield from equations_of(inner)
 
 
+_CALLS = frozenset("jit pjit closed_call core_call checkpoint remat2 custom_jvp_call custom_vjp_call".split())
+
+
+def called_by(equation: jex.JaxprEqn) -> Any:
+    """The jaxpr that an equation calls once, with its own inputs and outputs; None where it calls none."""
+    if equation.primitive.name not in _CALLS:
+        return None
+    return equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+
+
 def parts_of_scan(equation: jex.JaxprEqn) -> tuple[int, int]:
     """How many constants a scan has, and how much it carries; versions of JAX call them differently."""
     inside = _open(equation.params["jaxpr"])

@@ -9,11 +9,10 @@ from typing import Any
 import jax
 import jax.extend.core as jex
 
-from optax_sam.arithmetic.jaxprs import equations_of, jaxprs_in, parts_of_scan
+from optax_sam.arithmetic.jaxprs import called_by, equations_of, jaxprs_in, parts_of_scan
 
 _SAME = frozenset("psum psum2 psum_invariant pmax pmin all_gather all_gather_invariant".split())
 _CASTS = frozenset(["pvary", "pcast"])
-_CALLS = frozenset("jit pjit closed_call core_call checkpoint remat2 custom_jvp_call custom_vjp_call".split())
 
 
 def is_same_on_all(closed: jex.ClosedJaxpr, axis: str) -> bool:
@@ -51,8 +50,8 @@ def _through(equation: jex.JaxprEqn, same: list[bool], axis: str) -> list[bool]:
     if name not in _CASTS and axis in _axes(equation):
         grouped = params.get("axis_index_groups") is not None
         return [name in _SAME and not grouped] * number
-    if name in _CALLS:
-        return _outputs(params.get("jaxpr", params.get("call_jaxpr")), same, axis)
+    if (inner := called_by(equation)) is not None:
+        return _outputs(inner, same, axis)
     if name == "cond" and same[0]:
         found = [_outputs(branch, same[1:], axis) for branch in params["branches"]]
         return [all(each) for each in zip(*found, strict=True)]

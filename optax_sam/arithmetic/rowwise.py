@@ -11,7 +11,7 @@ from typing import Any
 import jax.extend.core as jex
 import numpy as np
 
-from optax_sam.arithmetic.jaxprs import parts_of_scan
+from optax_sam.arithmetic.jaxprs import called_by, parts_of_scan
 
 MEET = -1
 """In the place of an axis: examples meet."""
@@ -27,16 +27,6 @@ _ELEMENTWISE = frozenset(
     "shift_right_logical sharding_constraint sign sin sinh sqrt square "
     "stop_gradient sub tan tanh threefry2x32 xor".split()
 )
-_CALLS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "checkpoint": "jaxpr",
-    "remat2": "jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-}
 
 
 def axes_of_outputs(jaxpr: jex.Jaxpr, axes: Sequence[Axis]) -> list[Axis]:
@@ -72,8 +62,8 @@ def _through(equation: jex.JaxprEqn, axes: list[Axis], numbers: list[Any]) -> li
     rule = _RULES.get(name)
     if name == "optimization_barrier":
         return axes
-    if name in _CALLS:
-        return axes_of_outputs(_open(equation.params[_CALLS[name]]), axes)
+    if (inner := called_by(equation)) is not None:
+        return axes_of_outputs(_open(inner), axes)
     if name in _CONTROL:
         return _CONTROL[name](equation, axes)
     if MEET in axes:
