@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import topologies  # which sets the environment that libtpu reads
+from experiments.running import topologies  # which sets the environment that libtpu reads
 
 # isort: split
 import jax

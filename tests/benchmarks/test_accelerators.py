@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from benchmarks import accelerators, topologies
+from benchmarks import accelerators
+from experiments.running import topologies
 
 
 def test_what_a_program_consists_of_is_read_from_its_text():
