@@ -42,14 +42,6 @@ class Feed:
         for _ in range(num_evaluation_steps(self.stream, self.reading.batch_size)):
             yield self._on_devices(next(self.batches))
 
-    def shapes(self, example: Batch) -> Batch:
-        """What a batch of such examples looks like."""
-        size, places = self.reading.batch_size, self._places
-        return {
-            name: jax.ShapeDtypeStruct((size, *np.shape(array)), np.asarray(array).dtype, sharding=places)
-            for name, array in example.items()
-        }
-
     def close(self) -> None:
         """Ends what reads ahead."""
         if self.batches is not None:
@@ -57,10 +49,19 @@ class Feed:
             self.batches = None
 
     def _on_devices(self, batch: Batch) -> Batch:
-        return {
-            name: jax.make_array_from_process_local_data(self._places, array) for name, array in batch.items()
-        }
+        places = _places(self.mesh)
+        return {name: jax.make_array_from_process_local_data(places, array) for name, array in batch.items()}
 
-    @property
-    def _places(self) -> NamedSharding:
-        return NamedSharding(self.mesh, PartitionSpec("data"))
+
+def shapes(example: Batch, batch_size: int, mesh: Mesh) -> Batch:
+    """What a batch of such examples looks like."""
+    return {
+        name: jax.ShapeDtypeStruct(
+            (batch_size, *np.shape(array)), np.asarray(array).dtype, sharding=_places(mesh)
+        )
+        for name, array in example.items()
+    }
+
+
+def _places(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec("data"))

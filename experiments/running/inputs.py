@@ -45,9 +45,13 @@ class Inputs(NamedTuple):
 def make_inputs(settings: Settings, data: Data, task: Task) -> Inputs:
     """Puts the data and the numbers of one run on the devices."""
     mesh = mesh_of(settings)
+    return jax.device_put(on_host(settings, data, task, mesh), everywhere(mesh))
+
+
+def on_host(settings: Settings, data: Data, task: Task, mesh: Mesh) -> Inputs:
+    """The same, not yet on the devices of a mesh."""
     test = in_batches(data.test, evaluation_batch(mesh)) if data.test else {}
-    examples = Examples(data.train, test, task.constants(data.train))
-    return jax.device_put(Inputs(examples, numbers_of(settings)), everywhere(mesh))
+    return Inputs(Examples(data.train, test, task.constants(data.train)), numbers_of(settings))
 
 
 def with_numbers(inputs: Inputs, settings: Settings) -> Inputs:

@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments import methods, models, tasks
 from experiments.data import Data
-from experiments.data.feed import Feed
+from experiments.data.feed import Feed, shapes
 from experiments.running.devices import everywhere, mesh_of, sharding
 from experiments.running.inputs import Examples, Inputs, evaluation_batch, make_inputs
 from experiments.running.training import Trainer, TrainState
@@ -62,16 +62,12 @@ def compile_programs(settings: Settings, data: Data) -> Programs:
     start = time.perf_counter()
     trainer = trainer_of(settings, data)
     inputs = make_inputs(settings, data, trainer.task)
-    state = jax.eval_shape(trainer.init, inputs)
-    places = jax.tree.map(lambda leaf: sharding(leaf, trainer.mesh, settings.fsdp), state)
-    state = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state, places
-    )
+    state = first_state(trainer, inputs)
     make = streamed if data.streams else in_memory
-    steps, evaluate, close = make(trainer, data, inputs, state, places)
+    steps, evaluate, close = make(trainer, data, inputs, state)
     later = steps(whole_batch=False)
     first = steps(whole_batch=True) if settings.method in methods.WHOLE_FIRST_EPOCH else later
-    init = jax.jit(trainer.init, out_shardings=places).lower(inputs).compile()
+    init = jax.jit(trainer.init, out_shardings=places_of(state)).lower(inputs).compile()
     return Programs(trainer, init, first, later, evaluate, close, time.perf_counter() - start)
 
 
@@ -91,20 +87,16 @@ def arguments(part: Any) -> dict[str, Any]:
     return {name: 0.0 for name in methods.TRACED if getattr(part, name, None) is not None}
 
 
-def in_memory(trainer: Trainer, data: Data, inputs: Inputs, state: Any, places: Any) -> tuple[Any, Any, Any]:
+def in_memory(trainer: Trainer, data: Data, inputs: Inputs, state: Any) -> tuple[Any, Any, Any]:
     """Many steps in one program, and one for the whole test set."""
-    del data
 
     def steps(whole_batch: bool) -> Steps:
-        program = functools.partial(trainer.steps, whole_batch=whole_batch)
-        program = jax.jit(program, donate_argnums=0, out_shardings=places)
-        return program.lower(state, inputs, np.int32(1)).compile()
+        return lowered_steps(trainer, data, inputs, state, whole_batch).compile()
 
-    evaluate = jax.jit(trainer.evaluate, out_shardings=everywhere(trainer.mesh))
-    return steps, evaluate.lower(state.params, state.batch_stats, inputs.examples).compile(), lambda: None
+    return steps, lowered_evaluation(trainer, data, inputs, state).compile(), lambda: None
 
 
-def streamed(trainer: Trainer, data: Data, inputs: Inputs, state: Any, places: Any) -> tuple[Any, Any, Any]:
+def streamed(trainer: Trainer, data: Data, inputs: Inputs, state: Any) -> tuple[Any, Any, Any]:
     """A program for one step, and one for a test batch, between which batches are read."""
     assert data.streams is not None
     workers, mesh = trainer.settings.workers, trainer.mesh
@@ -112,9 +104,7 @@ def streamed(trainer: Trainer, data: Data, inputs: Inputs, state: Any, places: A
     test = Feed(data.streams[1], evaluation_batch(mesh), workers, mesh)
 
     def steps(whole_batch: bool) -> Steps:
-        program = functools.partial(trainer.streamed_step, whole_batch=whole_batch)
-        program = jax.jit(program, donate_argnums=0, out_shardings=places)
-        compiled = program.lower(state, inputs, train.shapes(data.streams[0].example(0, None))).compile()
+        compiled = lowered_steps(trainer, data, inputs, state, whole_batch).compile()
 
         def several(state: TrainState, inputs: Inputs, count: np.int32) -> TrainState:
             seed, step = int(inputs.numbers["seed"]), int(state.step)
@@ -124,9 +114,7 @@ def streamed(trainer: Trainer, data: Data, inputs: Inputs, state: Any, places: A
 
         return several
 
-    sums = jax.jit(trainer.sums, out_shardings=everywhere(mesh))
-    example = test.shapes(data.streams[1].evaluated(0))
-    sums = sums.lower(state.params, state.batch_stats, inputs.examples.constants, example).compile()
+    sums = lowered_evaluation(trainer, data, inputs, state).compile()
 
     def evaluate(params: Any, batch_stats: Any, examples: Examples) -> tuple[jax.Array, jax.Array]:
         parts = [sums(params, batch_stats, examples.constants, batch) for batch in test.evaluation()]
@@ -138,6 +126,45 @@ def streamed(trainer: Trainer, data: Data, inputs: Inputs, state: Any, places: A
         test.close()
 
     return steps, evaluate, close
+
+
+def lowered_steps(
+    trainer: Trainer, data: Data, inputs: Inputs, state: Any, whole_batch: bool
+) -> jax.stages.Lowered:
+    """The program of many steps on data in memory, or of one step on a streamed batch, to be compiled."""
+    function: Any = trainer.streamed_step if data.streams else trainer.steps
+    size, mesh = trainer.settings.batch_size, trainer.mesh
+    last = shapes(data.streams[0].example(0, None), size, mesh) if data.streams else np.int32(1)
+    program = functools.partial(function, whole_batch=whole_batch)
+    program = jax.jit(program, donate_argnums=0, out_shardings=places_of(state))
+    return program.lower(state, inputs, last)
+
+
+def lowered_evaluation(trainer: Trainer, data: Data, inputs: Inputs, state: Any) -> jax.stages.Lowered:
+    """The program of the whole test set in memory, or of one streamed test batch, to be compiled."""
+    mesh, examples = trainer.mesh, inputs.examples
+    place = everywhere(mesh)
+    if data.streams is None:
+        evaluate = jax.jit(trainer.evaluate, out_shardings=place)
+        return evaluate.lower(state.params, state.batch_stats, examples)
+    batch = shapes(data.streams[1].evaluated(0), evaluation_batch(mesh), mesh)
+    sums = jax.jit(trainer.sums, out_shardings=place)
+    return sums.lower(state.params, state.batch_stats, examples.constants, batch)
+
+
+def first_state(trainer: Trainer, inputs: Inputs) -> Any:
+    """What the state before the first step looks like, and where it lies."""
+
+    def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        place = sharding(leaf, trainer.mesh, trainer.settings.fsdp)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    return jax.tree.map(placed, jax.eval_shape(trainer.init, inputs))
+
+
+def places_of(state: Any) -> Any:
+    """Where each array of a state lies."""
+    return jax.tree.map(lambda leaf: leaf.sharding, state)
 
 
 def trainer_of(settings: Settings, data: Data) -> Trainer:
