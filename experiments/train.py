@@ -8,6 +8,7 @@ import sys
 
 from experiments import methods
 from experiments.data import load
+from experiments.running.compile_only import compile_only
 from experiments.running.devices import first_process, join_processes
 from experiments.running.programs import compile_programs
 from experiments.running.progress import progress_bar
@@ -39,6 +40,9 @@ def main(args: list[str] | None = None) -> None:
 
 def train(settings: Settings) -> None:
     """Checks, reads, compiles, trains, and says what came out."""
+    if settings.compile_only is not None:
+        compile_only(settings)
+        return
     if settings.distributed:
         join_processes()
     settings = resolved(settings)

@@ -104,6 +104,8 @@ class Settings(Setup):
     """One of several processes: on a TPU slice, under SLURM, or as JAX_COORDINATOR_ADDRESS etc. say."""
     profile: tuple[int, int] | None = None
     """First and last step that a profiler trace is written of, into the folder."""
+    compile_only: str | None = None
+    """A machine, h100:1x1x8 or v5e:16x16: say what the run's programs need there, and train nothing."""
     method_settings: tyro.conf.OmitArgPrefixes[MethodSettings] = MethodSettings()
     """Settings of the method."""
 

@@ -1,0 +1,82 @@
+"""What a compiled program needs of a device, and what it consists of, read without running it."""
+
+import math
+import re
+from typing import Any, NamedTuple
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+_INSTRUCTION = re.compile(r"^ +(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][\w\-]*)\(", flags=re.MULTILINE)
+_ARRAY = re.compile(r"\b([a-z]+\d*)(?:e\d\w*)?\[([\d,]*)\]")
+
+
+class Collective(NamedTuple):
+    """All that is exchanged in one way: operations, and the bytes that they give to one device."""
+
+    operations: int
+    size: int
+
+
+class Figures(NamedTuple):
+    """One program; memory in bytes of one device. Bodies of loops and branches count once.
+
+    Attributes:
+      arguments: those that the program reads; donated ones among them.
+      outputs: those that do not lie in donated memory.
+      temporaries: all that lives between them.
+      flops: as the compiler counts them; None, if it does not.
+      collectives: by kind.
+      loops: `while` operations.
+      conditionals: `conditional` operations.
+    """
+
+    arguments: int
+    outputs: int
+    temporaries: int
+    flops: float | None
+    collectives: dict[str, Collective]
+    loops: int
+    conditionals: int
+
+    @property
+    def memory(self) -> int:
+        """Bytes on a device while the program runs."""
+        return self.arguments + self.outputs + self.temporaries
+
+
+def figures(compiled: Any) -> Figures:
+    """Reads a `jax.stages.Compiled`."""
+    memory, costs = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    found = _INSTRUCTION.findall(compiled.as_text())
+    operations = [operation for _, operation in found]
+    return Figures(
+        arguments=memory.argument_size_in_bytes,
+        outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        flops=costs.get("flops"),
+        collectives=_collectives(found),
+        loops=operations.count("while"),
+        conditionals=operations.count("conditional"),
+    )
+
+
+def _collectives(found: list[tuple[str, str]]) -> dict[str, Collective]:
+    # An asynchronous one is a pair, whose second half has the results alone.
+    sizes = {
+        kind: [_bytes(shape) for shape, operation in found if operation in (kind, f"{kind}-done")]
+        for kind in COLLECTIVES
+    }
+    return {kind: Collective(len(each), sum(each)) for kind, each in sizes.items() if each}
+
+
+def _bytes(shape: str) -> int:
+    """Of a shape as it is printed, which may be a tuple's and may name layouts."""
+    return sum(
+        _width(kind) * math.prod(int(size) for size in sizes.split(",") if size)
+        for kind, sizes in _ARRAY.findall(shape)
+    )
+
+
+def _width(kind: str) -> int:
+    bits = re.search(r"\d+", kind)
+    return max(1, int(bits[0]) // 8) if bits else 1
