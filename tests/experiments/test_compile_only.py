@@ -39,7 +39,7 @@ def seen(monkeypatch):
 
 def printed(out, capsys, *args):
     """The rows of the table, by their first cells."""
-    train.main(["--out", str(out), "--compile-only", "abacus:1", *TINY, *args])
+    train.main(["--out", str(out), "--compile-only", "abacus:1", *TINY, "--epochs", "1", *args])
     text = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if "│" in line]
     return text, {name: cells for name, *cells in rows}
@@ -57,7 +57,9 @@ def test_needs_are_printed_and_nothing_is_trained_or_written(described, tmp_path
     text, rows = printed(tmp_path / "x", capsys, "--method", "sam")
     assert "--method sam on abacus:1, 2 devices" in text and "of one step or batch" in text
     assert len(rows["seconds to compile"]) == 2 and float(rows["FLOPs"][0]) > 1e6
-    assert int(rows["all-reduce"][0].split(",")[0]) >= 2 and rows["fits into 1,000.0 MB"][0] == "yes, 0.1%"
+    assert int(rows["all-reduce"][0].split(",")[0]) >= 2 and rows["fits into 1,000.0 MB"][0].startswith(
+        "yes, 0."
+    )
     assert not list(tmp_path.iterdir())
 
 
