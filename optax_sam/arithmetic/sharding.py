@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.shard_alike import shard_alike
 from jax.sharding import AxisType, PartitionSpec
 
 
@@ -89,6 +90,20 @@ def cond(condition: Any, on_true: Callable[..., Any], on_false: Callable[..., An
         return run
 
     return lax.cond(condition, varying_alike(on_true), varying_alike(on_false), *operands)
+
+
+def alike(tree: Any, like: Any) -> Any:
+    """The arrays of `tree`, split over devices as those of `like`.
+
+    The compiler is told: what leaves a conditional it would gather on every device.
+    """
+    if is_inside_shard_map():
+        return tree
+
+    def on_leaf(x, y):
+        return shard_alike(x, y)[0] if isinstance(x, jax.core.Tracer) and x.ndim else x
+
+    return jax.tree.map(on_leaf, tree, like)
 
 
 def _varying(aval: Any) -> frozenset[str]:

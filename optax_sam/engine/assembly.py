@@ -140,11 +140,13 @@ class Assembly(Method):
         if due is not None and not trees.is_traced((due, grads, params)):
             # The conditional would be compiled anew in each call, and both of its branches.
             decision = bool(due)
-        if decision is None:
-            paid, unpaid = (lambda f=f: f(*arguments) for f in (self._perturbed_step, self._plain_step))
-            outcome = Outcome(*sharding.cond(due, paid, unpaid))
-        else:
-            outcome = (self._perturbed_step if decision else self._plain_step)(*arguments)
+        first = arguments[1].first
+        with trees.known_norm(first.grads, first.norm):
+            if decision is None:
+                paid, unpaid = (lambda f=f: f(*arguments) for f in (self._perturbed_step, self._plain_step))
+                outcome = Outcome(*sharding.cond(due, paid, unpaid))
+            else:
+                outcome = (self._perturbed_step if decision else self._plain_step)(*arguments)
         return outcome._replace(state=self._decide_next(outcome.state))
 
     def _taken_up(self, grads, begun, state, params, given) -> tuple[SharpnessAwareState, Step, Begun]:
@@ -235,7 +237,7 @@ class Assembly(Method):
         if trees.has_masked(direction):  # ahead of the step's gradient the full parameters are in sight
             params = trees.like_masked(direction, params)
         checks.like_params("direction", self.direction, direction, params)
-        uphill = optax.tree.conj(direction)
+        uphill = trees.conjugate(direction)
         extra = {"step": step.count, "key": step._replace(kind="ascent").key, "oracle": step.oracle}
         perturbation, ascent_state, length = bases.climb(self.ascent, uphill, state.ascent, params, **extra)
         checks.like_params("ascent", self.ascent, perturbation, params)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_sam.arithmetic import trees
+from optax_sam.arithmetic import sharding, trees
 from optax_sam.engine.meter import Spent
 
 MEASURED = ("loss", "perturbed_loss", "grad_norm", "perturbed_grad_norm", "perturbation_norm")
@@ -77,6 +77,12 @@ def initial(seed: Any, **fields: Any) -> SharpnessAwareState:
 def key_of(state: SharpnessAwareState) -> jax.Array:
     """The typed PRNG key of a method."""
     return jax.random.wrap_key_data(state.key, impl="threefry2x32")
+
+
+def split_alike(new: SharpnessAwareState, old: SharpnessAwareState) -> SharpnessAwareState:
+    """The state after a step, what it keeps split over devices as in the state before."""
+    kept = ("start", "direction", "gate", "ascent", "reuse")
+    return new._replace(**{kind: sharding.alike(getattr(new, kind), getattr(old, kind)) for kind in kept})
 
 
 def with_key_of_part(state: SharpnessAwareState, number: Any) -> SharpnessAwareState:

@@ -201,7 +201,8 @@ class Method(abc.ABC):
             updates, begun, given = self.started(updates, state, arrays, params, oracle, perturb)
         perturb = None if perturb is None else bool(perturb)
         outcome = self.finish(updates, begun, state, arrays, given, perturb)
-        return jax.tree.unflatten(structure, jax.tree.leaves(outcome.descent)), outcome.state
+        descent = jax.tree.unflatten(structure, jax.tree.leaves(outcome.descent))
+        return descent, states.split_alike(outcome.state, state)
 
     def started(
         self,

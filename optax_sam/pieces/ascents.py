@@ -173,7 +173,7 @@ class Repeated(Ascent):
         def one_more(carry, _):
             perturbation, state = carry
             grads = oracle.evaluate_moved(perturbation).grads
-            uphill = trees.cast_like(optax.tree.conj(grads), updates)
+            uphill = trees.cast_like(trees.conjugate(grads), updates)
             step, state, _ = climb(self.ascent, uphill, state, params, **extra_args)
             return (trees.map_wide(jnp.add, perturbation, step), state), None
 

@@ -6,7 +6,6 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from optax_sam.arithmetic import trees
 from optax_sam.engine import checks
@@ -165,7 +164,7 @@ class Bilateral(Combination):
 
     def combine(self, step: Step) -> Grads:
         rho = at_step(self.lower_rho, step.count)
-        unit = trees.divide(optax.tree.conj(step.grads), step.first.norm)
+        unit = trees.divide(trees.conjugate(step.grads), step.first.norm)
         down = trees.map_wide(lambda u: trees.times(-rho, u), unit)
         below = step.oracle.evaluate_moved(down)
         ratio = trees.divide(step.perturbed.norm, below.norm)

@@ -5,7 +5,6 @@ from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from optax_sam.arithmetic import random_trees, sharding, trees
 from optax_sam.engine import checks
@@ -53,7 +52,7 @@ class WithTopEigenvector(Direction):
 
     def _renewed(self, vector: Params, step: Step) -> Params:
         def once(v, _):
-            product = step.oracle.hessian_product(optax.tree.conj(v))
+            product = step.oracle.hessian_product(trees.conjugate(v))
             return unit_or(trees.map_inexact(cast, v, product), v), None
 
         def cast(old, new):

@@ -34,14 +34,18 @@ def test_norm_has_a_derivative_forwards_and_backwards(scale):
     assert all(np.all(np.asarray(x) == 0) for x in jax.tree.leaves(zero))
 
 
-FORMS = {"two passes": trees._norm_in_two_passes, "three sums": trees._norm_of_three_sums}
+FORMS = {
+    "two passes": trees._norm_in_two_passes,
+    "three sums": trees._norm_of_three_sums,
+    "columns": trees._norm_of_columns,
+}
 every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 
 
 @every_form
 @pytest.mark.parametrize("jitted", [False, True], ids=["eager", "jitted"])
-def test_both_forms_of_the_norm_are_right_for_every_size(form, jitted):
-    """A CPU takes the first one, GPUs and TPUs the second."""
+def test_all_forms_of_the_norm_are_right_for_every_size(form, jitted):
+    """A CPU takes the first one, TPUs the second, GPUs the third."""
     run = jax.jit(form) if jitted else form
     rows = np.random.default_rng(0).normal(size=(3, 4, 5))
     for size in 10.0 ** np.arange(-36, 37, 6):
@@ -56,7 +60,7 @@ def test_both_forms_of_the_norm_are_right_for_every_size(form, jitted):
 
 @every_form
 @pytest.mark.parametrize("shape", [(), (3,), (3, 4)])
-def test_both_forms_of_what_the_compiler_knows_to_be_zero(form, shape):
+def test_all_forms_of_what_the_compiler_knows_to_be_zero(form, shape):
     """It may scale the squares in the place of the entries."""
     assert jax.jit(lambda: form([jnp.zeros(shape, jnp.float32), jnp.zeros([], jnp.float32)]))() == 0
 
@@ -77,7 +81,7 @@ def test_a_loss_without_the_parameters_perturbs_nothing():
 
 
 @every_form
-def test_both_forms_take_every_dtype(form):
+def test_all_forms_take_every_dtype(form):
     run = jax.jit(form)
     np.testing.assert_allclose(run([jnp.full(1000, 300, jnp.float16)]), 300 * np.sqrt(1000), rtol=1e-6)
     np.testing.assert_allclose(run([jnp.full(4, 1e30, jnp.bfloat16), jnp.zeros(3)]), 2e30, rtol=1e-2)
@@ -89,7 +93,7 @@ def test_both_forms_take_every_dtype(form):
 
 
 @every_form
-def test_both_forms_under_vmap_and_in_a_scan(form):
+def test_all_forms_under_vmap_and_in_a_scan(form):
     rows = jnp.array([[3.0, 4.0], [3e30, 4e30], [3e-30, 4e-30], [0.0, 0.0], [jnp.inf, 1.0]])
     wanted = [5.0, 5e30, 5e-30, 0.0, np.inf]
     np.testing.assert_allclose(jax.vmap(lambda x: form([x]))(rows), wanted, rtol=1e-6)
@@ -99,7 +103,7 @@ def test_both_forms_under_vmap_and_in_a_scan(form):
 
 @pytest.mark.slow
 @every_form
-def test_both_forms_keep_the_digits_of_long_sums(form):
+def test_all_forms_keep_the_digits_of_long_sums(form):
     leaf = np.random.default_rng(0).normal(size=(4000, 5000)).astype(np.float32)
     wanted = np.sqrt(np.sum(np.square(leaf, dtype=np.float64)))
     np.testing.assert_allclose(jax.jit(form)([jnp.asarray(leaf)]), wanted, rtol=1e-5)
@@ -107,7 +111,7 @@ def test_both_forms_keep_the_digits_of_long_sums(form):
 
 @every_form
 @pytest.mark.parametrize("kind", list(AxisType)[:2], ids=str)
-def test_both_forms_of_split_leaves_and_of_each_device_alone(form, kind):
+def test_all_forms_of_split_leaves_and_of_each_device_alone(form, kind):
     """Leaves that are split over devices have one norm; inside a `shard_map` every device has its own."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
     rows = np.random.default_rng(0).normal(size=(8, 3)) * 10.0 ** np.linspace(-30, 30, 8)[:, None]

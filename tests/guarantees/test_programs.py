@@ -24,7 +24,7 @@ def control(jaxpr, on_cpu):
         name, platforms = equation.primitive.name, equation.params.get("branches_platforms")
         if name == "cond" and platforms:  # one branch is compiled
             for branch, machine in zip(equation.params["branches"], platforms, strict=True):
-                if (machine is not None) != on_cpu:
+                if ("cpu" in (machine or ())) != on_cpu:
                     skipped |= {id(inner) for inner in equations_of(branch)}
         elif name in LOOPS or name == "cond":
             found["loops" if name in LOOPS else "conditionals"] += 1
@@ -53,3 +53,10 @@ def test_on_a_gpu_or_tpu_a_program_has_the_loops_and_conditionals_of_its_equatio
 def test_on_a_cpu_a_norm_has_a_loop_of_its_own():
     """Of one turn at most: what the test above sees where there is one."""
     assert control(program("sam").jaxpr, on_cpu=True)["loops"] > 0
+
+
+@pytest.mark.parametrize("name", ["sam", "rst"])
+def test_each_gradient_has_its_norm_taken_once(name):
+    """Inside a conditional too, where XLA would take again what stands outside."""
+    norms = [e for e in equations_of(program(name).jaxpr) if e.params.get("branches_platforms")]
+    assert len(norms) == 2
