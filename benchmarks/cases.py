@@ -16,8 +16,8 @@ Step = Callable[[Any, Any, Any, Any], tuple[Any, Any, Any, jax.Array]]
 
 Losses = Callable[[Any, Any, Any], tuple[jax.Array, Any]]
 
-Build = Callable[[Losses], tuple[Callable[[Any], Any], Step]]
-"""From the losses: the initial state from the parameters, and the step."""
+Build = Callable[[Losses, optax.GradientTransformation], tuple[Callable[[Any], Any], Step]]
+"""From the losses and the base optimizer: the initial state from the parameters, and the step."""
 
 RHO = 0.05
 LEARNING_RATE = 1e-3
@@ -48,26 +48,25 @@ class Case:
     most_flops: float = math.inf
 
 
-def base() -> optax.GradientTransformation:
-    """The base optimizer of every case."""
+def usual_base() -> optax.GradientTransformation:
+    """The base optimizer, where no other is named."""
     return optax.sgd(LEARNING_RATE, momentum=0.9)
 
 
-def sgd(losses: Losses) -> tuple[Callable[[Any], Any], Step]:
+def sgd(losses: Losses, base: optax.GradientTransformation) -> tuple[Callable[[Any], Any], Step]:
     """The plain training step that all others are compared with."""
-    tx = base()
 
     def step(params, stats, state, batch):
         (loss, stats), grads = _gradient(losses, stats, batch)(params)
-        updates, state = tx.update(grads, state, params)
+        updates, state = base.update(grads, state, params)
         return optax.apply_updates(params, updates), stats, state, loss
 
-    return tx.init, step
+    return base.init, step
 
 
-def contrib_sam(losses: Losses) -> tuple[Callable[[Any], Any], Step]:
+def contrib_sam(losses: Losses, base: optax.GradientTransformation) -> tuple[Callable[[Any], Any], Step]:
     """SAM as Optax has it, in opaque mode: both gradients in one update."""
-    tx = optax.contrib.sam(base(), _contrib_ascent(), opaque_mode=True)
+    tx = optax.contrib.sam(base, _contrib_ascent(), opaque_mode=True)
 
     def step(params, stats, state, batch):
         gradient = _gradient(losses, stats, batch)
@@ -78,9 +77,11 @@ def contrib_sam(losses: Losses) -> tuple[Callable[[Any], Any], Step]:
     return tx.init, step
 
 
-def contrib_sam_transparent(losses: Losses) -> tuple[Callable[[Any], Any], Step]:
+def contrib_sam_transparent(
+    losses: Losses, base: optax.GradientTransformation
+) -> tuple[Callable[[Any], Any], Step]:
     """SAM as Optax has it, in transparent mode: two updates, one gradient each."""
-    tx = optax.contrib.sam(base(), _contrib_ascent(), sync_period=2)
+    tx = optax.contrib.sam(base, _contrib_ascent(), sync_period=2)
 
     def step(params, stats, state, batch):
         gradient = _gradient(losses, stats, batch)
@@ -95,23 +96,23 @@ def contrib_sam_transparent(losses: Losses) -> tuple[Callable[[Any], Any], Step]
 
 def ours(method: SharpnessAware, perturb: bool | None = None) -> Build:
     """The training step of one of this library's methods, before the base optimizer."""
-    return _with(method, optax.chain(method, base()), perturb)
+    return _with(method, lambda base: optax.chain(method, base), perturb)
 
 
 def whole(optimizer: SharpnessAware) -> Build:
-    """The training step of one of this library's optimizers."""
-    return _with(optimizer, optimizer, None)
+    """The training step of one of this library's optimizers, which need no base."""
+    return _with(optimizer, lambda base: optimizer, None)
 
 
 def with_surrogate(factory: Callable[[Any], SharpnessAware]) -> Build:
     """The training step of a method that needs a cheaper loss: here the network itself, the dearest."""
 
-    def build(losses):
+    def build(losses, base):
         def step(params, stats, state, batch):
             method = factory(lambda params, batch: losses(params, stats, batch))
-            return ours(method)(losses)[1](params, stats, state, batch)
+            return ours(method)(losses, base)[1](params, stats, state, batch)
 
-        return optax.chain(factory(losses), base()).init, step
+        return optax.chain(factory(losses), base).init, step
 
     return build
 
@@ -148,10 +149,12 @@ def gated(
     ]
 
 
-def _with(method: SharpnessAware, tx: Any, perturb: bool | None) -> Build:
+def _with(method: SharpnessAware, optimizer: Callable[[Any], Any], perturb: bool | None) -> Build:
     extra: dict[str, Literal[True, False]] = {} if perturb is None else {"perturb": perturb}
 
-    def build(losses):
+    def build(losses, base):
+        tx = optimizer(base)
+
         def step(params, stats, state, batch):
             def loss_fn(params, batch):
                 return losses(params, stats, batch)

@@ -9,12 +9,12 @@ from benchmarks.cases import (
     RHO,
     Case,
     always,
-    base,
     contrib_sam,
     contrib_sam_transparent,
     gated,
     ours,
     sgd,
+    usual_base,
     whole,
     with_surrogate,
 )
@@ -81,7 +81,7 @@ def compositions() -> list[Case]:
         gate=optax_sam.gates.with_variance_rate(window=10),
         reuse=optax_sam.reuses.decayed_difference(0.7, steps=6),
     )
-    decoupled = optax_sam.decoupled(optax_sam.wsam(RHO), base(), LEARNING_RATE)
+    decoupled = optax_sam.decoupled(optax_sam.wsam(RHO), usual_base(), LEARNING_RATE)
     return [
         Case("decoupled(wsam)", whole(decoupled), 2),
         *gated(composed, "ausam's draw, vsam's gate", shut=0.75, part=0.5),

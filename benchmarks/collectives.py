@@ -35,6 +35,7 @@ class Traffic(NamedTuple):
     Attributes:
       all_reduced: elements that are summed over devices.
       moved: bytes of the results of gathers, exchanges and permutations.
+      sent: bytes that a ring sends for both: twice those of what is summed.
       product_flops: FLOPs of matrix products and convolutions, padding included.
       repeated_work: whether some of those stand in a loop or a conditional, so that the compiler's
         own count of FLOPs, which takes every body once, is not that of a run.
@@ -42,6 +43,7 @@ class Traffic(NamedTuple):
 
     all_reduced: int
     moved: int
+    sent: int
     product_flops: int
     repeated_work: bool
 
@@ -51,7 +53,8 @@ def traffic(text: str) -> Traffic:
     computations, entry = _parse(text)
     counts = _count(computations, entry)
     moved = sum(counts[operation] for operation in MOVING)
-    return Traffic(counts["all-reduce"], moved, counts["flops"], counts["repeated flops"] > 0)
+    sent = 2 * counts["bytes summed"] + moved
+    return Traffic(counts["all-reduce"], moved, sent, counts["flops"], counts["repeated flops"] > 0)
 
 
 def _parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
@@ -73,8 +76,10 @@ def _count(computations: dict[str, dict[str, Instruction]], name: str) -> Counte
     """Elements of all-reduces, bytes of what moves, and FLOPs of products, of one computation."""
     total: Counter[str] = Counter()
     for shape, operation, rest in computations[name].values():
+        operation = operation.removesuffix("-done")  # the second half of an asynchronous one has the results
         if operation == "all-reduce":
             total[operation] += sum(size for _, size in _arrays(shape))
+            total["bytes summed"] += sum(width * size for width, size in _arrays(shape))
         elif operation in MOVING:
             total[operation] += sum(width * size for width, size in _arrays(shape))
         elif operation in ("dot", "convolution"):
@@ -88,8 +93,8 @@ def _count(computations: dict[str, dict[str, Instruction]], name: str) -> Counte
             counts = [_count(computations, branch) for branch in branches]
             highest = {key: max(c[key] for c in counts) for key in set().union(*counts)}
             _add(total, Counter(highest), 1, repeated=True)
-        elif operation.startswith(("all-reduce-", *(f"{moving}-" for moving in MOVING))):
-            raise ValueError(f"{operation}: asynchronous collectives are not counted yet.")
+        elif operation in ("all-reduce-start", *(f"{moving}-start" for moving in MOVING)):
+            continue
         else:
             for called in _CALLED.findall(rest):
                 _add(total, _count(computations, called), 1, repeated=False)

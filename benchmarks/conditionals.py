@@ -22,7 +22,7 @@ from rich.table import Table
 
 import optax_sam
 from benchmarks import models, programs
-from benchmarks.cases import LEARNING_RATE, RHO, Build, Losses, base, ours
+from benchmarks.cases import LEARNING_RATE, RHO, Build, Losses, ours, usual_base
 from benchmarks.programs import Program
 
 BATCH_SIZES = {"resnet": 128, "channels_first": 128, "depthwise": 64, "resnet18": 64}
@@ -96,7 +96,7 @@ def pairs(plain: bool) -> list[Pair]:
     ]
 
 
-def unrolled_slices(losses: Losses) -> tuple[Callable[[Any], Any], Any]:
+def unrolled_slices(losses: Losses, base: Any) -> tuple[Callable[[Any], Any], Any]:
     """m-sharpness as a Python loop over slices writes it."""
 
     def descent(params, stats, batch):
@@ -104,10 +104,10 @@ def unrolled_slices(losses: Losses) -> tuple[Callable[[Any], Any], Any]:
         found = [_sam_gradient(losses, stats, part)(params) for part in parts]
         return jax.tree.map(lambda *xs: sum(xs) / SLICES, *found)
 
-    return _descending(descent)
+    return _descending(descent, base)
 
 
-def six_gradients(losses: Losses) -> tuple[Callable[[Any], Any], Any]:
+def six_gradients(losses: Losses, base: Any) -> tuple[Callable[[Any], Any], Any]:
     """The gradients of three SAM steps from three points, one after the other."""
 
     def descent(params, stats, batch):
@@ -115,12 +115,12 @@ def six_gradients(losses: Losses) -> tuple[Callable[[Any], Any], Any]:
         found = [_sam_gradient(losses, stats, batch)(point) for point in points]
         return jax.tree.map(lambda *xs: sum(xs) / 3, *found)
 
-    return _descending(descent)
+    return _descending(descent, base)
 
 
-def scan_over_steps(losses: Losses) -> tuple[Callable[[Any], Any], Any]:
+def scan_over_steps(losses: Losses, base: Any) -> tuple[Callable[[Any], Any], Any]:
     """Several training steps in one program."""
-    init, one = ours(optax_sam.sam(RHO))(losses)
+    init, one = ours(optax_sam.sam(RHO))(losses, base)
 
     def step(params, stats, state, batch):
         def body(carry, _):
@@ -137,7 +137,9 @@ def scan_over_steps(losses: Losses) -> tuple[Callable[[Any], Any], Any]:
 def in_conditional(transform: Callable[[Any], Any] | None) -> Build:
     """A step without optimizer, the gradient of which is taken in a conditional; None: in none."""
 
-    def build(losses):
+    def build(losses, base):
+        del base
+
         def step(params, stats, taken, batch):
             def loss_fn(params):
                 values, new = losses(params, stats, batch)
@@ -160,14 +162,12 @@ def in_conditional(transform: Callable[[Any], Any] | None) -> Build:
     return build
 
 
-def _descending(descent: Callable[[Any, Any, Any], Any]) -> tuple[Callable[[Any], Any], Any]:
-    tx = base()
-
+def _descending(descent: Callable[[Any, Any, Any], Any], base: Any) -> tuple[Callable[[Any], Any], Any]:
     def step(params, stats, state, batch):
-        updates, state = tx.update(descent(params, stats, batch), state, params)
+        updates, state = base.update(descent(params, stats, batch), state, params)
         return optax.apply_updates(params, updates), stats, state, jnp.zeros([])
 
-    return tx.init, step
+    return base.init, step
 
 
 def _sam_gradient(losses: Losses, stats: Any, batch: Any) -> Callable[[Any], Any]:
@@ -223,7 +223,7 @@ def main(settings: Settings) -> None:
 
 
 def _compiled(name: str, build: Build, problem: models.Problem) -> Program:
-    init, step = build(problem.losses)
+    init, step = build(problem.losses, usual_base())
     return Program(name, step, (problem.params, problem.stats, init(problem.params)), problem.batch)
 
 

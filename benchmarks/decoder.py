@@ -1,4 +1,4 @@
-"""A decoder as large language models are built, in plain JAX: its layers in one scan, recomputed backwards."""
+"""A decoder as large language models are built, in plain JAX: layers in one scan, recomputed backwards."""
 
 import dataclasses
 import math

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import models, split_steps
+from benchmarks.cases import usual_base
 from benchmarks.programs import Program, append_lines, environment, measure, spread, summary
 
 STEPS = ("sgd", "sam", "per_device(sam)", "momentum_sam", "ausam(strata=8)")
@@ -49,7 +50,7 @@ class Settings:
 def split_program(name: str, build: Any, problem: models.Problem, mesh: Any) -> Program:
     """The step with its state on all devices, before and after."""
     whole = NamedSharding(mesh, PartitionSpec())
-    init, step = build(problem.losses)
+    init, step = build(problem.losses, usual_base())
 
     def step_on_all(params, stats, state, batch):
         return jax.lax.with_sharding_constraint(step(params, stats, state, batch), whole)

@@ -28,6 +28,7 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from benchmarks import collectives, models, split_steps  # noqa: E402
+from benchmarks.cases import usual_base  # noqa: E402
 from benchmarks.programs import append_lines, environment  # noqa: E402
 
 WIDTHS = {"mlp": 256, "resnet": 16}
@@ -74,7 +75,7 @@ def measure(name: str, build: Any, problem: models.Problem, axes: str, batch_siz
     line["statistics"] = sum(x.size for x in jax.tree.leaves(problem.stats))
     with jax.set_mesh(mesh):
         params, stats = jax.device_put((problem.params, problem.stats), whole)
-        init, step = build(problem.losses)
+        init, step = build(problem.losses, usual_base())
         try:
             lowered = jax.jit(step).lower(params, stats, init(params), batch)
         except Exception as error:

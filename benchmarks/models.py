@@ -11,6 +11,7 @@ import optax
 from flax import linen as nn
 from jax import lax
 
+from benchmarks.decoder import Decoder
 from experiments.models.resnet import ResNet
 from experiments.models.vit import Layer, VisionTransformer
 
@@ -115,10 +116,37 @@ class Training(nn.Module):
         return self.network(10, width=self.width, dtype=self.dtype)(images, train=True)
 
 
-def make(name: str, batch_size: int, width: int | None = None, dtype: Any = jnp.float32) -> Problem:
-    """One of `MODELS` with its own width, or another; computing in `dtype`."""
+def make(
+    name: str,
+    batch_size: int,
+    width: int | None = None,
+    dtype: Any = jnp.float32,
+    make_arrays: Callable[..., Any] = lambda function: function(),
+) -> Problem:
+    """One of `MODELS` with its own width, or another; computing in `dtype`.
+
+    With `jax.eval_shape` for `make_arrays` there are shapes in the place of arrays.
+    """
+    if name in DECODERS:
+        return _decoder(name, batch_size, make_arrays)
     module, usual, shape = MODELS[name]
-    return _problem(name, module(usual if width is None else width, dtype), (batch_size, *shape))
+    return _problem(name, module(usual if width is None else width, dtype), (batch_size, *shape), make_arrays)
+
+
+def _decoder(name: str, batch_size: int, make_arrays: Callable[..., Any]) -> Problem:
+    model, length = DECODERS[name]
+
+    def arrays():
+        init, tokens = jax.random.split(jax.random.key(0))
+        shape = (batch_size, length + 1)
+        batch = {
+            "input": jax.random.randint(tokens, shape, 0, model.vocabulary),
+            "index": jnp.arange(batch_size),
+        }
+        return model.init(init), batch
+
+    params, batch = make_arrays(arrays)
+    return Problem(name, params, {}, batch, lambda p, stats, batch: (model.losses(p, batch["input"]), stats))
 
 
 IMAGE = (32, 32, 3)
@@ -130,22 +158,29 @@ MODELS: dict[str, tuple[Callable[[int, Any], nn.Module], int, tuple[int, ...]]] 
     "depthwise": (Depthwise, 16, IMAGE),
     "channels_first": (ChannelsFirst, 16, IMAGE),
     "vit_s": (partial(Training, VisionTransformer), 384, (224, 224, 3)),
+    "vit_l": (partial(Training, partial(VisionTransformer, heads=16, layers=24)), 1024, (224, 224, 3)),
 }
 """Network, its width, and the shape of one input."""
 
+DECODERS = {"decoder": (Decoder(1024, 12), 1024), "decoder_1b": (Decoder(2048, 24), 1024)}
+"""Of 185 million and of 1.3 billion parameters, and how many tokens of a sequence are predicted."""
 
-def _problem(name: str, model: nn.Module, shape: tuple[int, ...]) -> Problem:
-    inputs, labels, init = jax.random.split(jax.random.key(0), 3)
-    if name == "transformer":
-        given = jax.random.randint(inputs, shape, 0, VOCABULARY)
-    else:
-        given = jax.random.normal(inputs, shape)
-    batch = {
-        "input": given,
-        "label": jax.random.randint(labels, shape[:1], 0, 10),
-        "index": jnp.arange(shape[0]),
-    }
-    variables = jax.jit(model.init)(init, batch["input"][:1])
+
+def _problem(name: str, model: nn.Module, shape: tuple[int, ...], make_arrays: Callable[..., Any]) -> Problem:
+    def arrays():
+        inputs, labels, init = jax.random.split(jax.random.key(0), 3)
+        if name == "transformer":
+            given = jax.random.randint(inputs, shape, 0, VOCABULARY)
+        else:
+            given = jax.random.normal(inputs, shape)
+        batch = {
+            "input": given,
+            "label": jax.random.randint(labels, shape[:1], 0, 10),
+            "index": jnp.arange(shape[0]),
+        }
+        return jax.jit(model.init)(init, batch["input"][:1]), batch
+
+    variables, batch = make_arrays(arrays)
 
     def losses(params, stats, batch):
         logits, new = model.apply({"params": params} | stats, batch["input"], mutable=["batch_stats"])

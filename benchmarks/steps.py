@@ -24,7 +24,7 @@ from rich.table import Table
 
 import optax_sam
 from benchmarks import models, programs
-from benchmarks.cases import Case
+from benchmarks.cases import Case, usual_base
 from benchmarks.catalogue import all_cases
 from benchmarks.programs import Program
 
@@ -66,7 +66,7 @@ class Settings:
 
 def compiled(case: Case, problem: models.Problem) -> Program:
     """The training step of a case."""
-    init, step = case.build(problem.losses)
+    init, step = case.build(problem.losses, usual_base())
     arrays = problem.params, problem.stats, init(problem.params)
     return Program(case.name, step, arrays, problem.batch, calls=case.calls)
 

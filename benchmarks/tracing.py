@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import models, programs
+from benchmarks.cases import usual_base
 from benchmarks.catalogue import all_cases
 
 
@@ -43,7 +44,7 @@ def main(settings: Settings) -> None:
     seconds: dict[str, list[tuple[float, float]]] = {case.name: [] for case in chosen}
     for _ in range(settings.rounds + 1):
         for case in chosen:
-            init, step = case.build(problem.losses)
+            init, step = case.build(problem.losses, usual_base())
             state = init(problem.params)
             begin = time.process_time()
             traced = jax.jit(step).trace(problem.params, problem.stats, state, problem.batch)

@@ -4,12 +4,10 @@ They are the programs of `programs.py`, for the devices of a described machine. 
 the data are given by their shapes alone.
 """
 
-import contextlib
 import dataclasses
 import importlib.util
 import re
 import time
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -130,7 +128,10 @@ def described(name: str) -> Machine:
 
 def needs(settings: Settings, data: Data, machine: Machine) -> dict[str, Need]:
     """What each program of a run needs, by its name in the table."""
-    with _asked_about(machine.mesh):
+    # Here, since it sets the environment of a process that uses no accelerator.
+    from experiments.running import topologies
+
+    with topologies.asked_about(machine.mesh):
         trainer = dataclasses.replace(trainer_of(settings, data), mesh=machine.mesh)
         inputs = _described_inputs(trainer, data)
         state = first_state(trainer, inputs)
@@ -146,17 +147,6 @@ def needs(settings: Settings, data: Data, machine: Machine) -> dict[str, Need]:
         if settings.method in methods.WHOLE_FIRST_EPOCH:
             found["step, first epoch"] = need(lowered_steps(trainer, data, inputs, state, whole_batch=True))
         return found | {"evaluation": need(lowered_evaluation(trainer, data, inputs, state))}
-
-
-@contextlib.contextmanager
-def _asked_about(mesh: Mesh) -> Iterator[None]:
-    """Inside, who asks JAX where it runs hears of the described machine: programs depend on it."""
-    original, platform = jax.default_backend, platform_of(mesh)
-    jax.default_backend = lambda: platform
-    try:
-        yield
-    finally:
-        jax.default_backend = original
 
 
 def _described_inputs(trainer: Trainer, data: Data) -> Inputs:

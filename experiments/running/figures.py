@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
+SMALL = 1024
+"""Bytes of what is small whatever else is sent."""
+
 _INSTRUCTION = re.compile(r"^ +(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][\w\-]*)\(", flags=re.MULTILINE)
 _ARRAY = re.compile(r"\b([a-z]+\d*)(?:e\d\w*)?\[([\d,]*)\]")
 
@@ -26,6 +29,8 @@ class Figures(NamedTuple):
       temporaries: all that lives between them.
       flops: as the compiler counts them; None, if it does not.
       collectives: by kind.
+      small: exchanges of less than a tenth of the largest one's bytes, or of 1 kB.
+      summed_in: the dtype of the largest sum over devices.
       loops: `while` operations.
       conditionals: `conditional` operations.
     """
@@ -35,6 +40,8 @@ class Figures(NamedTuple):
     temporaries: int
     flops: float | None
     collectives: dict[str, Collective]
+    small: int
+    summed_in: str | None
     loops: int
     conditionals: int
 
@@ -49,24 +56,35 @@ def figures(compiled: Any) -> Figures:
     memory, costs = compiled.memory_analysis(), compiled.cost_analysis() or {}
     found = _INSTRUCTION.findall(compiled.as_text())
     operations = [operation for _, operation in found]
+    sent = _sent(found)
+    largest = max((size for each in sent.values() for size in each), default=0)
     return Figures(
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         flops=costs.get("flops"),
-        collectives=_collectives(found),
+        collectives={kind: Collective(len(each), sum(each)) for kind, each in sent.items()},
+        small=sum(size < max(SMALL, largest / 10) for each in sent.values() for size in each),
+        summed_in=_largest_sum(found),
         loops=operations.count("while"),
         conditionals=operations.count("conditional"),
     )
 
 
-def _collectives(found: list[tuple[str, str]]) -> dict[str, Collective]:
+def _sent(found: list[tuple[str, str]]) -> dict[str, list[int]]:
+    """The bytes of each exchange's results, by its kind."""
     # An asynchronous one is a pair, whose second half has the results alone.
     sizes = {
         kind: [_bytes(shape) for shape, operation in found if operation in (kind, f"{kind}-done")]
         for kind in COLLECTIVES
     }
-    return {kind: Collective(len(each), sum(each)) for kind, each in sizes.items() if each}
+    return {kind: each for kind, each in sizes.items() if each}
+
+
+def _largest_sum(found: list[tuple[str, str]]) -> str | None:
+    sums = ("all-reduce", "reduce-scatter", "all-reduce-done", "reduce-scatter-done")
+    shapes = [shape for shape, operation in found if operation in sums]
+    return _ARRAY.findall(max(shapes, key=_bytes))[0][0] if shapes else None
 
 
 def _bytes(shape: str) -> int:

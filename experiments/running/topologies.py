@@ -4,7 +4,9 @@ XLA's compilers for GPUs and TPUs need no such machine. `jax-cuda12-plugin` and 
 one, libtpu the other: each has an environment of its own (`make accelerators`).
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 # Else libtpu asks a server of the cloud who it is.
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -12,6 +14,7 @@ os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 from jax.sharding import AxisType, Mesh  # noqa: E402
@@ -64,3 +67,14 @@ def mesh(machine: str, axis_type: AxisType = AxisType.Auto) -> Mesh:
 def is_gpu(machine: str) -> bool:
     """Whether a machine is one of GPUs."""
     return machine.startswith("h100")
+
+
+@contextlib.contextmanager
+def asked_about(mesh: Mesh) -> Iterator[None]:
+    """Inside, who asks JAX where it runs hears of the described machine: programs depend on it."""
+    original, platform = jax.default_backend, mesh.devices.flat[0].platform
+    jax.default_backend = lambda: platform
+    try:
+        yield
+    finally:
+        jax.default_backend = original

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from benchmarks import accelerators
+import optax_sam
+from benchmarks import accelerators, by_hand, cases, promises, roofline
 from experiments.running import topologies
 
 
@@ -15,20 +16,26 @@ def test_what_a_program_consists_of_is_read_from_its_text():
         return lax.while_loop(lambda x: jnp.sum(x) < 100, lambda x: 2 * x + jnp.cos(x), x)
 
     compiled = jax.jit(program, donate_argnums=0).lower(jnp.ones((8, 8))).compile()
-    found = accelerators.counts(compiled)
+    found = accelerators.counts(compiled, "h100:1x1x1", 0.0)
     assert (found["loops"], found["conditionals"], found["collectives"]) == (1, 1, {})
-    assert found["donated_mb"] == 8 * 8 * 4 / 1e6 and found["flops"] > 64
+    assert found["donated_mb"] == 8 * 8 * 4 / 1e6 and found["compiler_flops"] > 64
+    assert found["at_best_ms"]["memory"] >= 2 * 8 * 8 * 4 / 3.35e9
 
 
 LINE = {
     "machine": "h100:1x1x1",
     "model": "mlp",
+    "parameters": "copied",
+    "axes": "auto",
     "loops": 0,
     "conditionals": 0,
     "kernels": 100,
+    "collectives": {},
+    "small_collectives": 1,
     "temporaries_mb": 10.0,
     "kept_mb": 4.0,
     "donated_mb": 4.0,
+    "product_flops": 2e9,
 }
 
 
@@ -36,32 +43,72 @@ LINE = {
     ("change", "words"),
     [
         ({}, None),
-        ({"kernels": 134, "temporaries_mb": 10.4}, None),
+        ({"kernels": 134, "temporaries_mb": 10.4, "small_collectives": 4}, None),
         ({"kernels": 136}, "kernels 136, by hand 100"),
         ({"temporaries_mb": 10.6}, "temporaries_mb 10.6, by hand 10"),
-        ({"loops": 1}, "1 loops, by hand 0"),
+        ({"loops": 1}, "1 loops, 0 in one gradient, 0 of its equation"),
+        ({"conditionals": 1}, "1 conditionals"),
+        ({"small_collectives": 5}, "5 small exchanges, 1 without it"),
+        ({"collectives": {"all-gather": [1, 80]}}, "1 gathers, 0 without it"),
         ({"donated_mb": 2.0}, "2.0 of 4.0 MB are donated"),
         ({"error": "ValueError: no"}, "ValueError: no"),
     ],
 )
 def test_what_is_worse_than_by_hand_is_said(change, words):
-    lines = [LINE | {"step": "sam, by hand"}, LINE | {"step": "sam"} | change]
-    found = accelerators.missed(lines)
+    base = LINE | {"step": "base alone", "product_flops": 1e9}
+    lines = [base, LINE | {"step": "sam, by hand"}, LINE | {"step": "sam"} | change]
+    found = promises.missed(lines)
     assert (not found) if words is None else (len(found) == 1 and words in found[0])
 
 
-@pytest.mark.parametrize("build", [accelerators.sam_by_hand, accelerators.gate_by_hand])
-def test_the_steps_by_hand_are_sam(build):
-    def losses(params, stats, batch):
-        return jnp.square(batch @ params - 1), stats
+def losses(params, stats, batch):
+    return jnp.square(batch["input"] @ params - 1), stats
 
-    init, step = build(losses)
-    params, batch = jnp.asarray([0.5, -0.2]), jnp.eye(2)
-    moved, _, _, loss = step(params, {}, init(params), batch)
-    gradient = jax.grad(lambda p: losses(p, {}, batch)[0].mean())
-    there = params + accelerators.RHO * gradient(params) / jnp.linalg.norm(gradient(params))
-    assert jnp.allclose(moved, params - 1e-3 * gradient(there), atol=1e-7)
-    assert jnp.allclose(loss, losses(params, {}, batch)[0].mean())
+
+@pytest.mark.parametrize(
+    ("build", "method"),
+    [
+        (by_hand.sam, optax_sam.sam(cases.RHO)),
+        (by_hand.momentum_sam, optax_sam.momentum_sam(cases.RHO)),
+        (by_hand.gate, None),
+        (by_hand.reuse, None),
+    ],
+)
+def test_the_steps_by_hand_are_those_of_the_methods(build, method):
+    """A gate's first step is perturbed here or not: each is one of two gradients."""
+    batch = {"input": jnp.eye(2), "index": jnp.arange(2)}
+    params = jnp.asarray([0.5, -0.2])
+    init, step = build(losses, cases.usual_base())
+    stats, state, seen = {}, init(params), []
+    for _ in range(3):
+        params, stats, state, loss = step(params, stats, state, batch)
+        seen.append(params)
+    if method is None:
+        assert jnp.all(jnp.isfinite(params)) and seen[0][0] != seen[1][0]
+        return
+    other = jnp.asarray([0.5, -0.2])
+    init, step = cases.ours(method)(losses, cases.usual_base())
+    state = init(other)
+    for wanted in seen:
+        other, _, state, loss_of_method = step(other, {}, state, batch)
+        assert jnp.allclose(other, wanted, atol=1e-7)
+    assert jnp.allclose(loss, loss_of_method)
+
+
+def test_products_are_counted_through_loops_and_by_the_dearest_branch():
+    def program(x, kernel):
+        x = lax.scan(lambda x, _: (x @ x, None), x, length=5)[0]
+        x = lax.cond(x[0, 0] > 0, lambda x: x @ x @ x, lambda x: x, x)
+        return jax.checkpoint(lambda x: x @ x)(x), lax.conv(x.reshape(1, 2, 4, 8), kernel, (1, 1), "VALID")
+
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((8, 8), (3, 2, 3, 3))]
+    found = roofline.product_flops(jax.make_jaxpr(program)(*shapes).jaxpr)
+    assert found == (5 + 2 + 1) * 2 * 8**3 + 2 * (3 * 2 * 6) * (2 * 3 * 3)
+
+
+def test_the_slowest_of_three_limits_a_step():
+    found = roofline.limits("v5e:2x2", flops=197e9, size=819e6 * 2, sent=200e6 * 3)
+    assert found == pytest.approx({"products": 1.0, "memory": 2.0, "exchanges": 3.0})
 
 
 def test_a_machine_that_cannot_be_described_is_named_with_those_that_can():

@@ -51,7 +51,7 @@ ENTRY %main (p: f32[2]) -> f32[16] {
 def test_loops_count_as_often_as_they_run_and_conditionals_by_their_dearest_branch():
     got = collectives.traffic(PROGRAM)
     convolution, product = 2 * (2 * 8 * 8 * 6) * (3 * 3 * 3), 2 * (4 * 5) * 3
-    assert got == (7 * (4 * 3 + 1), 16 * 2, convolution + 7 * product, True)
+    assert got == (7 * (4 * 3 + 1), 16 * 2, 2 * 7 * 4 * (4 * 3 + 1) + 16 * 2, convolution + 7 * product, True)
 
 
 def test_counted_products_are_those_of_the_compiled_program():
@@ -63,9 +63,9 @@ def test_counted_products_are_those_of_the_compiled_program():
         return lax.fori_loop(0, 5, lambda _, y: jnp.tanh(y @ y), x @ x.T)
 
     text = jax.jit(straight).lower(jnp.ones([4, 16])).compile().as_text()
-    assert collectives.traffic(text) == (0, 0, 2 * 16 * 16 + 2 * (2 * 6) * 18, False)
+    assert collectives.traffic(text) == (0, 0, 0, 2 * 16 * 16 + 2 * (2 * 6) * 18, False)
     text = jax.jit(repeated).lower(jnp.ones([4, 3])).compile().as_text()
-    assert collectives.traffic(text) == (0, 0, 2 * 16 * 3 + 5 * 2 * 16 * 4, True)
+    assert collectives.traffic(text) == (0, 0, 0, 2 * 16 * 3 + 5 * 2 * 16 * 4, True)
 
 
 def test_every_promise_has_a_step():

@@ -101,7 +101,7 @@ def test_data_that_a_program_does_not_read_lie_beside_it():
 def test_programs_that_ask_where_they_run_hear_of_the_described_machine():
     before = jax.default_backend()
     there: Mesh = SimpleNamespace(devices=np.array([SimpleNamespace(platform="tpu")]))
-    with pytest.raises(InterruptedError), compile_only._asked_about(there):
+    with pytest.raises(InterruptedError), topologies.asked_about(there):
         assert jax.default_backend() == "tpu"
         raise InterruptedError
     assert jax.default_backend() == before
@@ -219,7 +219,9 @@ def test_figures_are_read_from_a_compiled_program():
 
 def test_what_does_not_fit_or_is_not_known_is_said(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-    read = Figures(900_000_000, 1_000_000, 400_000_000, None, {"all-reduce": Collective(2, 5_000_000)}, 1, 0)
+    read = Figures(
+        900_000_000, 1_000_000, 400_000_000, None, {"all-reduce": Collective(2, 5_000_000)}, 0, "f32", 1, 0
+    )
     needs = {"step": Need(1.5, read, 199_000_000), "evaluation": Need(0.5, read._replace(collectives={}), 0)}
     table = compile_only.table(Settings(), machine_of(1), needs)
     names, *columns = ([*column.cells] for column in table.columns)

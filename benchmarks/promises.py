@@ -1,0 +1,82 @@
+"""What is promised of compiled programs, and the table in which they stand."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from benchmarks import by_hand
+from tests import registry
+
+MOST_TEMPORARIES, MOST_KERNELS = 1.05, 1.35
+MOST_SMALL, MOST_SMALL_OF_DRAWS = 3, 5
+DRAWING = ("ausam", "esam", "ksam", "reweighted_sam")
+SAME_PLACE = ("machine", "model", "parameters", "axes")
+
+
+def missed(lines: Sequence[dict[str, Any]]) -> list[str]:
+    """The promises that are not kept, in words."""
+    return [f"{_name(line)}: {reason}" for line in lines for reason in _reasons(line, lines)]
+
+
+def _reasons(line: dict[str, Any], lines: Sequence[dict[str, Any]]) -> list[str]:
+    if "error" in line:
+        return [line["error"]]
+    if line["step"] in {case.name for case in by_hand.CASES} or line["step"].startswith("optax."):
+        return []
+    found = []
+    if line["donated_mb"] < 0.99 * line["kept_mb"]:
+        found.append(f"{line['donated_mb']:.1f} of {line['kept_mb']:.1f} MB are donated")
+    same = {
+        x["step"]: x for x in lines if all(x[key] == line[key] for key in SAME_PLACE) and "error" not in x
+    }
+    other = same.get(by_hand.LIKE.get(line["step"], ""))
+    if other is not None:
+        for key, most in (("temporaries_mb", MOST_TEMPORARIES), ("kernels", MOST_KERNELS)):
+            if line[key] > most * other[key]:
+                found.append(f"{key} {line[key]:.4g}, by hand {other[key]:.4g} (at most {most:g} times)")
+    base = same.get("base alone")
+    if base is None:
+        return found
+    method = line["step"].partition("(")[0].partition(",")[0]
+    most = MOST_SMALL_OF_DRAWS if method in DRAWING else MOST_SMALL
+    if line["parameters"] == "copied" and line["small_collectives"] - base["small_collectives"] > most:
+        found.append(f"{line['small_collectives']} small exchanges, {base['small_collectives']} without it")
+    gathered = [x["collectives"].get("all-gather", [0])[0] for x in (line, base)]
+    if line["parameters"] == "copied" and gathered[0] > gathered[1]:
+        found.append(f"{gathered[0]} gathers, {gathered[1]} without it")
+    row = registry.CASES.get(method)
+    if row is not None and "," not in line["step"]:
+        passes = max(1, round((line["product_flops"]) / base["product_flops"]))
+        most = base["loops"] * passes + row.loops
+        if line["loops"] > most:
+            found.append(
+                f"{line['loops']} loops, {base['loops']} in one gradient, {row.loops} of its equation"
+            )
+        if line["conditionals"] > row.conditionals + row.gated:
+            found.append(f"{line['conditionals']} conditionals")
+    return found
+
+
+def _name(line: dict[str, Any]) -> str:
+    return f"{line['step']} for {', '.join(line[key] for key in SAME_PLACE)}"
+
+
+def table(lines: Sequence[dict[str, Any]], title: str) -> Table:
+    """The figures of one place."""
+    heads = ("step", "loops", "conds", "kernels", "exchanges", "small", "summed in", "temp. MB", "peak MB")
+    result = Table(*heads, "kept twice MB", "at best ms", title=title)
+    for line in lines:
+        if "error" in line:
+            result.add_row(line["step"], line["error"])
+            continue
+        sent = ", ".join(f"{number} {kind}" for kind, (number, _) in line["collectives"].items())
+        lost = max(line["kept_mb"] - line["donated_mb"], 0)
+        by, longest = max(line["at_best_ms"].items(), key=lambda item: item[1])
+        figures = (line["loops"], line["conditionals"], line["kernels"], sent, line["small_collectives"])
+        memory = [f"{line[key]:.1f}" for key in ("temporaries_mb", "peak_mb")]
+        at_best = f"{longest:.3f} ({by})"
+        result.add_row(
+            line["step"], *map(str, figures), line["summed_in"] or "", *memory, f"{lost:.1f}", at_best
+        )
+    return result
