@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from optax_sam.arithmetic import means, sharding
@@ -214,7 +215,8 @@ def _without_slices(before: Any, after: Any, weights: Any) -> Any:
             return x
         stacked = sharding.replicated(x).reshape(-1, *like.shape)
         number = stacked.shape[0]
-        of_slices = None if weights is None else sharding.split_rows(weights, number).sum(axis=1)
+        given = None if weights is None else jnp.asarray(weights)
+        of_slices = None if given is None else sharding.split_rows(given, number).sum(axis=1)
         return means.mean(means.shares(of_slices, number, of_slices), stacked)
 
     return nnx.from_flat_state(

@@ -316,6 +316,18 @@ def test_slices_of_padding_alone_leave_no_statistics():
     np.testing.assert_allclose(model.norm.var[...], 0.99 + 0.01 * np.var(images[:4], axis=0), rtol=1e-5)
 
 
+def test_weights_may_be_a_list():
+    """As everywhere else; the statistics of the slices are weighted by them."""
+    found, images = [], make_batch()["image"]
+    for weights in ([1, 2] * 8, jnp.asarray([1.0, 2.0] * 8)):
+        method = optax_sam.accumulated(optax_sam.sam(RHO), 2)
+        model, optimizer = make(method, model=Normalized())
+        loss_fn = lambda model, x: jnp.sum(model(x) ** 2, axis=-1)
+        one_step(method, model, optimizer, images, loss_fn, weights=weights)
+        found.append(nnx.as_pure(nnx.state(model)))
+    assert_leaves_close(*found)
+
+
 def test_aux_that_was_promised_or_not_is_asked_for():
     model, optimizer = make(optax_sam.sam(), model=Normalized())
     losses_alone = lambda model, x: jnp.sum(model(x), axis=-1)
