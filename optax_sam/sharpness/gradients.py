@@ -120,10 +120,10 @@ class PsfNorm:
     """How much SAM's gradients differ from the ordinary ones.
 
     Attributes:
-      value: `||g' - g||`, the mean over batches.
+      value: `||g' - g||`, the mean over batches, each weighted by the number of its examples.
       standard_error: of that mean; NaN with one batch.
-      grad_norm: `||g||`, the mean over batches.
-      perturbed_grad_norm: `||g'||`, the mean over batches.
+      grad_norm: `||g||`, the same mean.
+      perturbed_grad_norm: `||g'||`, the same mean.
       norms: `float64[batches]`, each batch's `||g' - g||`.
     """
 

@@ -123,7 +123,7 @@ def without_counts(params):
     return {"first": params["first"], "second": params["second"]}
 
 
-def test_the_psf_norm_is_the_mean_of_the_batches():
+def test_the_psf_norm_is_the_mean_of_the_batches_weighted_by_their_examples():
     params, loss_fn, batches = network()
     params, differences = without_counts(params), []
     for batch in batches:
