@@ -50,6 +50,10 @@ class Assembly(Method):
         return self.start.perturbs
 
     @property
+    def begins_clean(self) -> bool:
+        return self.start.is_clean
+
+    @property
     def first_follows_gate(self) -> bool:
         return self.start.follows_gate
 

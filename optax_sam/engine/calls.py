@@ -111,6 +111,25 @@ def _around_ours(node: Any) -> tuple[list[Any], list[Any]] | None:
     return None
 
 
+def check_unconditional(method: Any, opt_state: Any) -> None:
+    """Refuses a first gradient that is not the clean one where `conditionally_transform` may hand it on."""
+    if not method.begins_clean and _is_conditional(opt_state):
+        raise ValueError(
+            "state is that of optax.conditionally_transform around a method whose first gradient is not that "
+            "of the whole batch at the parameters: while the condition is false, the base optimizer would "
+            "descend on that gradient. Pass the gradient of the whole batch and an oracle made by hand, "
+            "tx.update(grads, state, params, oracle=optax_sam.Oracle(losses, batch)). (momentum_sam, which "
+            "wants optax_sam.step: give it a radius that is a schedule, 0 until then, and no condition.)"
+        )
+
+
+def _is_conditional(node: Any) -> bool:
+    """Whether a method stands inside a conditional that hands on the gradient as it is."""
+    if isinstance(node, optax.ConditionallyTransformState):
+        return any(map(states.is_ours, jax.tree.leaves(node, is_leaf=states.is_ours)))
+    return not states.is_ours(node) and any(map(_is_conditional, states.children(node)))
+
+
 REPAIRS = (
     "Either put it behind, optax.chain(sam, optax.MultiSteps(base, k)): every micro-batch has its own "
     "perturbation (m-sharpness). Or take optax_sam.accumulated(sam, k): the perturbation of the big batch, "

@@ -19,6 +19,7 @@ from optax_sam.engine.calls import (
     check_outside_multi_steps,
     check_same_structure,
     check_state_outside_multi_steps,
+    check_unconditional,
     check_visible,
 )
 from optax_sam.engine.examples import Examples, Rows
@@ -108,6 +109,11 @@ class Method(abc.ABC):
     @abc.abstractmethod
     def perturbs_at_start(self) -> bool:
         """Whether the first gradient is not the one at the parameters."""
+
+    @property
+    def begins_clean(self) -> bool:
+        """Whether the first gradient is that of all examples at the parameters."""
+        return False
 
     @property
     def first_follows_gate(self) -> bool:
@@ -342,6 +348,7 @@ def begin(
     """
     own = states.find(opt_state)
     check_first(opt_state)
+    check_unconditional(method, opt_state)
     given = given_by(oracle, oracle.params, opt_state)
     begun = method.begin(own, given)
     first = begun.first

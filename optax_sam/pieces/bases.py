@@ -124,6 +124,8 @@ class Start(Remembering, abc.ABC):
     """Where, and on which examples, is the first gradient of a step?"""
 
     needs_oracle: ClassVar[bool] = True
+    is_clean: ClassVar[bool] = False
+    """Whether the first gradient is that of all examples at the parameters, as the base optimizer's is."""
     perturbs: ClassVar[bool] = False
     """Whether the first gradient is not the one at the parameters."""
     climbs: ClassVar[bool] = False

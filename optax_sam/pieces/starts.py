@@ -49,6 +49,7 @@ class AtParams(Start):
 
     needs_oracle: ClassVar[bool] = False
     asks_anew: ClassVar[bool] = False
+    is_clean: ClassVar[bool] = True
 
     def begin(self, state: Any, step: Step, climb: Climber) -> Began:
         del state, climb

@@ -26,6 +26,10 @@ class Wrapper(Method):
         return self.inner.perturbs_at_start
 
     @property
+    def begins_clean(self) -> bool:
+        return self.inner.begins_clean
+
+    @property
     def first_follows_gate(self) -> bool:
         return self.inner.first_follows_gate
 

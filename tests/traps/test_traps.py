@@ -97,17 +97,27 @@ def test_late_start_pays_nothing_before_and_perturbs_afterwards(name):
 
     @jax.jit
     def step(state):
-        _, grads, oracle = begin(method, state, loss_fn=counted)
-        updates, state = tx.update(grads, state, START, oracle=oracle, perturb=True)
-        return updates, state, grads
+        _, _, oracle = begin(method, state, loss_fn=counted)
+        updates, state = tx.update(gradient(START), state, START, oracle=oracle, perturb=True)
+        return updates, state
 
-    state = tx.init(START)
+    @jax.jit
+    def step_by_hand(state):
+        oracle = optax_sam.Oracle(counted, ROWS, indices=INDICES)
+        return tx.update(gradient(START), state, START, oracle=oracle, perturb=True)
+
+    state, paid_before = tx.init(START), len(ROWS)
+    if not case.starts_at_params or case.examples < 1:  # the base optimizer would descend on its beginning
+        for door in (step, lambda s: optax_sam.step(tx, losses)(START, s, ROWS, indices=INDICES)):
+            with pytest.raises(ValueError, match=r"conditionally_transform .* oracle made by hand"):
+                door(state)
+        step, paid_before = step_by_hand, 0
     for number in range(4):
         examples.clear()
-        updates, state, grads = step(state)
+        updates, state = step(state)
         jax.effects_barrier()
-        assert sum(examples) == len(ROWS) * (case.gradients if number >= 2 else case.examples)
-        assert np.allclose(updates, -0.1 * grads, rtol=1e-5) == (number < 2)
+        assert sum(examples) == (len(ROWS) * case.gradients if number >= 2 else paid_before)
+        assert np.allclose(updates, -0.1 * CURVATURE * START, rtol=1e-5) == (number < 2)
     assert optax_sam.info(state)["perturbed"] == 1
     assert state[0].inner_state.step == 2  # schedules inside count from the late start
 
