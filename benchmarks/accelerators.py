@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import optax
 import tyro
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from rich import box
 from rich.console import Console
 from rich.progress import track
 
@@ -193,7 +194,8 @@ def main(settings: Settings) -> None:
     lines = [x for x in lines if (place_of(x), x["step"]) in asked]
     for place in all_places:
         of_place = [x for x in lines if place_of(x) == place]
-        Console(width=None if sys.stdout.isatty() else 180).print(table(of_place, place.title()))
+        frame, width = (box.HEAVY_HEAD, None) if sys.stdout.isatty() else (box.MARKDOWN, 180)
+        Console(width=width).print(table(of_place, place.title(), frame))
     for promise in (promises := missed(lines)):
         print("missed:", promise)
     if settings.check and promises:

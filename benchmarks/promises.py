@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from rich.box import Box
 from rich.table import Table
 
 from benchmarks import by_hand
@@ -70,10 +71,10 @@ def _name(line: dict[str, Any]) -> str:
     return f"{line['step']} for {', '.join(line[key] for key in SAME_PLACE)}"
 
 
-def table(lines: Sequence[dict[str, Any]], title: str) -> Table:
+def table(lines: Sequence[dict[str, Any]], title: str, box: Box) -> Table:
     """The figures of one place."""
     heads = ("step", "loops", "conds", "kernels", "exchanges", "small", "summed in", "temp. MB", "peak MB")
-    result = Table(*heads, "kept twice MB", "at best ms", title=title)
+    result = Table(*heads, "kept twice MB", "at best ms", title=title, box=box)
     for line in lines:
         if "error" in line:
             result.add_row(line["step"], line["error"])
