@@ -57,8 +57,10 @@ bench-devices: .venv/experiments  ## what every step sends between devices: coun
 	$(BIN)/python -m benchmarks.scaling
 
 accelerators: .venv-gpu/accelerators .venv-tpu/accelerators  ## programs for GPUs and TPUs that are not there: compiled, read, compared with those by hand
-	.venv-gpu/bin/python -m benchmarks.accelerators --machines h100:1x1x1 h100:1x1x8
-	.venv-tpu/bin/python -m benchmarks.accelerators --machines v5e:2x2
+	.venv-gpu/bin/python -m benchmarks.accelerators --check
+	.venv-gpu/bin/python -m benchmarks.accelerators --check --machines h100:1x1x8 --models decoder --parameters split
+	.venv-tpu/bin/python -m benchmarks.accelerators --check --machines v5e:2x2 --models mlp
+	.venv-tpu/bin/python -m benchmarks.accelerators --check --machines v5e:2x2 --models decoder --parameters split
 
 notebooks: .venv/test  ## execute the notebooks again, in place
 	$(BIN)/python notebooks/execute.py notebooks/*.ipynb

@@ -7,6 +7,7 @@ from rich.box import Box
 from rich.table import Table
 
 from benchmarks import by_hand
+from experiments.running import topologies
 from tests import registry
 
 MOST_TEMPORARIES, MOST_KERNELS = 1.05, 1.35
@@ -40,7 +41,7 @@ def _reasons(line: dict[str, Any], lines: Sequence[dict[str, Any]]) -> list[str]
         x["step"]: x for x in lines if all(x[key] == line[key] for key in SAME_PLACE) and "error" not in x
     }
     other = same.get(by_hand.LIKE.get(line["step"], ""))
-    if other is not None:
+    if other is not None and topologies.is_gpu(line["machine"]):
         for key, most in (("temporaries_mb", MOST_TEMPORARIES), ("kernels", MOST_KERNELS)):
             if line[key] > most * other[key] and (line["step"], key) not in WAIVED:
                 found.append(f"{key} {line[key]:.4g}, by hand {other[key]:.4g} (at most {most:g} times)")
