@@ -1,7 +1,7 @@
 """Losses, gradients, and gradient norms of single examples.
 
 Each function calls `loss_fn` with batches of one example, so that a model with batch statistics sees
-the statistics of that example alone.
+the statistics of that example alone. Inside a `jax.shard_map` each device has its own examples.
 """
 
 from collections.abc import Callable
@@ -10,13 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optax_sam.arithmetic import ghost_norms, trees
+from optax_sam.arithmetic import ghost_norms, sharding, trees
 from optax_sam.arithmetic.jaxprs import canonical_convolutions
 from optax_sam.engine import checks
 from optax_sam.engine.arrays import as_arrays
 from optax_sam.engine.examples import Rows, check_rows, size_of
 from optax_sam.engine.hyperparameters import Count
-from optax_sam.engine.losses import mean_loss
+from optax_sam.engine.losses import checked
 from optax_sam.engine.objective import like_params
 
 
@@ -106,19 +106,22 @@ def gradient_norms(
     def norms(batch):
         if any(jnp.iscomplexobj(x) for x in leaves):
             return jax.vmap(lambda x: trees.norm(_gradient_of_one(loss_fn, params, x)))(batch)
-        return ghost_norms.norms(loss, [leaves[n] for n in floats], batch)
+        chosen = sharding.varying_over([leaves[n] for n in floats], sharding.varying_axes(batch))
+        return ghost_norms.norms(loss, chosen, batch)
 
     return _in_microbatches(norms, loss_fn, batch, microbatch_size)
 
 
 def _loss_of_one(loss_fn: Callable[[Any, Any], Any], params: Any, example: Any) -> jax.Array:
-    """The loss of a batch of one example."""
-    return mean_loss(loss_fn, params, jax.tree.map(lambda x: x[None], example))
+    """The loss of a batch of one example, in float32 or wider."""
+    loss = checked(loss_fn(params, jax.tree.map(lambda x: x[None], example)), 1, None)
+    return jnp.sum(loss.astype(trees.accumulator_dtype(loss.dtype)))
 
 
 def _gradient_of_one(loss_fn: Callable[[Any, Any], Any], params: Any, example: Any) -> Any:
     """Its gradient, zeros for integer leaves."""
     params = as_arrays("params", params)
+    params = sharding.varying_over(params, sharding.varying_axes(example))
     gradient = jax.grad(lambda p: _loss_of_one(loss_fn, p, example), allow_int=True)
     return like_params("gradient", canonical_convolutions(gradient)(params), params)
 

@@ -20,7 +20,7 @@ import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 
-from optax_sam.arithmetic import trees
+from optax_sam.arithmetic import sharding, trees
 from optax_sam.arithmetic.ghost_rules import RULES, Sides, joined, squared_norm
 from optax_sam.arithmetic.jaxprs import canonical_convolutions, evaluate_equation, inlined
 
@@ -77,7 +77,7 @@ def norms(loss: Callable[[list[Any], Any], jax.Array], params: list[jax.Array], 
     def flat_loss(params, example):
         return loss(params, jax.tree.unflatten(treedef, example))
 
-    one = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in leaves]
+    one = [sharding.like_row(x) for x in leaves]
     plan = _plan(inlined(jax.make_jaxpr(flat_loss)(params, one)), len(params))
     if not plan.depends:
         same = trees.norm(jax.grad(flat_loss)(params, [x[0] for x in leaves]))
@@ -147,7 +147,7 @@ def _of_example(plan: Plan, params: list[jax.Array], example: tuple[jax.Array, .
     """The norm for one example."""
     numbers = sorted({use.number for uses, _ in plan.by_rows for use in uses})
     given = [plan.equations[n].outvars[0].aval for n in numbers]
-    probes = {n: jnp.zeros(aval.shape, aval.dtype) for n, aval in zip(numbers, given, strict=True)}
+    probes = {n: sharding.zeros_of(aval) for n, aval in zip(numbers, given, strict=True)}
     others = [params[n] for n in plan.leaves]
 
     def backward(probes, others):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.shard_alike import shard_alike
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
 def whole_over(x: jax.Array, axis_name: str) -> jax.Array:
@@ -27,6 +27,34 @@ def replicated(x: jax.Array) -> jax.Array:
 def varying_axes(tree: Any) -> frozenset[str]:
     """The axes of the surrounding `jax.shard_map` along which any array of the tree differs."""
     return frozenset().union(*(_varying(jax.typeof(x)) for x in jax.tree.leaves(tree)))
+
+
+def varying_over(tree: Any, axes: frozenset[str]) -> Any:
+    """The tree with arrays that differ along these axes, so that each device has derivatives of its own.
+
+    The derivative with respect to what is the same on all devices would be the sum over them.
+    """
+
+    def on_leaf(x):
+        missing = tuple(sorted(axes - _varying(jax.typeof(x))))
+        return lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(on_leaf, tree)
+
+
+def zeros_of(aval: Any) -> jax.Array:
+    """Zeros of a type, which differ along the same axes."""
+    return varying_over(jnp.zeros(aval.shape, aval.dtype), _varying(aval))
+
+
+def like_row(x: jax.Array) -> jax.ShapeDtypeStruct:
+    """What traces to one row of `x`, which differs along the same axes."""
+    aval, shape = jax.typeof(x), x.shape[1:]
+    if not _varying(aval):
+        return jax.ShapeDtypeStruct(shape, x.dtype)
+    manual = {"vma": aval.vma} if hasattr(aval, "vma") else {"manual_axis_type": aval.manual_axis_type}
+    place = NamedSharding(aval.sharding.mesh, PartitionSpec(*_spec(x)[1:]))
+    return jax.ShapeDtypeStruct(shape, x.dtype, sharding=place, **manual)
 
 
 def psum_over_replicas(x: Any, params: Any) -> Any:

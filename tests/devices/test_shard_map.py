@@ -8,7 +8,9 @@ from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
 import optax_sam
+from optax_sam import per_example
 from tests.devices.test_devices import losses, placed_on, product_axes
+from tests.per_example.test_ghost_norms import IMAGES, TOKENS, ConvNet, Layers, Transformer, X, module_loss
 from tests.problem import assert_trees_close, init_params, make_batch
 from tests.registry import CASES, METHODS, over
 
@@ -19,13 +21,13 @@ WITHOUT_SCORES = [name for name in METHODS if name != "ausam"]  # its scores are
 WANTED = {}  # of one device, once for both types of axes
 
 
-def on_eight_devices(step, kind, whole, split):
+def on_eight_devices(step, kind, whole, split, out_specs=WHOLE):
     """`step` inside a `shard_map`, on arguments that are whole or split over the devices."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
     place = placed_on(mesh)
     with jax.set_mesh(mesh):
         mapped = jax.shard_map(
-            step, in_specs=(*(WHOLE for _ in whole), *(SPLIT for _ in split)), out_specs=WHOLE
+            step, in_specs=(*(WHOLE for _ in whole), *(SPLIT for _ in split)), out_specs=out_specs
         )
         got = jax.jit(mapped)(*place(whole, WHOLE), *place(split, SPLIT))
     return jax.device_get(got)
@@ -107,3 +109,42 @@ def test_every_device_may_train_parameters_of_its_own(name, kind):
     parts = jax.tree.map(lambda x: x.reshape(8, 8, *x.shape[1:]), batch)
     wanted = jax.device_get(jax.jit(jax.vmap(step))(several, states, parts))
     assert_trees_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+PER_EXAMPLE = {
+    "losses": per_example.losses,
+    "gradients": per_example.gradients,
+    "norms": per_example.gradient_norms,
+}
+NETWORKS = {
+    "mlp": (lambda: (losses, init_params()), lambda: make_batch(0, 32)),
+    "convolutions": (lambda: network(ConvNet(), IMAGES), lambda: several(IMAGES)),
+    "transformer": (lambda: network(Transformer(), TOKENS), lambda: several(TOKENS)),
+    "layers": (lambda: network(Layers(), X), lambda: several(X)),
+}
+
+
+def several(batch):
+    """Eight times the examples; no two devices have the same."""
+    return jax.tree.map(lambda x: jnp.repeat(x, 8, axis=0), batch)
+
+
+def network(module, batch):
+    loss_fn, params_for = module_loss(module)
+    return loss_fn, params_for(batch)
+
+
+@product_axes
+@pytest.mark.parametrize("name", over(NETWORKS, ["mlp", "convolutions"]))
+@pytest.mark.parametrize("what", PER_EXAMPLE)
+def test_each_example_has_its_own_loss_gradient_and_norm(what, name, kind, as_optax_promotes):
+    """Not the mean over devices: what is asked of one example is asked of one device."""
+    (loss_fn, params), batch = (make() for make in NETWORKS[name])
+    size = 2 if name == "mlp" else None
+
+    def found(params, batch):
+        return PER_EXAMPLE[what](loss_fn, params, batch, microbatch_size=size)
+
+    wanted = jax.device_get(jax.jit(found)(params, batch))
+    got = on_eight_devices(found, kind, (params,), (batch,), out_specs=SPLIT)
+    assert_trees_close(got, wanted, rtol=1e-4, atol=1e-5)
