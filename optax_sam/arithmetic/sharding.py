@@ -79,6 +79,35 @@ def first_of_replicas(has: jax.Array, params: Any) -> tuple[jax.Array, jax.Array
     return has & (number == first), first < jnp.iinfo(number.dtype).max
 
 
+def num_parts(batch: Any, params: Any) -> int:
+    """Over how many devices of a surrounding `jax.shard_map` with the same `params` a batch is split."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[axis] for axis in varying_axes(batch) - varying_axes(params))
+
+
+def first_of_all_parts(batch: Any, number: int, params: Any) -> Any:
+    """Inside a `jax.shard_map`, the first rows of the batch of all devices with the same `params`, on each.
+
+    The parts stand in the order of the mesh. A batch that is not split so is handed back.
+    """
+    axes = varying_axes(batch) - varying_axes(params)
+    axes = tuple(axis for axis in jax.sharding.get_abstract_mesh().axis_names if axis in axes)
+    if not axes:
+        return batch
+
+    def on_leaf(x):
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(on_leaf(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+        kind = x.dtype
+        if kind.itemsize < 4:  # not all devices add up narrow numbers and flags
+            x = x.astype(jnp.float32 if jnp.issubdtype(kind, jnp.floating) else jnp.int32)
+        places = lax.axis_index(axes) * x.shape[0] + jnp.arange(x.shape[0])
+        mine = jnp.zeros([number, *x.shape[1:]], x.dtype).at[places].set(x, mode="drop")
+        return lax.psum(mine, axes).astype(kind)
+
+    return jax.tree.map(on_leaf, batch)
+
+
 def unchecked_axes() -> tuple[str, ...]:
     """The named axes of a surrounding `pmap` or `shard_map(check_vma=False)`.
 

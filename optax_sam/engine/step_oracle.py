@@ -213,20 +213,25 @@ class StepOracle:
         losses = self._losses().alone(self.examples, self.given.arguments)
         return per_example.gradient_norms(losses, point, self.batch, microbatch_size=size)
 
-    def mean_squares(self, point: Params, number: int) -> Any:
+    def mean_squares(self, point: Params, num_samples: int) -> Any:
         """The mean of the squared gradients of the first examples: the diagonal of a Fisher matrix.
 
-        One after the other, each alone; padding among them counts nothing.
+        One after the other, each alone; padding among them counts nothing. Inside a `shard_map` they are the
+        first of all devices' examples, and every device goes through them.
         """
         self._losses()
         zeros = trees.map_inexact(lambda x: jnp.zeros_like(jnp.real(trees.widen(x))), point)
         real = self.examples.without_padding(point)
         weights = jnp.ones([self.size or 1]) if self.weights is None else self.weights
-        first = jax.tree.map(lambda x: sharding.replicated(x)[:number], (real.rows.batch, weights))
+        num_parts = sharding.num_parts((self.batch, weights), point)
+        number = min(num_samples, num_parts * (self.size or 1))
+        rows = sharding.first_of_all_parts((real.rows.batch, weights), number, point)
+        first = jax.tree.map(lambda x: sharding.replicated(x)[:number], rows)
 
         def add_one(total, row):
             example, weight = row
-            grads = self.on(real.alone(example)).evaluate(point).grads
+            alone = real.alone(example)
+            grads = self.on(alone.but(fraction=alone.fraction / num_parts)).evaluate(point).grads
             share = jnp.where(weight != 0, 1 / number, 0.0)
             squares = trees.map_inexact(lambda g: jnp.real(g * jnp.conj(g)), trees.widen(grads))
             return trees.map_inexact(lambda t, x: t + trees.times(share, x), total, squares), None

@@ -55,10 +55,9 @@ class FisherMask(Ascent):
         **extra_args: Any,
     ) -> tuple[Any, MaskState]:
         del extra_args
-        number = min(self.num_samples, oracle.size or 1)
 
         def renewed():
-            return self._kept(oracle.mean_squares(oracle.params, number))
+            return self._kept(oracle.mean_squares(oracle.params, self.num_samples))
 
         mask = oracle.cond(step % self.refresh_steps == 0, renewed, lambda: state.mask)
         return masked(updates, state.mask), MaskState(mask)

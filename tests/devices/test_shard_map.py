@@ -148,3 +148,40 @@ def test_each_example_has_its_own_loss_gradient_and_norm(what, name, kind, as_op
     wanted = jax.device_get(jax.jit(found)(params, batch))
     got = on_eight_devices(found, kind, (params,), (batch,), out_specs=SPLIT)
     assert_trees_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def with_odd_leaves(batch):
+    size = batch["label"].shape[0]
+    narrow = {"flag": jnp.arange(size) % 3 == 0, "int4": (jnp.arange(size) % 5).astype(jnp.int4)}
+    return batch | narrow | {"scale": jnp.linspace(0.5, 2, size).astype(jnp.bfloat16)} | {"key": keys(size)}
+
+
+def keys(size):
+    return jax.random.split(jax.random.key(3), size)
+
+
+def odd_losses(params, batch):
+    noise = jax.vmap(jax.random.uniform)(batch["key"])
+    scale = sum(batch[name].astype(jnp.float32) for name in ("scale", "int4", "flag"))
+    return losses(params, {"image": batch["image"], "label": batch["label"]}) * (scale + noise)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("num_samples", over([3, 6, 100], [6]))
+@every_axis_type
+def test_a_fisher_mask_is_that_of_the_first_examples_of_all_devices(num_samples, padded, kind):
+    """Also where they stand on several devices, and where there is padding among them."""
+    method = optax_sam.sparse_sam(0.5, sparsity=0.5, num_samples=num_samples, refresh_steps=1)
+
+    def step(params, state, batch, weights):
+        weights = weights if padded else None
+        _, grads, oracle = method.value_and_grad(odd_losses)(params, batch, state=state, weights=weights)
+        return method.update(grads, state, params, oracle=oracle)
+
+    params, weights = init_params(), jnp.asarray(np.arange(32) % 5 != 1, jnp.float32)
+    whole, split = (params, method.init(params)), (with_odd_leaves(make_batch(0, 32)), weights)
+    wanted = jax.device_get(jax.jit(step)(*whole, *split))
+    got = on_eight_devices(step, kind, whole, split)
+    assert_trees_close(got, wanted, rtol=1e-4, atol=1e-5)
+    mask = jax.tree.leaves(wanted[1].ascent)
+    assert 0 < sum(np.sum(m) for m in mask) < sum(m.size for m in mask)
