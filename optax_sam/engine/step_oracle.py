@@ -28,7 +28,7 @@ class Given:
       examples: all examples of the step, or of one slice of it.
       arguments: what every pass is given.
       params: the full parameters, as arrays; None inside `optax.masked`, with a gradient function.
-      opt_state: the state of the whole optimizer.
+      opt_state: the state of the whole optimizer; None where it is not known.
     """
 
     objective: Objective = dataclasses.field(metadata={"static": True})

@@ -218,8 +218,12 @@ class Method(abc.ABC):
         params: Params,
         oracle: Oracle,
         perturb: bool | None,
+        opt_state: OptState = None,
     ) -> tuple[Grads, Begun, Given]:
-        """The first gradient and what belongs to it; taken now, if `value_and_grad` did not, or otherwise."""
+        """The first gradient and what belongs to it; taken now, if `value_and_grad` did not, or otherwise.
+
+        `opt_state` is that of the whole optimizer, where it is known.
+        """
         step = oracle._started
         if step is not None and step.method is not None:
             check_same(step.method, self)
@@ -231,7 +235,7 @@ class Method(abc.ABC):
             return grads, step.begun, step.given
         decided = state._replace(due=jnp.asarray(bool(perturb))) if forced else state
         full = params if oracle.params is None else oracle.params
-        given = given_by(oracle, full, state) if step is None else step.given
+        given = given_by(oracle, full, opt_state) if step is None else step.given
         begun = self.begin(decided, given)
         first = trees.like_masked(visible, begun.first.grads)
         return trees.cast_like(first, grads), begun, given

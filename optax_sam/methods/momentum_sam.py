@@ -32,8 +32,9 @@ def momentum_sam(
       A `SharpnessAware` transformation, to stand first in an `optax.chain`. It needs an oracle.
 
     Raises:
-      ValueError: `rho` is negative, or `momentum` outside [0, 1]; `grad_fn` in place of an oracle; in a
-        step, `opt_state` holds several momenta, or `read_momentum` returns another tree.
+      ValueError: `rho` is negative, or `momentum` outside [0, 1]; `grad_fn` in place of an oracle, or
+        an oracle made by hand; in a step, `opt_state` holds several momenta, or `read_momentum` returns
+        another tree.
 
     Cost:
       1 gradient per step; one parameter-sized buffer.

@@ -41,7 +41,13 @@ class DescentMomentum(Direction):
         return MomentumState(trees.memory_like(params))
 
     def read(self, state: MomentumState, step: Step) -> tuple[Grads, MomentumState]:
-        found = self._of_base(step.opt_state, step.params)
+        if step.first is None and step.opt_state is None:
+            raise ValueError(
+                "oracle was made by hand, and shows nothing of the base optimizer, whose momentum this method "
+                "follows: use optax_sam.step(tx, losses), or pass the oracle that "
+                "value_and_grad(losses)(params, batch, state=opt_state) returns."
+            )
+        found = self._of_base(step.opt_state, step.params, trees.hidden_as_in(state.own, step.params))
         momentum = state.own if found is None else trees.like_masked(state.own, found)
         return trees.map_inexact(jnp.negative, momentum), state
 
@@ -49,11 +55,11 @@ class DescentMomentum(Direction):
         own = trees.map_wide(lambda v, g: trees.times(self.momentum, v) + g, state.own, step.descent)
         return MomentumState(trees.saturated(own))
 
-    def _of_base(self, opt_state: OptState, params: Params) -> Params | None:
+    def _of_base(self, opt_state: OptState, params: Params, visible: Params) -> Params | None:
         if self.read_momentum is None or opt_state is None:
-            return momentum_of_base(opt_state, params)[1]
+            return momentum_of_base(opt_state, params, visible)[1]
         found = trees.plain(self.read_momentum(opt_state))
-        if not is_like(found, params):
+        if not (is_like(found, params) or is_like(found, visible)):
             raise ValueError(
                 f"read_momentum returned a tree of the structure {jax.tree.structure(found)}, which is not "
                 f"like the parameters, {jax.tree.structure(params)}: return the momentum of all parameters, "
@@ -78,7 +84,8 @@ def descent_momentum(
         parameters, in the place of the search by name.
 
     Raises:
-      ValueError: in a step, `opt_state` holds several such trees: then `read_momentum` must choose.
+      ValueError: in a step, `opt_state` holds several such trees: then `read_momentum` must choose; or, with
+        `ahead()`, the oracle was made by hand, and `opt_state` is out of sight.
     """
     checks.number("momentum", momentum, low=0, high=1)
     if read_momentum is not None:
@@ -104,16 +111,21 @@ def where_momentum_is(opt_state: OptState, params: Params) -> str:
       >>> print(optax_sam.directions.where_momentum_is(tx.init(jnp.ones(2)), jnp.ones(2)))
       opt_state[1][0].trace
     """
-    return momentum_of_base(opt_state, trees.plain(params))[0]
+    ours = [x for x in jax.tree.leaves(opt_state, is_leaf=states.is_ours) if states.is_ours(x)]
+    params = trees.plain(params)
+    return momentum_of_base(opt_state, params, trees.hidden_as_in(trees.plain(ours), params))[0]
 
 
-def momentum_of_base(opt_state: OptState, params: Params) -> tuple[str, Params | None]:
-    """The one momentum like the parameters inside an optimizer's state, and where; refuses several."""
+def momentum_of_base(opt_state: OptState, params: Params, visible: Params) -> tuple[str, Params | None]:
+    """The one momentum like the parameters inside an optimizer's state, and where; refuses several.
+
+    One that stands with the method inside `optax.masked` or `optax.partition` is like the `visible` ones.
+    """
     found = [
         ("opt_state" + _path(path), tree)
         for name in ("trace", "mu")
         for path, tree in optax.tree.get_all_with_path(trees.plain(opt_state), name)
-        if is_like(tree, params)
+        if is_like(tree, params) or is_like(tree, visible)
     ]
     if len(found) > 1:
         paths = ", ".join(path for path, _ in found)

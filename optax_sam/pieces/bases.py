@@ -34,7 +34,8 @@ class Step(NamedTuple):
       oracle: further gradients of this step, on the examples of the first one; None when the next step is
         decided.
       due: `bool[]`, whether the step is perturbed; None where only its gradient can tell.
-      opt_state: the state of the whole optimizer, where the first gradient is taken.
+      opt_state: the state of the whole optimizer, where the first gradient is taken; None after it, and for
+        an oracle made by hand.
       first: the first evaluation; its `grads` are `grads`.
       direction: what pointed uphill; None in a step that is not perturbed, as all that follows but descent.
       perturbation: a tree like the parameters.

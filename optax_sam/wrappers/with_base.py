@@ -33,9 +33,28 @@ class FollowedBy:
 
     def update(self, updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
         step = states.find(state[0]).step
+        updates, extra_args = self._begun(updates, state, params, extra_args)
         descent, own = self.inner.update(updates, state[0], params, **extra_args)
         updates, base = self.base.update(descent, state[1], params, **extra_args | {"step": step})
         return updates, (own, base)
+
+    def _begun(self, updates: Any, state: Any, params: Any, extra_args: Any) -> tuple[Any, Any]:
+        """The first gradient, and the arguments with the oracle that has begun the step.
+
+        One made by hand begins here, where the momentum of the base is in sight.
+        """
+        oracle = extra_args.get("oracle")
+        if not isinstance(oracle, Oracle) or params is None:
+            return updates, extra_args
+        perturb = extra_args.get("perturb")
+        check_call(self.inner, oracle, extra_args.get("grad_fn"), perturb)
+        check_visible(params, oracle, None)
+        plain = as_arrays("params", trees.plain(params))
+        grads = like_params("grads", updates, plain)
+        first, begun, given = self.inner.started(grads, state[0], plain, params, oracle, perturb, state)
+        updates = jax.tree.unflatten(jax.tree.structure(updates), jax.tree.leaves(first))
+        begun_step = Started(self.inner, given, begun, perturb)
+        return updates, extra_args | {"oracle": started(oracle, begun_step)}
 
     @property
     def of_step(self) -> Method:
@@ -76,16 +95,7 @@ class Decoupled(FollowedBy):
             raise ValueError("params=None: pass the parameters, update(grads, state, params, ...).")
         own, base = state
         step = states.find(own).step
-        oracle = extra_args.get("oracle")
-        if isinstance(oracle, Oracle):
-            perturb = extra_args.get("perturb")
-            check_call(self.inner, oracle, extra_args.get("grad_fn"), perturb)
-            check_visible(params, oracle, None)
-            plain = as_arrays("params", trees.plain(params))
-            grads = like_params("grads", updates, plain)
-            first, begun, given = self.inner.started(grads, own, plain, params, oracle, perturb)
-            updates = jax.tree.unflatten(jax.tree.structure(updates), jax.tree.leaves(first))
-            extra_args = extra_args | {"oracle": started(oracle, Started(self.inner, given, begun, perturb))}
+        updates, extra_args = self._begun(updates, state, params, extra_args)
         descent, own = self.inner.update(updates, own, params, **extra_args)
         based, base = self.base.update(updates, base, params, **extra_args | {"step": step})
         rate = at_step(self.learning_rate, step)

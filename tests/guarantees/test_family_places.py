@@ -110,10 +110,10 @@ def test_injected_numbers_are_those_that_are_given(name):
 
     @jax.jit
     def both(params):
-        oracle = optax_sam.Oracle(losses, batch, indices=make_indices())
         found = []
         for tx in (injected, case.make()):
-            again = lambda state, _, tx=tx: tx.update(params, state, params, oracle=oracle)[::-1]
+            step = optax_sam.step(tx, losses)
+            again = lambda state, _, step=step: step(params, state, batch, indices=make_indices())[1::-1]
             found.append(jax.lax.scan(again, tx.init(params), length=2))
         return found
 

@@ -171,6 +171,39 @@ def test_a_momentum_with_nothing_behind_it_may_point_either_way():
     np.testing.assert_allclose(*found, rtol=1e-5)
 
 
+def test_momentum_sam_follows_the_momentum_of_its_base_by_every_door_or_refuses():
+    """In a partition, and inside `followed_by` with an oracle by hand, it is in sight; in a chain it is not."""
+    rows, start = jnp.asarray([[1.0, 0.2, -0.5], [0.3, -1.2, 0.4]]), jnp.asarray([1.0, -0.5, 0.2])
+    of_array = lambda w, rows: jnp.square(jnp.tanh(rows @ w) - 0.5)
+    of_tree = lambda params, rows: of_array(params["w"], rows) + 0 * params["b"]
+    sam, base = optax_sam.momentum_sam(0.5), optax.sgd(0.3, momentum=0.2)
+    wanted, v = start, jnp.zeros(3)
+    for _ in range(4):
+        away = 0.5 * v / jnp.where(jnp.any(v != 0), jnp.linalg.norm(v), 1.0)
+        v = 0.2 * v + jax.grad(lambda w: of_array(w, rows).mean())(wanted - away)
+        wanted = wanted - 0.3 * v
+
+    tx = optax.partition({"a": optax.chain(sam, base), "b": optax.sgd(0.1)}, {"w": "a", "b": "b"})
+    params = {"w": start, "b": jnp.asarray(0.3)}
+    state, step = tx.init(params), jax.jit(optax_sam.step(tx, of_tree))
+    assert optax_sam.directions.where_momentum_is(state, params).endswith("[1][0].trace")
+    for _ in range(4):
+        params, state, _ = step(params, state, rows)
+    np.testing.assert_allclose(params["w"], wanted, rtol=1e-5)
+
+    whole, oracle = optax_sam.followed_by(sam, base), optax_sam.Oracle(of_array, rows)
+    params, state = start, whole.init(start)
+    update = jax.jit(lambda params, state: whole.update(params, state, params, oracle=oracle))
+    for _ in range(4):
+        updates, state = update(params, state)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(params, wanted, rtol=1e-5)
+
+    tx = optax.chain(sam, base)
+    with pytest.raises(ValueError, match=r"^oracle was made by hand.* optax_sam.step\(tx, losses\)"):
+        tx.update(start, tx.init(start), start, oracle=oracle)
+
+
 def test_where_momentum_sam_finds_the_momentum_is_told_and_can_be_chosen():
     params, where = init_params(), optax_sam.directions.where_momentum_is
     sam = optax_sam.momentum_sam(0.3)
