@@ -47,7 +47,8 @@ def ausam(
 
     Raises:
       ValueError: a number outside its range; `indices` is missing; a fraction that leaves no example;
-        `strata` does not divide the batch; losses that are a scalar; `grad_fn` in place of an oracle.
+        `strata` does not divide the batch; losses that are a scalar; `grad_fn` in place of an oracle; a
+        batch that is split by a `shard_map` around the step.
       TypeError: an array where the argument shapes the program (`static_arguments(ausam)`).
 
     Cost:

@@ -52,6 +52,7 @@ class DrawnByScore(Start):
         del climb
         oracle = step.oracle.with_losses()
         indices = self._indices(oracle)
+        _check_sees_the_batch(oracle)
         oracle = oracle.padded(self._in_range(indices))
         if oracle.whole_batch:
             return Began(step.params, oracle)
@@ -105,6 +106,14 @@ class DrawnByScore(Start):
         return (indices >= 0) & (indices < self.num_examples)
 
 
+def _in_order(indices: jax.Array, scores: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Both sorted by the indices, whole on every device; sent as one array, floats as their bits."""
+    bits = scores.view(f"int{8 * scores.dtype.itemsize}")
+    both = sharding.replicated(jnp.stack([indices.astype(bits.dtype), bits]))
+    indices, bits = lax.sort((both[0], both[1]), num_keys=1)
+    return indices, bits.view(scores.dtype)
+
+
 def drawn_by_score(
     num_examples: Count,
     fraction: Fraction = 0.5,
@@ -133,3 +142,15 @@ def drawn_by_score(
     checks.one_of("score", score, ("loss_difference", "gradient_norm"))
     checks.integer("strata", strata, low=1)
     return DrawnByScore(num_examples, fraction, (low, high), ramp_steps, score, strata)
+
+
+def _check_sees_the_batch(oracle: StepOracle) -> None:
+    """Refuses a part of the batch, of whose scores every other device would know nothing."""
+    axes = sharding.varying_axes((oracle.batch, oracle.indices)) - sharding.varying_axes(oracle.params)
+    if axes:
+        raise ValueError(
+            f"batch and indices differ over the axis {min(axes)!r} of a shard_map, but the scores are one "
+            f"array for the whole data set, the same on every device: take the step under plain jax.jit, "
+            f"outside of the shard_map, with the batch split over the mesh, "
+            f"jax.device_put(batch, NamedSharding(mesh, PartitionSpec({min(axes)!r})))."
+        )

@@ -11,7 +11,7 @@ import optax_sam
 from optax_sam import per_example
 from tests.devices.test_devices import losses, placed_on, product_axes
 from tests.per_example.test_ghost_norms import IMAGES, TOKENS, ConvNet, Layers, Transformer, X, module_loss
-from tests.problem import assert_trees_close, init_params, make_batch
+from tests.problem import assert_trees_close, init_params, make_batch, make_indices
 from tests.registry import CASES, METHODS, over
 
 every_axis_type = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
@@ -185,3 +185,16 @@ def test_a_fisher_mask_is_that_of_the_first_examples_of_all_devices(num_samples,
     assert_trees_close(got, wanted, rtol=1e-4, atol=1e-5)
     mask = jax.tree.leaves(wanted[1].ascent)
     assert 0 < sum(np.sum(m) for m in mask) < sum(m.size for m in mask)
+
+
+@every_axis_type
+@pytest.mark.parametrize("name", ["ausam", "ausam_gradient_norm"])
+def test_scores_of_the_whole_data_set_are_refused_by_naming_plain_jit(name, kind):
+    method, params = CASES[name].make(), init_params()
+
+    def step(params, state, batch, indices):
+        _, grads, oracle = method.value_and_grad(losses)(params, batch, state=state, indices=indices)
+        return method.update(grads, state, params, oracle=oracle)
+
+    with pytest.raises(ValueError, match="differ over the axis 'data' of a shard_map.*plain jax.jit"):
+        on_eight_devices(step, kind, (params, method.init(params)), (make_batch(), make_indices()))
