@@ -43,7 +43,8 @@ def asam(rho: Radius = 0.5, eta: FixedNotNegative = 0.01) -> SharpnessAware:
 
     Deviations:
       the authors' code scales the parameters whose name contains "weight"; Flax has other names, so
-      that here all are scaled but those whose name contains "bias", which is the same set. A
-      widespread PyTorch package scales biases too and has no `eta`; its radii are not comparable.
+      that here all are scaled but those whose own name (not that of a box around it) contains "bias", or is
+      "b", as in Haiku: the same set, but for `offset` and `beta`, which are scaled here. A widespread
+      PyTorch package scales biases too and has no `eta`; its radii are not comparable.
     """
     return sharpness_aware(to_radius(rho, elementwise(eta)))

@@ -92,7 +92,8 @@ def elementwise(eta: FixedNotNegative = 0.0, biases: bool = False) -> Elementwis
     """`e = rho T^2 d / ||T d||` with `T = |w| + eta`, and `T = 1` for biases (ASAM).
 
     The radius is measured as `||T^-1 e||`, which does not change when weights are rescaled. Biases
-    are the leaves whose last key contains "bias".
+    are the leaves whose name is "b", as Haiku has it, or contains "bias": the last name on the path that
+    is no index and no `value` of a box (`nn.Partitioned`). All others, `offset` and `beta` too, are weights.
 
     Args:
       eta: 0 or more, in the units of the weights.
@@ -200,4 +201,13 @@ def filter_sums(leaf: jax.Array) -> jax.Array:
 
 
 def _is_bias(path: tuple[Any, ...]) -> bool:
-    return bool(path) and "bias" in jax.tree_util.keystr(path[-1:], simple=True).lower()
+    """Whether the last name on a path is that of a bias."""
+    names = [name for name in map(_name_of, path) if isinstance(name, str)]
+    return bool(names) and (names[-1] == "b" or "bias" in names[-1].lower())
+
+
+def _name_of(key: Any) -> Any:
+    """What a key says of a parameter: an index no name, nor the `value` of a box or variable of Flax."""
+    if isinstance(key, jax.tree_util.GetAttrKey):
+        return None if key.name == "value" else key.name
+    return getattr(key, "key", None)

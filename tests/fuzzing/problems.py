@@ -86,7 +86,7 @@ def make_problem(case: Case, step: int = 0) -> Problem:
     return Problem(
         params=jax.tree.unflatten(treedef, given),
         arrays=arrays,
-        is_bias=["bias" in str(path[-1:]) for path, _ in found],
+        is_bias=["bias" in str([key for key in path if hasattr(key, "key")][-1:]) for path, _ in found],
         slopes=slopes,
         curvature=case.curvature,
         batch=batch,
