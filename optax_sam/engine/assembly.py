@@ -181,6 +181,12 @@ class Assembly(Method):
                 checks.instance("selection", self.selection, seen, StepOracle, repair)
                 there = seen.with_key(1).evaluate(point)
                 same = seen.examples.see_the_same(step.oracle.examples)
+                if self.start.compares and not same:
+                    raise ValueError(
+                        f"start={self.start!r} compares the losses of both evaluations, but "
+                        f"selection={self.selection!r} takes the second one on other examples, or of another "
+                        f"loss: choose selections.everything(), or the start's score='gradient_norm'."
+                    )
             else:
                 climbed, there, same = begun.climb, step.first, False
                 direction = trees.like_masked(step.params, climbed.direction)
@@ -331,7 +337,8 @@ def sharpness_aware(
         named), or `seed` is no integer.
       ValueError: two pieces contradict each other: `starts.ahead()` with a direction that needs the step's
         gradient or with a gate, selection, combination or reuse; a start that follows the gate with a
-        gate that must see the gradient. In a step, a piece returns a tree that is not like the parameters, or
+        gate that must see the gradient. In a step, a start that compares losses meets a selection of other
+        examples or of another loss; a piece returns a tree that is not like the parameters, or
         a state that is not like its state before.
 
     Example:

@@ -12,6 +12,7 @@ from optax_sam.arithmetic import replicas, sharding
 from optax_sam.arithmetic.jaxprs import canonical_convolutions
 from optax_sam.engine.aliases import Grads, Params
 from optax_sam.engine.examples import Examples
+from optax_sam.engine.meter import unmetered
 from optax_sam.engine.objective import Arguments, Evaluation, Layout, Objective, like_params
 
 ONLY_GRAD_FN = (
@@ -90,4 +91,5 @@ class GradientFunction(Objective):
 
     def _gradient(self, point: Params) -> Grads:
         params = jax.tree.unflatten(self.structure, jax.tree.leaves(point))
-        return like_params("grad_fn(params)", self.grad_fn(params), params)
+        with unmetered():
+            return like_params("grad_fn(params)", self.grad_fn(params), params)

@@ -18,6 +18,7 @@ from optax_sam.engine.arrays import like_arrays
 from optax_sam.engine.examples import Examples, Rows, size_of
 from optax_sam.engine.gradient_function import check_own_parameters
 from optax_sam.engine.held import Held, Traced
+from optax_sam.engine.meter import unmetered
 from optax_sam.engine.objective import Arguments, Evaluation, Layout, Objective
 
 
@@ -186,7 +187,8 @@ class Losses(Objective):
             given = jax.tree.unflatten(self.structure, jax.tree.leaves(params))
             check_signature(losses, given, batch, args)
             try:
-                return self._pair(losses(given, batch, *args))
+                with unmetered():
+                    return self._pair(losses(given, batch, *args))
             except Exception as error:
                 if examples.is_part:
                     error.add_note(

@@ -68,6 +68,16 @@ def metered() -> Iterator[Meter]:
         _OPEN.reset(token)
 
 
+@contextlib.contextmanager
+def unmetered() -> Iterator[None]:
+    """Inside, nothing is counted: what is differentiated may take gradients of its own, in any loop."""
+    token = _OPEN.set(())
+    try:
+        yield
+    finally:
+        _OPEN.reset(token)
+
+
 def spend(gradients: Any, finite: Any = True) -> None:
     """Tells the innermost open meter.
 

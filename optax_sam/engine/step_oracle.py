@@ -210,8 +210,20 @@ class StepOracle:
         """The norm of each example's gradient, `float[batch]`; costs one gradient of these examples."""
         meter.spend(self.examples.fraction)
         size = None if self.examples.num_slices == 1 else (self.size or 1) // self.examples.num_slices
-        losses = self._losses().alone(self.examples, self.given.arguments)
-        return per_example.gradient_norms(losses, point, self.batch, microbatch_size=size)
+        losses, scale = self._losses().alone(self.examples, self.given.arguments), self._scale_of_one()
+        if scale is None:
+            return per_example.gradient_norms(losses, point, self.batch, microbatch_size=size)
+
+        def scaled(params, batch):
+            return trees.times(scale, trees.widen(losses(params, batch)))
+
+        norms = per_example.gradient_norms(scaled, point, self.batch, microbatch_size=size)
+        return trees.divide(norms, scale)
+
+    def _scale_of_one(self) -> jax.Array | None:
+        """By what the loss of one example is multiplied before differentiation: as much as in the mean."""
+        scale = self.given.arguments.loss_scale
+        return None if scale is None else trees.widen(scale.astype(float)) / (self.size or 1)
 
     def mean_squares(self, point: Params, num_samples: int) -> Any:
         """The mean of the squared gradients of the first examples: the diagonal of a Fisher matrix.

@@ -43,8 +43,8 @@ class DescentMomentum(Direction):
     def read(self, state: MomentumState, step: Step) -> tuple[Grads, MomentumState]:
         if step.first is None and step.opt_state is None:
             raise ValueError(
-                "oracle was made by hand, and shows nothing of the base optimizer, whose momentum this method "
-                "follows: use optax_sam.step(tx, losses), or pass the oracle that "
+                "oracle was made by hand, and shows nothing of the base optimizer, whose momentum this "
+                "method follows: use optax_sam.step(tx, losses), or pass the oracle that "
                 "value_and_grad(losses)(params, batch, state=opt_state) returns."
             )
         found = self._of_base(step.opt_state, step.params, trees.hidden_as_in(state.own, step.params))

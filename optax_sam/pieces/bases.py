@@ -131,6 +131,8 @@ class Start(Remembering, abc.ABC):
     """Whether the first gradient is not the one at the parameters."""
     climbs: ClassVar[bool] = False
     """Whether the first gradient, at the perturbed point already, is the only one of the step."""
+    compares: ClassVar[bool] = False
+    """Whether it compares losses of both evaluations, which must then be those of the same examples."""
     follows_gate: ClassVar[bool] = False
     """Whether the first gradient of a perturbed step is another one than that of an unpaid step."""
 

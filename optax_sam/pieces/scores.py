@@ -44,6 +44,10 @@ class DrawnByScore(Start):
     def asks_anew(self) -> bool:  # pyrefly: ignore[bad-override]
         return self.score == "gradient_norm"
 
+    @property
+    def compares(self) -> bool:  # pyrefly: ignore[bad-override]
+        return self.score == "loss_difference"
+
     def init(self, params: Params, key: jax.Array) -> ScoreState:
         del params, key
         return ScoreState(jnp.zeros([self.num_examples], float), jnp.zeros([self.num_examples], float))
@@ -127,7 +131,8 @@ def drawn_by_score(
     Example `i` has probability proportional to
     `q_i = smin + (score_i - min) / (max - min) (smax(t) - smin)`, minimum and maximum over the batch;
     `smax(t)` rises linearly from `smin` to its value within `ramp_steps` steps. A score is the mean
-    of what the example was given whenever it was drawn, and 1 before. Arguments: see `ausam`.
+    of what the example was given whenever it was drawn, and 1 before. A difference of losses wants a
+    selection that sees the same examples and loss as this start. Arguments: see `ausam`.
     """
     checks.integer("num_examples", num_examples, low=1)
     check_fraction(fraction)

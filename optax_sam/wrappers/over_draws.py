@@ -75,7 +75,9 @@ class OverDraws(Wrapper):
         return self.inner.begin(with_key_of_part(state, number), self._of(number, given))
 
     def _of(self, number: Any, given: Given) -> Given:
-        """What one draw is given: a key of its own for the loss function."""
+        """What one draw is given: a key of its own for the loss function, if it is not the only one."""
+        if self.num_draws == 1:
+            return given
         return given.but(examples=given.examples.with_key(number))
 
 

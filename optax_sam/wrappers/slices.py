@@ -49,7 +49,7 @@ class PerSlice(Wrapper):
         number_of_slices = self.num_slices(given)
 
         def on_slice(part, shared):
-            own, state = _of_slice(part, shared)
+            own, state = _of_slice(part, shared, number_of_slices)
             return self.inner.begin(state, own)
 
         parts, shared = _parts_and_shared(number_of_slices, state, given)
@@ -74,7 +74,7 @@ class PerSlice(Wrapper):
 
         def on_slice(part, shared):
             (part, begun), (shared, params) = part, shared
-            own, state = _of_slice(part, shared)
+            own, state = _of_slice(part, shared, len(shares))
             visible = trees.like_masked(params, begun.first.grads)
             outcome = self.inner.finish(visible, begun, state, params, own, perturb)
             return outcome, outcome.state.diagnostics.cost
@@ -92,12 +92,14 @@ def _parts_and_shared(number: int, state: SharpnessAwareState, given: Given) -> 
     return given.examples.split(number), (state, whole)
 
 
-def _of_slice(part: Slices, shared: Any) -> tuple[Given, SharpnessAwareState]:
-    """What one slice is given, and the state with random numbers of its own.
+def _of_slice(part: Slices, shared: Any, number: int) -> tuple[Given, SharpnessAwareState]:
+    """What one of a number of slices is given, and the state with random numbers of its own.
 
-    Those of the first slice are the method's.
+    Those of the first slice are the method's. The only slice has the step's key for the loss too; the first
+    of several has not, for the second pass makes another slice's key of it.
     """
     state, whole = shared
     own = with_key_of_part(state, part.number)
     own = own._replace(key=jnp.where(part.number == 0, state.key, own.key))
-    return whole.but(examples=whole.examples.of_slice(part)), own
+    examples = whole.examples.of_slice(part)
+    return whole.but(examples=examples.but(key=whole.examples.key) if number == 1 else examples), own

@@ -3,11 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import optax_sam
 from tests.problem import assert_trees_close, init_params, losses, make_batch, make_indices
-from tests.registry import FAMILY, METHODS, one_step, over
+from tests.registry import CASES, FAMILY, METHODS, one_step, over
 
 BATCH, INDICES = make_batch(), make_indices()
 WEIGHTS = jnp.asarray(np.arange(16) % 5, jnp.float32).at[4:8].set(0)  # the second slice is padding
@@ -147,3 +148,27 @@ def test_each_pass_slice_and_draw_has_its_own_key():
     ):
         found = keys_of(method)
         assert len(found) == calls and len(set(found)) == calls, method
+
+
+@pytest.mark.parametrize("name", over(["sam", "ksam", "esam"], ["sam"]))
+def test_one_slice_or_draw_has_the_keys_of_the_method(name):
+    """With a loss that draws by `key=`, too, it is the method itself."""
+
+    def noisy(params, batch, key):
+        kept = jax.random.bernoulli(key, 0.5, batch["image"].shape)
+        return jnp.square(jnp.where(kept, batch["image"], 0.0) @ params)
+
+    def stepped(method):
+        tx, params = optax.chain(method, optax.sgd(0.1)), jnp.arange(5.0)
+        step = jax.jit(optax_sam.step(tx, noisy))
+        return step(params, tx.init(params), BATCH, indices=INDICES, key=jax.random.key(3))[::2]
+
+    method = CASES[name].make()
+    wanted = stepped(method)
+    for one in (
+        optax_sam.per_microbatch(method, 1),
+        optax_sam.per_microbatch(method, 1, loop="vmap"),
+        optax_sam.over_draws(method, 1, optax_sam.tilted(1.0)),
+        optax_sam.accumulated(method, 1),
+    ):
+        assert_trees_close(stepped(one), wanted, rtol=1e-5)

@@ -110,7 +110,7 @@ def test_a_step_that_is_not_perturbed_is_judged_by_its_one_gradient(name):
     assert not optax_sam.finite(step(jnp.inf))
 
 
-@pytest.mark.parametrize("name", ["sam", "vsam", "pugd", "tsam", "ausam", "m_sam"])
+@pytest.mark.parametrize("name", ["sam", "vsam", "pugd", "tsam", "ausam", "ausam_gradient_norm", "m_sam"])
 def test_gradients_that_underflow_in_float16_are_rescued_in_float32(name):
     """A linear loss, whose gradient is everywhere the same: 1e-9, 2e-9, 3e-9, 4e-9."""
     method, params = VARIANTS[name].make(), {"w": jnp.arange(1.0, 5.0).astype(jnp.float16)}
@@ -137,6 +137,9 @@ def test_gradients_that_underflow_in_float16_are_rescued_in_float32(name):
         np.testing.assert_allclose(descent["w"], unit if name == "pugd" else slopes, rtol=2e-2)
         info = optax_sam.info(state)
         assert (info["perturbation_norm"] > 0.04) == (scale > 1) and optax_sam.finite(state)
+        if name == "ausam_gradient_norm":
+            scores = np.unique(state.start.score_sum)
+            np.testing.assert_allclose(scores, np.unique([0.0, np.linalg.norm(slopes)]), rtol=2e-2)
 
 
 def test_without_a_loss_scale_gradients_come_back_in_the_dtype_of_the_parameters():

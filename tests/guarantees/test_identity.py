@@ -172,7 +172,7 @@ def test_a_momentum_with_nothing_behind_it_may_point_either_way():
 
 
 def test_momentum_sam_follows_the_momentum_of_its_base_by_every_door_or_refuses():
-    """In a partition, and inside `followed_by` with an oracle by hand, it is in sight; in a chain it is not."""
+    """With an oracle by hand it is in sight inside `followed_by`, and not in a chain."""
     rows, start = jnp.asarray([[1.0, 0.2, -0.5], [0.3, -1.2, 0.4]]), jnp.asarray([1.0, -0.5, 0.2])
     of_array = lambda w, rows: jnp.square(jnp.tanh(rows @ w) - 0.5)
     of_tree = lambda params, rows: of_array(params["w"], rows) + 0 * params["b"]

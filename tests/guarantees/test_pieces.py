@@ -109,6 +109,38 @@ class BySlice(bases.Combination):
         )
 
 
+OWN = {
+    "itself": lambda inner, w: inner(w),
+    "scan": lambda inner, w: lax.scan(lambda w, _: (inner(w), None), w, length=2)[0],
+    "vmap": lambda inner, w: jax.vmap(inner)(jnp.stack([w, w])).mean(axis=0),
+    "jit": lambda inner, w: jax.jit(inner)(w),
+}
+
+
+@pytest.mark.parametrize("loop", OWN)
+def test_gradients_inside_a_loss_are_its_own_and_counted_nowhere(loop):
+    """A loss that takes an inner step, by an oracle of its own; and a gradient function that asks one."""
+    inner_rows, rows, w = jnp.eye(2), jnp.asarray([[1.0, 2.0], [3.0, -1.0]]), jnp.ones(2)
+    of_rows = lambda w, rows: jnp.square(rows @ w - 1)
+
+    def by_oracle(w):
+        return w - 0.1 * optax_sam.Oracle(of_rows, inner_rows).value_and_grad(w)[1]
+
+    def by_jax(w):
+        return w - 0.1 * jax.grad(lambda w: of_rows(w, inner_rows).mean())(w)
+
+    method, found = optax_sam.sam(RHO), []
+    for inner in (by_oracle, by_jax):
+        tx = optax.chain(method, optax.sgd(0.1))
+        step = optax_sam.step(tx, lambda w, rows, inner=inner: of_rows(OWN[loop](inner, 2 * w), rows))
+        found.append(step(w, tx.init(w), rows))
+    assert_trees_close(*found, rtol=1e-6)
+    assert optax_sam.info(found[0][1])["gradients"] == 2
+    grad_fn = lambda w: optax_sam.Oracle(of_rows, rows).value_and_grad(w)[1]
+    _, state = method.update(grad_fn(w), method.init(w), w, grad_fn=grad_fn)
+    assert optax_sam.info(state)["gradients"] == 2
+
+
 @pytest.mark.parametrize("weights", over([None, [3.0, 1.0], [1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0]]), ids=str)
 def test_the_count_of_slices_is_their_plain_mean_whatever_they_weigh(weights):
     batch = make_batch() | {"flag": jnp.repeat(jnp.array([1.0, 0.0]), 8)}

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -210,3 +211,30 @@ def test_a_user_s_oracle_shows_what_a_user_gives():
     )
     assert isinstance(oracle, optax_sam.Oracle) and oracle.batch["label"].shape == (16,)
     assert set(vars(oracle)) - given == {"_objective", "_started"}
+
+
+def test_a_start_that_compares_losses_refuses_a_selection_of_other_ones():
+    """The scores would be differences between examples, or between losses, that have nothing in common."""
+    params, rows = jnp.ones(3), jnp.linspace(-1.0, 2.0, 24).reshape(8, 3)
+    of_rows = lambda w, rows: jnp.square(rows @ w)
+    others = (
+        selections.on_part(0, 2),
+        selections.on_surrogate(lambda w, rows: 100 + rows @ w),
+        selections.whole_batch(),
+        selections.largest_increase(0.5),
+    )
+    same = (selections.everything(), selections.emphasized(lambda rows: jnp.abs(rows[:, 0])))
+
+    def scored(selection, **arguments):
+        start = starts.drawn_by_score(8, 0.5, **arguments)
+        method = optax_sam.sharpness_aware(optax_sam.ascents.to_radius(0.1), start=start, selection=selection)
+        step = optax_sam.step(optax.chain(method, optax.sgd(0.1)), of_rows)
+        return step(params, (method.init(params), optax.sgd(0.1).init(params)), rows, indices=jnp.arange(8))
+
+    for selection in others:
+        with pytest.raises(ValueError, match=r"^start=.* compares .* selection=.* selections.everything\(\)"):
+            scored(selection)
+    for selection, arguments in [(s, {}) for s in same] + [(s, {"score": "gradient_norm"}) for s in others]:
+        _, (state, _), _ = scored(selection, **arguments)
+        drawn = state.start.times_scored > 0
+        assert drawn.sum() == 4 and np.all(np.asarray(state.start.score_sum)[np.asarray(drawn)] > 0)
