@@ -1,7 +1,8 @@
 """What `optax.masked` leaves out of an ascent, which Optax hands on as it came: the raw gradient.
 
 Optax does not say which leaves a mask leaves out. The ascents of this library say which ones they are
-given: a leaf that none has seen that says how far, beside a mask, is left out.
+given: a leaf that none has seen that says how far, beside a mask, is left out. A compiled function says that
+in its first trace alone; what comes out of it as it went in is seen in its equations.
 """
 
 import contextlib
@@ -12,10 +13,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.extend.core as jex
 import jax.numpy as jnp
 import optax
 
 from optax_sam.arithmetic import trees
+from optax_sam.arithmetic.jaxprs import called_by
 from optax_sam.engine import checks
 from optax_sam.engine.aliases import Grads, Params, PieceState
 from optax_sam.engine.meter import metered
@@ -69,29 +72,53 @@ def _left_out(
         with metered(), _listening() as seen:
             found, _ = update(updates, state, params, **extra_args)
         checks.like_params("ascent", update, found, updates)
-        pairs = zip(jax.tree.leaves(found), jax.tree.leaves(updates), strict=True)
-        answers.append((_of_leaves(seen, updates), [e is d for e, d in pairs]))
+        answers.append(_of_leaves(seen, updates))
+        return jax.tree.leaves(found)
 
-    jax.eval_shape(look, updates, state)
-    masks, (seen, alike) = _masks(state), answers[-1]
+    jaxpr = jax.make_jaxpr(look)(updates, state).jaxpr
+    alike = [_origin(jaxpr, e) is d for e, d in zip(jaxpr.outvars, jaxpr.invars, strict=False)]
+    masks, seen = _masks(state), answers[-1]
     unseen = [not any(shown) for shown in zip(*seen, strict=True)] if seen else [True] * len(alike)
     untouched = [u and a for u, a in zip(unseen, alike, strict=True)]
     changed = any(u and not a for u, a in zip(unseen, alike, strict=True))
     floats = [trees.is_inexact(x) for x in jax.tree.leaves(updates)]
     # Nothing stands before or behind a mask if anything has come through it as it was.
     is_alone = any(map(operator.and_, untouched, floats)) or (
-        isinstance(state, optax.MaskedState) and not (seen and changed)
+        isinstance(state, optax.MaskedState) and _is_masked(update) and not (seen and changed)
     )
     if not masks.number or (is_alone and masks.number == 1 and not masks.nested):
         return untouched
     patterns = {shown for shown in seen if not all(shown)}
     if any(unseen) and (masks.partitions or len(patterns) < masks.number):
         raise ValueError(
-            "ascent has optax.masked among other transformations of Optax, and what it leaves out cannot be "
-            "told from what those do: put optax.masked outermost, or say what is done with every leaf, "
+            "ascent has optax.masked among other transformations of Optax, or inside a function, and what it "
+            "leaves out cannot be told from what those do: put optax.masked outermost, or say what is done "
+            "with every leaf, "
             'optax.partition({"here": ascent, "none": optax.set_to_zero()}, labels).'
         )
     return unseen
+
+
+def _origin(jaxpr: jex.Jaxpr, atom: Any) -> Any:
+    """The variable that is handed on as `atom`, through compiled functions too."""
+    made = {v: (equation, n) for equation in jaxpr.eqns for n, v in enumerate(equation.outvars)}
+    while not isinstance(atom, jex.Literal) and atom in made:
+        equation, number = made[atom]
+        inner = called_by(equation)
+        if inner is None:
+            break
+        inside = inner.jaxpr if isinstance(inner, jex.ClosedJaxpr) else inner
+        found = _origin(inside, inside.outvars[number])
+        places = [n for n, v in enumerate(inside.invars) if v is found]
+        if not places:
+            break
+        atom = equation.invars[places[0]]
+    return atom
+
+
+def _is_masked(update: Callable[..., Any]) -> bool:
+    """Whether this is the `update` of `optax.masked` itself, with nothing around it but `jax.jit`."""
+    return getattr(update, "__qualname__", "").startswith("masked.<locals>")
 
 
 def _of_leaves(seen: list[Any], updates: Grads) -> list[tuple[bool, ...]]:

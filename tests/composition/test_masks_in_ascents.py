@@ -50,6 +50,17 @@ NESTED = {
 }
 
 
+def compiled(ascent):
+    return optax.GradientTransformation(ascent.init, jax.jit(ascent.update))
+
+
+NESTED |= {
+    "compiled": lambda mask: compiled(optax.masked(TO_RADIUS, mask)),
+    "compiled, of optax": lambda mask: compiled(optax.masked(optax.scale(0.05), mask)),
+    "compiled twice": lambda mask: compiled(compiled(optax.masked(optax.scale(0.05), mask))),
+}
+
+
 def losses(params, batch):
     return (params["w"] + 100 * params["b"]) * batch
 
@@ -167,9 +178,33 @@ def test_a_group_of_a_partition_is_no_mask():
     np.testing.assert_allclose(point, (1.05, 51.0), rtol=1e-6)
 
 
+def test_a_compiled_mask_leaves_out_in_every_trace():
+    """In a second trace nobody tells what the mask shows: JAX has kept the first."""
+    ascent = compiled(optax.masked(TO_RADIUS, HERE))
+    for _ in range(2):
+        np.testing.assert_allclose(seen_by(ascent)[0], (1.05, 1.0), rtol=1e-6)
+
+
+def test_a_mask_that_leaves_nothing_out_perturbs_everything():
+    for ascent in (UNIT, compiled(UNIT)):
+        point, _ = seen_by(optax.masked(ascent, dict.fromkeys("wb", True)))
+        np.testing.assert_allclose(point, (2.0, 101.0), rtol=1e-6)
+
+
+def around(ascent):
+    """A function around a mask, which changes what the mask hands on."""
+
+    def update(updates, state, params=None):
+        return optax.tree.scale(2.0, ascent.update(updates, state, params)[0]), state
+
+    return optax.GradientTransformation(ascent.init, update)
+
+
 @pytest.mark.parametrize(
     "ascent",
     [
+        around(optax.masked(optax.scale(0.05), HERE)),
+        compiled(around(optax.masked(optax.scale(0.05), HERE))),
         optax.chain(optax.masked(optax.scale(0.05), HERE), UNIT),
         optax.chain(optax.masked(TO_RADIUS, HERE), optax.masked(optax.scale(0.1), THERE), UNIT),
         ascents.chained(optax.masked(optax.scale(0.05), HERE), UNIT),
