@@ -311,8 +311,19 @@ def add_perturbation(params: Any, perturbation: Any) -> Any:
 
 
 def like_masked(visible: Any, tree: Any) -> Any:
-    """`tree` with the parts hidden that are hidden in `visible`."""
-    return jax.tree.map(lambda v, x: v if is_masked(v) else x, visible, tree, is_leaf=is_masked)
+    """`tree` with the parts hidden that are hidden in `visible`, where `()` may stand for any other part."""
+
+    def is_leaf(part):
+        return isinstance(part, tuple) and not part  # `MaskedNode` is one
+
+    return jax.tree.map(lambda v, x: v if is_masked(v) else x, visible, tree, is_leaf=is_leaf)
+
+
+def which_are_hidden(tree: Any) -> Any:
+    """What of a tree is hidden, as a tree without arrays, for `hidden_as_in`; `()` where nothing is."""
+    if not has_masked(tree):
+        return ()
+    return jax.tree.map(lambda x: x if is_masked(x) else (), tree, is_leaf=is_masked)
 
 
 def hidden_is_finite(visible: Any, tree: Any) -> jax.Array:

@@ -237,8 +237,12 @@ class Gaussian(Direction):
     needs_gradient: ClassVar[bool] = False
     asks_anew: ClassVar[bool] = False
 
+    def init(self, params: Params, key: jax.Array) -> Any:
+        del key
+        return trees.which_are_hidden(params)
+
     def read(self, state: Any, step: Step) -> tuple[Grads, Any]:
-        return random_trees.standard_normal(step.key, step.params), state
+        return random_trees.standard_normal(step.key, trees.hidden_as_in(state, step.params)), state
 
 
 def gaussian() -> Gaussian:

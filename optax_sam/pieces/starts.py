@@ -10,6 +10,7 @@ from jax import lax
 
 from optax_sam.arithmetic import random_trees, sharding, trees
 from optax_sam.engine import checks
+from optax_sam.engine.aliases import Params
 from optax_sam.engine.hyperparameters import (
     Count,
     CountOrZero,
@@ -72,10 +73,14 @@ class AtRandom(Start):
     asks_anew: ClassVar[bool] = False
     perturbs: ClassVar[bool] = True
 
+    def init(self, params: Params, key: jax.Array) -> Any:
+        del key
+        return trees.which_are_hidden(params)
+
     def begin(self, state: Any, step: Step, climb: Climber) -> Began:
-        del state, climb
+        del climb
         normal, uniform = jax.random.split(step.key)
-        z = random_trees.standard_normal(normal, step.params)
+        z = random_trees.standard_normal(normal, trees.hidden_as_in(state, step.params))
         norm = trees.norm(z)
         radius = jnp.asarray(self.radius).astype(norm.dtype)
         if self.noise == "gaussian":
@@ -118,8 +123,13 @@ class AtRandomPerFilter(Start):
     asks_anew: ClassVar[bool] = False
     perturbs: ClassVar[bool] = True
 
+    def init(self, params: Params, key: jax.Array) -> Any:
+        del key
+        return trees.which_are_hidden(params)
+
     def begin(self, state: Any, step: Step, climb: Climber) -> Began:
-        del state, climb
+        del climb
+        visible = trees.hidden_as_in(state, step.params)
         scale = at_step(self.noise_scale, step.count)
 
         def on_leaf(z, w):
@@ -127,8 +137,8 @@ class AtRandomPerFilter(Start):
             safe = jnp.where(norm == 0, jnp.ones_like(norm), norm)
             return trees.times(scale, (wide / safe).astype(z.dtype) * z)
 
-        noise = trees.widen(random_trees.standard_normal(step.key, step.params))
-        noise = trees.map_inexact(on_leaf, noise, step.params)
+        noise = trees.widen(random_trees.standard_normal(step.key, visible))
+        noise = trees.map_inexact(on_leaf, noise, visible)
         return Began(trees.add_perturbation(step.params, noise), step.oracle)
 
 

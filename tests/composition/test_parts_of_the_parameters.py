@@ -145,7 +145,7 @@ def test_ascent_of_a_part_in_the_geometry_of_asam(part):
 
 @pytest.mark.parametrize("name", over(METHODS))
 def test_inside_masked_and_partition_the_method_sees_a_part(name):
-    """What is hidden descends on the clean gradient; by a mask and by a partition alike."""
+    """What is hidden descends on the first gradient; by a mask and by a partition alike."""
     method, params = METHODS[name].make(), init_params()
     labels = {"layer_0": "on", "layer_1": "off"}
     masked_tx = optax.chain(optax.masked(method, FIRST), optax.sgd(0.1))
@@ -183,13 +183,21 @@ AHEAD = {
     "bsam": optax_sam.bsam(48, num_microbatches=2),
     "graphsam": optax_sam.graphsam(3),
     "momentum_sam": optax_sam.momentum_sam(),
+    "noise": optax_sam.sharpness_aware(
+        optax_sam.ascents.to_radius(0.1),
+        direction=optax_sam.directions.gaussian(),
+        start=optax_sam.starts.ahead(),
+    ),
+    "random_sam": optax_sam.random_sam(0.1),
+    "tsam": optax_sam.tsam(0.1, num_samples=2),
+    "tsam_in_slices": optax_sam.per_microbatch(optax_sam.tsam(0.1, num_samples=2, noise="uniform"), 2),
 }
 
 
 @pytest.mark.parametrize("name", AHEAD)
 def test_what_moves_before_its_first_gradient_moves_the_visible_part_alone(name):
     method, params, batch = AHEAD[name], init_params(), jnp.linspace(0.5, 1.5, 4)
-    tx = optax.chain(optax.masked(method, FIRST), optax.trace(0.9))
+    tx = optax.chain(optax.masked(method, FIRST), optax.trace(0.9), optax.scale(-1.0))
     state, seen = tx.init(params), []
 
     def watched(params, batch):
