@@ -14,6 +14,7 @@ import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from optax_sam.engine import checks
 
@@ -154,7 +155,7 @@ def inlined(closed: jex.ClosedJaxpr) -> jex.ClosedJaxpr:
             values.update(zip(equation.outvars, outputs, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
-    inputs = [_like(variable.aval) for variable in closed.jaxpr.invars]
+    inputs = [like(variable.aval) for variable in closed.jaxpr.invars]
     return with_arrays(jax.make_jaxpr(lambda *args: run(closed.jaxpr, closed.consts, args))(*inputs))
 
 
@@ -234,16 +235,23 @@ def _rewritten(jaxpr: jex.Jaxpr | jex.ClosedJaxpr) -> jex.Jaxpr | jex.ClosedJaxp
     if not known or not _has_convolution(closed.jaxpr):
         return jaxpr
     rewritten = jax.make_jaxpr(functools.partial(_evaluate, closed.jaxpr, closed.consts))
-    result = rewritten([_like(aval) for aval in inputs])
+    result = rewritten([like(aval) for aval in inputs])
     return result if isinstance(jaxpr, jex.ClosedJaxpr) else result.jaxpr
 
 
-def _like(aval: Any) -> jax.ShapeDtypeStruct:
-    """What traces to an argument of the very same type."""
+def like(aval: Any, mesh: Any = None, axis: Any = None) -> jax.ShapeDtypeStruct:
+    """What traces to an argument of the very same type.
+
+    On another mesh, where one is given, and there with the first axis split over an axis of it.
+    """
+    place = aval.sharding
+    if mesh is not None:
+        first = (axis, *place.spec[1:]) if axis and aval.ndim else place.spec
+        place = NamedSharding(mesh, PartitionSpec(*first))
     return jax.ShapeDtypeStruct(
         aval.shape,
         aval.dtype,
-        sharding=aval.sharding,
+        sharding=place,
         weak_type=aval.weak_type,
         **{_MANUAL: getattr(aval, _MANUAL)},
     )

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 def whole_over(x: jax.Array, axis_name: str) -> jax.Array:
     """`x` split no more over one mesh axis, where its type says that it is."""
-    spec = tuple(_without(axis, axis_name) for axis in _spec(x))
+    spec = tuple(without(axis, axis_name) for axis in _spec(x))
     return x if spec == _spec(x) else jax.sharding.reshard(x, PartitionSpec(*spec))
 
 
@@ -246,7 +246,7 @@ def _spec(x: Any) -> tuple[Any, ...]:
     return spec + (None,) * (x.ndim - len(spec))
 
 
-def _without(axis: Any, axis_name: str) -> Any:
+def without(axis: Any, axis_name: str) -> Any:
     """One entry of a spec without an axis of the mesh."""
     names = axis if isinstance(axis, tuple) else (axis,)
     return axis if axis_name not in names else tuple(n for n in names if n != axis_name) or None

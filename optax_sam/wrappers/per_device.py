@@ -1,17 +1,21 @@
 """m-sharpness over devices: one perturbation each, and one all-reduce of gradients."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 
-from optax_sam.arithmetic import means, sharding, trees
+from optax_sam.arithmetic import means, one_device, sharding, trees
+from optax_sam.engine.aliases import Grads, Params
+from optax_sam.engine.examples import Rows
+from optax_sam.engine.state import SharpnessAwareState
 from optax_sam.engine.step_oracle import Given
-from optax_sam.engine.transformation import SharpnessAware, from_method
+from optax_sam.engine.transformation import Begun, Outcome, SharpnessAware, from_method
 from optax_sam.wrappers.slices import PerSlice
 from optax_sam.wrappers.wrapper import method_of
 
@@ -41,11 +45,27 @@ class PerDevice(PerSlice):
                 f"axis_name={self.axis_name!r} has {size} devices, which do not divide the batch of "
                 f"{given.examples.size} examples: choose a multiple, or pad with examples of weight 0."
             )
-        if self.axis_name in mesh.explicit_axes:
-            check_closes_over_nothing(given, size)
         return size
 
+    def begin(self, state: SharpnessAwareState, given: Given) -> Begun:
+        with self._explained(given, self.num_slices(given)):
+            return super().begin(state, given)
+
+    def finish(
+        self,
+        grads: Grads,
+        begun: Begun,
+        state: SharpnessAwareState,
+        params: Params,
+        given: Given,
+        perturb: bool | None,
+    ) -> Outcome:
+        with self._explained(given, len(begun.parts[1])):
+            return super().finish(grads, begun, state, params, given, perturb)
+
     def each(self, function: Callable[[Any, Any], Any], parts: Any, shared: Any) -> Any:
+        function = self._alone(function)
+
         def on_device(parts, shared):
             return jax.tree.map(lambda x: x[None], function(_only(parts), shared))
 
@@ -54,6 +74,8 @@ class PerDevice(PerSlice):
     def mean_and_sum(
         self, function: Callable[[Any, Any], tuple[Any, Any]], shares: jax.Array, parts: Any, shared: Any
     ) -> tuple[Any, Any]:
+        function = self._alone(function)
+
         def on_device(parts, shared):
             share, part = _only(parts)
             averaged, summed = function(part, shared)
@@ -61,6 +83,34 @@ class PerDevice(PerSlice):
             return averaged, lax.psum(summed, self.axis_name)
 
         return self._on_every_device(on_device, PartitionSpec())((shares, parts), shared)
+
+    def _alone(self, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        """`function` of a device's own part, to be called inside the `shard_map`."""
+
+        def is_rows(part):
+            return isinstance(part, Rows)
+
+        return one_device.as_on_one_device(function, self.axis_name, self._kind(), is_rows)
+
+    @contextlib.contextmanager
+    def _explained(self, given: Given, num_slices: int) -> Iterator[None]:
+        """An error about meshes says what the loss should do in a `shard_map`."""
+        try:
+            yield
+        except Exception as error:
+            if self._kind() == AxisType.Explicit:
+                check_closes_over_nothing(given, num_slices)
+            if "mesh" in str(error) or "with_sharding_constraint" in str(error):
+                error.add_note(
+                    f"optax_sam: axis_name={self.axis_name!r}: inside per_device the loss sees the rows of "
+                    f"one device. Place arrays by a PartitionSpec without a mesh; a shard_map in the loss "
+                    f"gets no mesh=, and in axis_names= the axes other than {self.axis_name!r}."
+                )
+            raise
+
+    def _kind(self) -> AxisType:
+        mesh = jax.sharding.get_abstract_mesh()
+        return dict(zip(mesh.axis_names, mesh.axis_types, strict=True))[self.axis_name]
 
     def _on_every_device(self, function: Callable[..., Any], out_specs: PartitionSpec) -> Any:
         mapped = jax.shard_map(
@@ -95,7 +145,9 @@ class PerDevice(PerSlice):
 def check_closes_over_nothing(given: Given, num_slices: int) -> None:
     """Refuses a loss that closes over arrays: JAX keeps those out of a `shard_map` on explicit axes."""
     objective: Any = given.objective  # a gradient function has come to an end before
-    closed_over = objective.closed_over(given.params, given.examples, given.arguments, num_slices)
+    closed_over = []
+    with contextlib.suppress(Exception):  # the loss fails here too, and the caller says why
+        closed_over = objective.closed_over(given.params, given.examples, given.arguments, num_slices)
     found = [x for x in closed_over if not jax.typeof(x).sharding.mesh.empty]
     if found:
         types = ", ".join(f"{jax.typeof(x).dtype}{list(jax.typeof(x).shape)}" for x in found)
@@ -120,10 +172,12 @@ def per_device(method: SharpnessAware, axis_name: str = "data") -> SharpnessAwar
     a gradient, as many as SGD. (`method` alone, on a batch that is split over devices, perturbs for the
     whole batch, and needs one for each gradient.)
 
-    Parameters that are split over the axis are gathered for the step; on explicit axes descent and
-    state are split like them again, on automatic ones that is XLA's choice. What `value_and_grad`
-    returns, `aux` and the state: as in `per_microbatch`. The state's float leaves are averaged, which is
-    a further all-reduce where they are large: the remembered gradient of vSAM, the scores of AUSAM.
+    A loss may place its arrays on the mesh, as it does without `per_device`: along the axis each device
+    has its own rows already, other axes are kept. Parameters that are split over the axis are gathered
+    for the step; on explicit axes descent and state are split like them again, on automatic ones that is
+    XLA's choice. What `value_and_grad` returns, `aux` and the state: as in `per_microbatch`. The state's
+    float leaves are averaged, which is a further all-reduce where they are large: the remembered gradient
+    of vSAM, the scores of AUSAM.
 
     Args:
       method: any sharpness-aware method.
@@ -134,7 +188,8 @@ def per_device(method: SharpnessAware, axis_name: str = "data") -> SharpnessAwar
 
     Raises:
       TypeError: `method` is none of this library's, `axis_name` is no string.
-      ValueError: no such axis in the mesh in use; its devices do not divide the batch.
+      ValueError: no such axis in the mesh in use; its devices do not divide the batch; a loss with a
+        `shard_map` over the axis.
 
     Cost:
       gradients per step as `method`; one all-reduce of a gradient; one parameter-sized buffer a device.

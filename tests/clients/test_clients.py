@@ -5,7 +5,6 @@ import inspect
 from types import ModuleType
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -121,30 +120,23 @@ def test_under_pmap_a_step_whose_second_gradient_overflows_is_skipped_and_halves
     assert np.isfinite(losses).all()
 
 
-def test_per_device_wants_parameters_out_of_their_boxes():
-    """A box asks for its place on the mesh when it is opened, which JAX refuses inside a `shard_map`."""
+def test_per_device_takes_parameters_in_their_boxes():
+    """A box asks for its place on the mesh when it is opened, inside the `shard_map` too."""
     batch = boxed.token_batches()[0]
     params = boxed.Net().init(jax.random.key(0), batch)["params"]
-    is_box = lambda x: isinstance(x, nn.Partitioned)
 
     def loss_fn(params, tokens):
         return boxed.cross_entropy(boxed.Net().apply({"params": params}, tokens[:, :-1]), tokens[:, 1:])
 
-    def opened(params, tokens):
-        params = jax.tree.map(lambda x: x.value if is_box(x) else x, params, is_leaf=is_box)
-        return loss_fn(params, tokens)
-
-    def step(method, loss_fn):
+    def step(method):
         return jax.jit(optax_sam.step(optax.chain(method, optax.sgd(0.1)), loss_fn))
 
     sam = optax_sam.sam(RHO)
     opt_state = optax.chain(sam, optax.sgd(0.1)).init(params)
-    wanted, *_ = step(optax_sam.per_microbatch(sam, 4), loss_fn)(params, opt_state, batch)
+    wanted, *_ = step(optax_sam.per_microbatch(sam, 4))(params, opt_state, batch)
     with jax.set_mesh(boxed.MESH):
         per_device, split = optax_sam.per_device(sam, axis_name="data"), jax.device_put(batch, boxed.SPLIT)
-        with pytest.raises(ValueError, match="can only refer to Auto axes of the mesh"):
-            step(per_device, loss_fn)(params, opt_state, split)
-        found, *_ = step(per_device, opened)(params, opt_state, split)
+        found, *_ = step(per_device)(params, opt_state, split)
     assert_trees_close(jax.device_get(found), jax.device_get(wanted), rtol=1e-5, atol=1e-6)
 
 
