@@ -43,6 +43,8 @@ def _reasons(line: dict[str, Any], lines: Sequence[dict[str, Any]]) -> list[str]
     other = same.get(by_hand.LIKE.get(line["step"], ""))
     if other is not None and topologies.is_gpu(line["machine"]):
         for key, most in (("temporaries_mb", MOST_TEMPORARIES), ("kernels", MOST_KERNELS)):
+            if key == "temporaries_mb" and line["peak_mb"] <= most * other["peak_mb"]:
+                continue  # what is not donated by hand is no temporary there
             if line[key] > most * other[key] and (line["step"], key) not in WAIVED:
                 found.append(f"{key} {line[key]:.4g}, by hand {other[key]:.4g} (at most {most:g} times)")
     base = same.get("base alone")
