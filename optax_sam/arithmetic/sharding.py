@@ -227,6 +227,26 @@ def split_rows(x: jax.Array, num_parts: int) -> jax.Array:
     return jax.sharding.reshard(parts, PartitionSpec(None, axis, *rest))
 
 
+def whole_parts(x: jax.Array, num_parts: int) -> jax.Array:
+    """`[batch]` as `[num_parts, batch / num_parts]`, every part whole on a device that has it."""
+    is_whole = num_parts % _num_devices(_spec(x)[0]) == 0
+    return (x if is_whole else replicated(x)).reshape(num_parts, -1)
+
+
+def first_rows(x: jax.Array, number: int) -> jax.Array:
+    """`x[:number]`, whole on every device: the rows are looked up, which sends them once."""
+    if number == x.shape[0]:
+        return replicated(x)
+    return look_up(x, jnp.arange(number))
+
+
+def look_up(table: jax.Array, indices: jax.Array) -> jax.Array:
+    """`table[indices]`, its first axis split over devices as the indices are."""
+    spec = (*_spec(indices), *_spec(table)[1:])
+    is_split = any(axis is not None for axis in (*spec, *_spec(table)))
+    return table.at[indices].get(out_sharding=PartitionSpec(*spec)) if is_split else table[indices]
+
+
 def join_rows(parts: jax.Array, like: jax.Array) -> jax.Array:
     """`[num_parts, rows]` as `[num_parts * rows]`, split over devices as `like` is."""
     return split_as(replicated(parts).reshape(-1), like)

@@ -89,16 +89,17 @@ class Assembly(Method):
         return mean._replace(**settled)
 
     def begin(self, state: SharpnessAwareState, given: Given) -> Begun:
-        oracle = StepOracle(given, given.examples, given.params, given.params)
+        examples = given.examples.with_spare(given.params)
+        oracle = StepOracle(given, examples, given.params, given.params)
         step = step_of(state, "start", params=given.params, oracle=oracle, opt_state=given.opt_state)
         with metered() as meter:
             began = self.start.begin(state.start, step, lambda: self._climb(state, step))
             checks.instance("start", self.start, began, bases.Began, "return Began(point, oracle)")
             checks.like_params("start", self.start, began.point, given.params, same_dtypes=True)
-            first = began.oracle.evaluate_unjudged(began.point)
+            examples = began.oracle.examples.with_spare(given.params)
+            first = began.oracle.on(examples).evaluate_unjudged(began.point)
         climb = began.climb and began.climb._replace(perturbation=None)
         point = None if began.point is given.params else began.point
-        examples = began.oracle.examples
         begun = Begun(first, point, examples, examples.total, climb, meter.spent.as_arrays())
         if any(piece.asks_anew for piece in self._pieces) or bases.asks_anew(self.ascent):
             self._ask_beforehand(begun, state, given)

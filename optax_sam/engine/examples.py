@@ -60,6 +60,7 @@ class Examples:
       rows: the examples.
       total: `float[]`, the sum of the weights of the batch that they stand for; None where all count alike.
       key: a PRNG key for the loss function, or None.
+      spare: a real row for the place of padding, or None; see `with_spare`.
       on_surrogate: `bool[]`, whether the surrogate is differentiated; None where that is certain.
       surrogate: the loss function in the place of the user's, or None.
       fraction: how many of the batch's examples these are.
@@ -72,6 +73,7 @@ class Examples:
     rows: Rows
     total: Any = None
     key: Any = None
+    spare: Any = None
     on_surrogate: Any = None
     surrogate: ById | None = dataclasses.field(default=None, metadata={"static": True})
     fraction: float = dataclasses.field(default=1.0, metadata={"static": True})
@@ -119,7 +121,7 @@ class Examples:
         """Examples where `real` (`bool[batch]`) is False are padding."""
         weights = self.rows.weights
         weights = real.astype(float) if weights is None else jnp.where(real, weights, jnp.zeros_like(weights))
-        return self.but(rows=self.rows._replace(weights=weights), total=weights.sum())
+        return self.but(rows=self.rows._replace(weights=weights), total=weights.sum(), spare=None)
 
     def emphasized(self, emphasis: jax.Array) -> "Examples":
         """Examples that count `emphasis` times their weight in a gradient; its loss stays the same mean."""
@@ -151,18 +153,29 @@ class Examples:
         """The examples of one slice, with a key of its own."""
         return self.but(rows=part.rows, total=part.total).with_key(part.number)
 
+    def with_spare(self, params: Params) -> "Examples":
+        """The same, knowing a real row for the place of padding: all passes of a step share it.
+
+        Args:
+          params: where the examples are seen; other devices of a `jax.shard_map` with the same ones may lend
+            the row.
+        """
+        if self.rows.weights is None or self.spare is not None:
+            return self
+        return self.but(spare=spare_row(self.rows.batch, self.rows.weights, params))
+
     def without_padding(self, params: Params, they_meet: bool = False) -> "Examples":
         """A real row in the place of each row of padding.
 
         Args:
-          params: where the examples are seen; other devices of a `jax.shard_map` with the same ones may lend
-            a row.
+          params: see `with_spare`.
           they_meet: whether examples meet in the loss, which then has a mask of its own: padding stays as it
             is, but for what is not finite.
         """
         if self.rows.weights is None:
             return self
-        batch = without_padding(self.rows.batch, self.rows.weights, params, they_meet)
+        spare = self.with_spare(params).spare
+        batch = without_padding(self.rows.batch, self.rows.weights, spare, they_meet)
         return self.but(rows=self.rows._replace(batch=batch))
 
     def see_the_same(self, other: "Examples") -> bool:
@@ -172,28 +185,61 @@ class Examples:
         return same_rows and self.surrogate == other.surrogate
 
 
-def without_padding(batch: Any, weights: jax.Array, params: Params, they_meet: bool) -> Any:
-    """The batch with the first real row in the place of padding, or of what is not finite in it.
+def spare_row(batch: Any, weights: jax.Array, params: Any) -> tuple[list[Any], jax.Array]:
+    """The first real row, a list of the batch's leaves `[1, ...]`, None for keys; whether any row is real.
 
-    A mask on the losses alone is not enough: a NaN inside a padding row makes the derivative
-    `0 * NaN`. The first real row is found by a masked sum, which keeps a sharded batch in place. Where no
-    row is real, finite ones stay.
+    It is found by masked sums, which keep a sharded batch in place.
     """
     real = weights != 0
-    chosen = real & (jnp.arange(real.size) == jnp.argmax(real))
-    is_lender, exists = sharding.first_of_replicas(jnp.any(real), params)
+    number = jnp.arange(real.size, dtype=jnp.int32)
+    first = jnp.min(jnp.where(real, number, real.size))  # of a split array, one number is sent
+    is_lender, exists = sharding.first_of_replicas(first < real.size, params)
+    chosen = real & (number == first) & is_lender
 
     def on_leaf(x):
         if trees.is_key(x.dtype):
+            return None
+        return _sum_of_one(jnp.where(_column(chosen, x), x, jnp.zeros_like(x)), params)
+
+    return [on_leaf(x) for x in jax.tree.leaves(batch)], exists
+
+
+def without_padding(batch: Any, weights: jax.Array, spare: Any, they_meet: bool) -> Any:
+    """The batch with the spare row in the place of padding, or of what is not finite in it.
+
+    A mask on the losses alone is not enough: a NaN inside a padding row makes the derivative
+    `0 * NaN`. Where no row is real, finite ones stay.
+    """
+    rows, exists = spare
+
+    def on_leaf(x, row):
+        if row is None:
             return x
-        column = (-1,) + (1,) * (x.ndim - 1)
-        lent = jnp.where((chosen & is_lender).reshape(column), x, jnp.zeros_like(x))
-        row = sharding.psum_over_replicas(jnp.sum(lent, axis=0, keepdims=True), params).astype(x.dtype)
         usable = jnp.isfinite(x) if trees.is_inexact(x) else jnp.ones_like(x, bool)
         kept = usable if they_meet else usable & ~exists
-        return jnp.where(real.reshape(column) | kept, x, row)
+        return jnp.where(_column(weights != 0, x) | kept, x, row)
 
-    return jax.tree.map(on_leaf, batch)
+    leaves, treedef = jax.tree.flatten(batch)
+    return treedef.unflatten([on_leaf(x, row) for x, row in zip(leaves, rows, strict=True)])
+
+
+def _column(flags: jax.Array, like: jax.Array) -> jax.Array:
+    """`bool[batch]` beside an array `[batch, ...]`."""
+    return flags.reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def _sum_of_one(rows: jax.Array, params: Any) -> jax.Array:
+    """The sum of rows of which all but one are zeros, `[1, ...]`.
+
+    Sums of one dtype are sent as one: what has 32 bits or less is summed in float32, which loses nothing.
+    """
+    dtype = rows.dtype
+    is_long = jnp.issubdtype(dtype, jnp.integer) and dtype.itemsize == 4
+    parts = [rows >> 16, rows & 0xFFFF] if is_long else [rows]
+    parts = parts if dtype.itemsize > 4 else [x.astype(jnp.float32) for x in parts]
+    sums = [jnp.sum(x, axis=0, keepdims=True) for x in parts]
+    high, *low = [x.astype(dtype) for x in sharding.psum_over_replicas(sums, params)]
+    return high << 16 | low[0] if low else high
 
 
 def size_of(batch: Batch) -> int | None:

@@ -312,7 +312,10 @@ def checked(losses: Any, size: int | None, needed: str | None) -> jax.Array:
 def weighted_mean(losses: jax.Array, weights: jax.Array | None, params: Any) -> jax.Array:
     """The mean over the examples; inside a `shard_map`, over those of all devices with these `params`."""
     losses = losses.astype(trees.accumulator_dtype(losses.dtype))
-    weights = jnp.ones_like(losses) if weights is None else weights.astype(losses.dtype)
+    if weights is None:  # ones would be added up, and sent
+        total, number = sharding.psum_over_replicas((jnp.sum(losses), float(losses.size)), params)
+        return total / number
+    weights = weights.astype(losses.dtype)
     kept = jnp.where(weights != 0, weights * losses, jnp.zeros_like(losses))
     sums = sharding.psum_over_replicas((jnp.sum(kept), jnp.sum(weights)), params)
     return sums[0] / jnp.where(sums[1] != 0, sums[1], jnp.ones_like(sums[1]))

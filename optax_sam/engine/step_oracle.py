@@ -238,7 +238,7 @@ class StepOracle:
         num_parts = sharding.num_parts((self.batch, weights), point)
         number = min(num_samples, num_parts * (self.size or 1))
         rows = sharding.first_of_all_parts((real.rows.batch, weights), number, point)
-        first = jax.tree.map(lambda x: sharding.replicated(x)[:number], rows)
+        first = jax.tree.map(lambda x: sharding.first_rows(x, number), rows)
 
         def add_one(total, row):
             example, weight = row

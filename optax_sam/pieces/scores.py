@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from optax_sam.arithmetic import sharding
 from optax_sam.engine import checks
@@ -77,12 +78,13 @@ class DrawnByScore(Start):
         self, state: ScoreState, indices: jax.Array, weights: jax.Array, step: jax.Array
     ) -> jax.Array:
         """`log q`, `float[batch]`: where each example stands between the batch's scores; -inf for padding."""
-        indices, real = map(sharding.replicated, (indices, weights != 0))
-        seen = state.times_scored > 0
-        scores = jnp.where(seen, state.score_sum / jnp.where(seen, state.times_scored, 1), 1.0)
-        scores = scores[jnp.clip(indices, 0, self.num_examples - 1)]
-        lowest = jnp.min(jnp.where(real, scores, jnp.inf))
-        spread = jnp.max(jnp.where(real, scores, -jnp.inf)) - lowest
+        real, indices = weights != 0, jnp.clip(indices, 0, self.num_examples - 1)
+        score_sum, times_scored = (sharding.look_up(x, indices) for x in state)
+        seen = times_scored > 0
+        scores = jnp.where(seen, score_sum / jnp.where(seen, times_scored, 1), 1.0)
+        # Both ends of a split array are one maximum, which is sent once.
+        ends = jnp.max(jnp.stack([jnp.where(real, x, -jnp.inf) for x in (-scores, scores)]), axis=1)
+        lowest, spread = -ends[0], ends[1] + ends[0]
         place = jnp.where(spread > 0, (scores - lowest) / jnp.where(spread > 0, spread, 1), 1.0)
         low, high = self.score_range
         ramp = jnp.minimum(step.astype(float) / self.ramp_steps, 1) if self.ramp_steps else 1.0
@@ -97,10 +99,9 @@ class DrawnByScore(Start):
             scores = oracle.gradient_norms(oracle.params)
         indices = self._indices(oracle)
         written = (oracle.weights != 0) & self._in_range(indices) & jnp.isfinite(scores)
-        indices = jnp.where(written, indices, self.num_examples)
-        indices, scores = map(sharding.replicated, (indices, scores))
-        rows, first = jnp.unique(indices, return_index=True, size=indices.size, fill_value=self.num_examples)
-        scores = scores[first].astype(state.score_sum.dtype)
+        scores = scores.astype(state.score_sum.dtype)
+        rows, scores = _in_order(jnp.where(written, indices, self.num_examples), scores)
+        rows = rows.at[1:].set(jnp.where(rows[1:] == rows[:-1], self.num_examples, rows[1:]))
         return ScoreState(
             state.score_sum.at[rows].add(scores, mode="drop"),
             state.times_scored.at[rows].add(jnp.ones_like(scores), mode="drop"),

@@ -151,11 +151,10 @@ def take_highest(oracle: StepOracle, scores: jax.Array, fraction: float, strata:
     """The oracle of the examples with the highest scores, those of weight 0 last."""
     if fraction == 1:
         return oracle
-    scores = sharding.replicated(scores)
     if oracle.weights is not None:
-        scores = jnp.where(sharding.replicated(oracle.weights) != 0, scores, -jnp.inf)
+        scores = jnp.where(oracle.weights != 0, scores, -jnp.inf)
     number = number_of(fraction, oracle.examples, strata)
-    _, positions = lax.top_k(scores.reshape(strata, -1), number)
+    _, positions = lax.top_k(sharding.whole_parts(scores, strata), number)
     return oracle.take(jnp.sort(positions, axis=1))
 
 
@@ -206,5 +205,5 @@ def draw(log_weights: jax.Array, num_drawn: int, strata: int, key: jax.Array) ->
       `int[strata, num_drawn]`: positions inside each part, in ascending order.
     """
     noisy = log_weights + jax.random.gumbel(key, log_weights.shape, log_weights.dtype)
-    _, positions = lax.top_k(noisy.reshape(strata, -1), num_drawn)
+    _, positions = lax.top_k(sharding.whole_parts(noisy, strata), num_drawn)
     return jnp.sort(positions, axis=1)
