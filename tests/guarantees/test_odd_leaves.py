@@ -236,3 +236,15 @@ def test_they_pass_through_steps_that_are_not_compiled(name):
     _, grads, descent, _ = step_of(method)(params, method.init(params), make_batch())
     assert_passed_through(grads)
     assert_passed_through(descent)
+
+
+@pytest.mark.parametrize("width", [*WIDTHS, "bfloat16", "float8_e4m3fn"])
+def test_a_batch_of_any_width_may_have_padding(width):
+    batch = {"x": jnp.ones((5, 2)), "number": jnp.asarray([1, 0, 1, 1, 0]).astype(getattr(jnp, width))}
+
+    def losses(params, batch):
+        return jnp.square(batch["x"] @ params - batch["number"].astype(jnp.float32))
+
+    padding = optax_sam.Oracle(losses, batch, weights=jnp.arange(5) < 3).value_and_grad(jnp.ones(2))
+    without = optax_sam.Oracle(losses, jax.tree.map(lambda x: x[:3], batch)).value_and_grad(jnp.ones(2))
+    assert_trees_close(padding, without, rtol=1e-6)
