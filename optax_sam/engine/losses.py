@@ -13,6 +13,7 @@ from jax import lax
 from jax.interpreters import partial_eval as pe
 
 from optax_sam.arithmetic import rowwise, sharding, trees
+from optax_sam.arithmetic.sentinels import Meant, meant
 from optax_sam.engine.aliases import Grads, Params
 from optax_sam.engine.arrays import like_arrays
 from optax_sam.engine.examples import Examples, Rows, size_of
@@ -145,15 +146,21 @@ class Losses(Objective):
     ) -> Inputs:
         """The inputs, in which padding stays as it is if examples meet, in the losses or in aux.
 
-        Such a loss has a mask of its own, which copies of a real row would undo. `losses` is their number
-        among what was traced; aux stands behind them.
+        Such a loss has a mask of its own, which copies of a real row would undo. That mask may be infinite or
+        NaN. `losses` is their number among what was traced; aux stands behind them.
         """
         if inputs.rows.weights is None:
             return inputs
-        axes = [0 if is_row else None for is_row in _is_of_batch(Layout.of(point).floats(point), inputs)]
-        if rowwise.MEET not in rowwise.axes_of_outputs(traced.jaxpr.jaxpr, axes)[losses:]:
+        floats, jaxpr = Layout.of(point).floats(point), traced.jaxpr.jaxpr
+        is_row = _is_of_batch(floats, inputs)
+        axes = [0 if row else None for row in is_row]
+        if rowwise.MEET not in rowwise.axes_of_outputs(jaxpr, axes)[losses:]:
             return inputs
-        batch = examples.without_padding(point, they_meet=True).rows.batch
+        forward = pe.dce_jaxpr(jaxpr, [n >= losses for n in range(len(jaxpr.outvars))], instantiate=True)[0]
+        signs = _signs(forward, len(floats), is_row)
+        leaves, treedef = jax.tree.flatten(examples.rows.batch)
+        finite = jax.tree.leaves(examples.without_padding(point, they_meet=True).rows.batch)
+        batch = treedef.unflatten(map(_with_signs, leaves, finite, signs))
         return inputs._replace(rows=inputs.rows._replace(batch=batch))
 
     def _gradient(self, layout: Layout, examples: Examples) -> tuple[Any, Callable[..., Any]]:
@@ -274,6 +281,23 @@ def _is_of_batch(floats: Any, inputs: Inputs) -> list[bool]:
     neither, rest = jax.tree.map(lambda _: False, (floats, inputs))
     batch = jax.tree.map(lambda _: True, inputs.rows.batch)
     return jax.tree.leaves((neither, rest._replace(rows=rest.rows._replace(batch=batch))))
+
+
+def _signs(forward: jex.Jaxpr, num_params: int, is_row: list[bool]) -> list[Meant]:
+    """For each leaf of the batch, what of it that is not finite is a sign for losses of other examples."""
+    found = meant(forward, [n < num_params for n in range(len(is_row))], is_row)
+    for number in [n for n, what in enumerate(found) if what != Meant.NOTHING]:
+        axes = [0 if n == number else None for n in range(len(is_row))]
+        if rowwise.MEET not in rowwise.axes_of_outputs(forward, axes):
+            found[number] = Meant.NOTHING
+    return [what for what, row in zip(found, is_row, strict=True) if row]
+
+
+def _with_signs(given: jax.Array, finite: jax.Array, what: Meant) -> jax.Array:
+    """A leaf of the batch without what is not finite in padding, but with what of it is a sign."""
+    if what == Meant.NOTHING or not trees.is_inexact(given):
+        return finite
+    return given if what == Meant.ANYTHING else jnp.where(jnp.isinf(given), given, finite)
 
 
 def checked(losses: Any, size: int | None, needed: str | None) -> jax.Array:

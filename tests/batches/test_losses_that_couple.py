@@ -114,6 +114,102 @@ def test_the_mask_of_the_loss_keeps_its_meaning_in_padding(name, content):
         assert_trees_close(oracle.value_and_grad(PARAMS), (loss, grads), rtol=1e-5, atol=1e-6)
 
 
+def additive(params, batch):
+    """The mask is added to the scores."""
+    z = batch["x"] @ params
+    return jax.nn.logsumexp(z @ z.T + batch["sign"][None, :], axis=1) - jnp.diag(z @ z.T)
+
+
+def additive_pairs(params, batch):
+    """The same with a mask of pairs, over rows."""
+    z = batch["x"] @ params
+    return jax.nn.logsumexp(z @ z.T + batch["sign"], axis=1) - jnp.diag(z @ z.T)
+
+
+def additive_in_a_loop(params, batch):
+    """The same in every turn of a loop over layers."""
+
+    def layer(z, kernel):
+        weights = jax.nn.softmax(z @ z.T + batch["sign"][None, :], axis=1)
+        return jnp.tanh(weights @ z @ kernel), None
+
+    return jnp.square(jax.lax.scan(layer, batch["x"] @ params, jnp.stack([jnp.eye(2), jnp.ones((2, 2))]))[0])[
+        :, 0
+    ]
+
+
+def repelled(params, batch):
+    """Distances are subtracted, infinite ones of padding."""
+    return additive(params, batch | {"sign": -batch["sign"]})
+
+
+def asked_for(params, batch):
+    """What is NaN counts nothing."""
+    known = ~jnp.isnan(batch["sign"])
+    return additive(params, {"x": batch["x"], "sign": jnp.where(known, 0.0, -1e9)})
+
+
+def survival(params, batch):
+    """Examples at risk are those whose time has not come; that of padding is before all others."""
+    z, time = (batch["x"] @ params)[:, 0], batch["sign"]
+    at_risk = time[None, :] >= time[:, None]
+    return jnp.log(jnp.sum(jnp.where(at_risk, jnp.exp(z)[None, :], 0.0), axis=1)) - z
+
+
+SIGNS = {
+    "added": (additive, np.zeros(REAL), -np.inf),
+    "added by pairs": (additive_pairs, np.zeros((REAL, REAL)), -np.inf),
+    "added in a loop": (additive_in_a_loop, np.zeros(REAL), -np.inf),
+    "subtracted": (repelled, np.zeros(REAL), np.inf),
+    "asked for": (asked_for, np.zeros(REAL), np.nan),
+    "compared": (survival, np.array([3.0, 1.0, 2.0, 5.0]), -np.inf),
+}
+
+
+@pytest.mark.parametrize("content", over({"minus": -np.inf, **CONTENTS}, ["minus", "nan", "infinite"]))
+@pytest.mark.parametrize("name", over(SIGNS, list(SIGNS)))
+def test_a_mask_of_infinities_or_nan_keeps_its_meaning(name, content):
+    """In a leaf that is added or compared they are signs; in one that is multiplied they are contents."""
+    losses, signs, sign = SIGNS[name]
+    content = {"minus": -np.inf, **CONTENTS}[content]
+
+    def batch(extra):
+        whole = np.full([n + extra for n in signs.shape], sign)
+        whole[tuple(map(slice, signs.shape))] = signs
+        x = np.concatenate([INPUTS, np.full((extra, 3), content)])
+        return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), {"x": x, "sign": whole})
+
+    wanted = jax.value_and_grad(lambda params: jnp.mean(losses(params, batch(0))))(PARAMS)
+    for extra in (2, 5):
+        oracle = optax_sam.Oracle(losses, batch(extra), weights=weights_of(extra))
+        assert_trees_close(oracle.value_and_grad(PARAMS), wanted, rtol=1e-5, atol=1e-6)
+
+
+@jax.custom_vjp
+def scaled_by_the_mean(z, mask):
+    return z
+
+
+def scaled_backward(kept, cotangent):
+    z, mask = kept
+    return cotangent * (1 + jnp.sum(z * mask) / jnp.sum(mask)), None
+
+
+scaled_by_the_mean.defvjp(lambda z, mask: (z, (z, mask)), scaled_backward)
+
+
+def test_a_backward_rule_in_which_examples_meet_is_seen_by_its_aux():
+    def losses(params, batch):
+        return scaled_by_the_mean((batch["x"] @ params)[:, 0], batch["mask"]), jnp.sum(batch["mask"])
+
+    def gradient(extra):
+        batch = batch_of("float mask", extra, 3.0)
+        oracle = optax_sam.Oracle(losses, batch, has_aux=True, weights=weights_of(extra))
+        return oracle.value_and_grad(PARAMS)[1]
+
+    assert_trees_close(gradient(5), gradient(0), rtol=1e-5, atol=1e-6)
+
+
 MADE = {
     "sam": lambda: optax_sam.sam(0.1),
     "vsam": lambda: optax_sam.vsam(0.1, window=4, slices=2, tail=1, warmup_steps=1),
