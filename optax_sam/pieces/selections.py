@@ -160,9 +160,10 @@ def take_highest(oracle: StepOracle, scores: jax.Array, fraction: float, strata:
 
 def take_part(oracle: StepOracle, part: int, num_parts: int, strata: int) -> StepOracle:
     """The oracle of one of `num_parts` equal parts of each stratum."""
+    of_each = f" of each of strata={strata}" if strata > 1 else ""
     number = oracle.examples.per_part(
         num_parts * strata,
-        f"{num_parts} parts in strata={strata} do not divide",
+        f"{num_parts} parts{of_each} do not divide",
         "take a batch of which they are a divisor, or pad it with examples of weight 0",
     )
     positions = part * number + jnp.arange(number, dtype=jnp.int32)
