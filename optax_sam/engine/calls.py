@@ -11,6 +11,7 @@ from optax_sam.arithmetic import trees
 from optax_sam.engine import state as states
 from optax_sam.engine.aliases import Params
 from optax_sam.engine.gradient_function import ONLY_GRAD_FN
+from optax_sam.engine.identity import kind_of, short
 from optax_sam.engine.oracle import Oracle
 
 
@@ -71,6 +72,47 @@ def check_same_structure(params: Params, visible: Params) -> None:
             f"{jax.tree.structure(params)}: pass the same tree, and no optax.flatten around a "
             f"sharpness-aware method."
         )
+
+
+_KEPT = ("due", "start", "direction", "gate", "ascent", "reuse")
+_SEEN: set[Any] = set()
+"""Methods, parameters and states that go together: a step outside of `jit` looks once."""
+
+
+def check_state(method: Any, state: Any, params: Params) -> None:
+    """Refuses a state with other parts than the method's: that of another method, or of other arguments."""
+    kept = {kind: getattr(trees.plain(state), kind) for kind in _KEPT}
+    together = kind_of(method), _outline(params), _outline(kept)
+    if together in _SEEN:
+        return
+    try:
+        wanted = jax.eval_shape(method.init, params)
+    except Exception:  # a piece of the user's that reads values: nobody can tell
+        return
+    for kind, own in kept.items():
+        # A part without arrays says nothing: what restores a state may give another container.
+        pair = own, getattr(wanted, kind)
+        if any(map(jax.tree.leaves, pair)) and _outline(pair[0]) != _outline(pair[1]):
+            got, of_method = (_described(part) for part in pair)
+            raise ValueError(
+                f"state.{kind} holds {got}, where this method, with these parameters, keeps {of_method}: it "
+                f"is the state of another method, or of other arguments. Make one with tx.init(params), and put "
+                f"the old state of the base optimizer into it, if that is to go on."
+            )
+    if len(_SEEN) > 1000:  # a program that makes its methods of functions of their own, again and again
+        _SEEN.clear()
+    _SEEN.add(together)
+
+
+def _outline(tree: Any) -> tuple[Any, ...]:
+    """What tells trees apart but for dtypes and values."""
+    leaves, treedef = jax.tree.flatten(tree)
+    return treedef, tuple(map(np.shape, leaves))
+
+
+def _described(part: Any) -> str:
+    shapes = list(_outline(part)[1])
+    return f"a {type(part).__name__} with arrays of the shapes {short(shapes)}" if shapes else "no array"
 
 
 _OF_BASES = ("mu", "nu", "trace", "sum_of_squares", "momentum")

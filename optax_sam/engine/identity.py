@@ -84,3 +84,16 @@ def short(value: Any) -> str:
     """A value in a line."""
     text = repr(value)
     return text if len(text) < 60 else text[:57] + "..."
+
+
+def kind_of(value: Any) -> Any:
+    """What tells methods apart whose states may differ, to be looked up; arrays are told by their shape."""
+    if isinstance(value, optax.GradientTransformation):
+        return kind_of(getattr(value.update, "__self__", value.update))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return type(value), *(kind_of(getattr(value, field.name)) for field in dataclasses.fields(value))
+    if isinstance(value, jax.Array | np.ndarray):
+        return value.shape
+    if isinstance(value, tuple | list):
+        return tuple(map(kind_of, value))
+    return value if isinstance(value, int | float | str | None) else id(value)

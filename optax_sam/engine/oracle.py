@@ -51,7 +51,8 @@ class Oracle(metaclass=_OfOneTrace):
       weights: `float[batch]` (or bool, or int); 0 marks padding, whose content no result depends on, NaN
         included: the first real row takes its place, with weight 0. Where examples meet in the loss, it has a
         mask of its own, and padding stays as it is, but for what is not finite. The loss is
-        `sum(w l) / sum(w)`.
+        `sum(w l) / sum(w)`; where the weights sum to 0, it is `sum(w l)`, which is 0 for padding alone, and
+        slices count alike. Weights below 0 are taken as they are.
       whole_batch: every example is used and scored in this step.
       key: a PRNG key; `losses` then gets one as its last argument, another one for the gradient at the
         perturbed point than for the first one, whose key all other passes share. A key that `losses`

@@ -1,11 +1,14 @@
 """The short door: a whole training step from an optimizer and a loss."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
+from optax_sam.arithmetic import trees
 from optax_sam.engine import checks
 from optax_sam.engine import state as states
 from optax_sam.engine.aliases import Batch, OptState, Params
@@ -37,7 +40,8 @@ def step(
       `jax.jit(step(tx, losses), donate_argnums=(0, 1))`.
 
     Raises:
-      TypeError: `tx` is no Optax transformation, `losses` no function.
+      TypeError: `tx` is no Optax transformation, `losses` no function; in the step, what stands behind the
+        method calculates with a typed key among the parameters.
       ValueError: in the step, `tx` holds no method of ours, several, or one inside `optax.MultiSteps`.
 
     Cost:
@@ -86,10 +90,36 @@ def step(
         method = method_in(update, opt_state, params)
         found, grads, oracle = begin(method, oracle, opt_state, is_sure=True)
         loss = found[0] if has_aux else found
-        updates, opt_state = update(grads, opt_state, params, oracle=oracle, value=loss)
-        return optax.apply_updates(params, updates), opt_state, found
+        with names_keys(params):
+            updates, opt_state = update(grads, opt_state, params, oracle=oracle, value=loss)
+        return moved(params, updates), opt_state, found
 
     return train_step
+
+
+@contextlib.contextmanager
+def names_keys(params: Params) -> Iterator[None]:
+    """Says of what a base optimizer refuses that it may be a typed key among the parameters."""
+    keys = [path for path, x in jax.tree.leaves_with_path(params) if trees.is_key(jnp.result_type(x))]
+    try:
+        yield
+    except TypeError as error:
+        if not keys:
+            raise
+        raise TypeError(
+            f"params{jax.tree_util.keystr(keys[0])} is a typed key, with which optimizers of Optax cannot "
+            f"calculate ({error}): keep it out of params and pass it behind the batch, or put optax.masked "
+            f"around what stands behind the method."
+        ) from error
+
+
+def moved(params: Params, updates: Params) -> Params:
+    """`optax.apply_updates`, which leaves typed keys as they are."""
+    if not any(trees.is_key(jnp.result_type(x)) for x in jax.tree.leaves(params)):
+        return optax.apply_updates(params, updates)
+    return jax.tree.map(
+        lambda x, u: x if trees.is_key(jnp.result_type(x)) else optax.apply_updates(x, u), params, updates
+    )
 
 
 def method_in(update: Callable[..., Any], opt_state: OptState, params: Params) -> Method:

@@ -18,6 +18,7 @@ from optax_sam.engine.calls import (
     check_first,
     check_outside_multi_steps,
     check_same_structure,
+    check_state,
     check_state_outside_multi_steps,
     check_unconditional,
     check_visible,
@@ -200,6 +201,7 @@ class Method(abc.ABC):
         check_visible(params, oracle, grad_fn)
         arrays = as_arrays("params", trees.plain(params))
         updates = like_params("grads", updates, arrays)
+        check_state(self, state, arrays)
         if oracle is None:
             given = given_by_function(grad_fn, params, arrays)
             begun = Begun(Evaluation(updates), spent=meter.Spent(1.0))
@@ -354,6 +356,8 @@ def begin(
     check_first(opt_state)
     check_unconditional(method, opt_state)
     given = given_by(oracle, oracle.params, opt_state)
+    if not trees.has_masked(own):  # what a mask hides is not in sight before `update`
+        check_state(method, own, given.params)
     begun = method.begin(own, given)
     first = begun.first
     grads = jax.tree.unflatten(jax.tree.structure(oracle.params), jax.tree.leaves(first.grads))

@@ -62,7 +62,8 @@ def to_radius(rho: Radius, geometry: Geometry | None = None) -> optax.GradientTr
     Args:
       rho: the radius, 0 or more, in the norm of the geometry; a number, or a schedule of the step
         count, which `sharpness_aware` passes as the extra argument `step`. The count is that of the
-        training steps, perturbed or not.
+        training steps, perturbed or not. What a schedule returns is not checked: below 0 the perturbation
+        points downhill.
       geometry: what "size" means; `euclidean()` by default.
 
     Returns:

@@ -13,7 +13,7 @@ from optax_sam.arithmetic import trees
 from optax_sam.engine import checks
 from optax_sam.engine import state as states
 from optax_sam.engine.arrays import as_arrays
-from optax_sam.engine.calls import check_call, check_visible
+from optax_sam.engine.calls import check_call, check_state, check_visible
 from optax_sam.engine.hyperparameters import NotNegative, ScalarOrSchedule, at_step
 from optax_sam.engine.objective import like_params
 from optax_sam.engine.oracle import Oracle, Started, started
@@ -51,6 +51,7 @@ class FollowedBy:
         check_visible(params, oracle, None)
         plain = as_arrays("params", trees.plain(params))
         grads = like_params("grads", updates, plain)
+        check_state(self.inner, states.find(state[0]), plain)
         first, begun, given = self.inner.started(grads, state[0], plain, params, oracle, perturb, state)
         updates = jax.tree.unflatten(jax.tree.structure(updates), jax.tree.leaves(first))
         begun_step = Started(self.inner, given, begun, perturb)

@@ -171,3 +171,20 @@ def test_the_registry_runs_the_same_two_calls():
     state = tx.init(init_params())
     wanted = make_step(sam, tx)(init_params(), state, make_batch(), make_indices())
     assert_trees_equal(optax_sam.step(tx, losses)(init_params(), state, make_batch()), wanted)
+
+
+def test_a_typed_key_among_the_parameters_stays_where_a_mask_hides_it_from_the_base_and_is_named_else():
+    params, rows = {"w": jnp.ones(2), "k": jax.random.key(3)}, jnp.asarray([[1.0, 2.0], [0.5, -1.0]])
+    of_rows = lambda params, rows: jnp.square(rows @ params["w"])
+    sam, base = optax_sam.sam(0.1), optax.sgd(0.1)
+    tx = optax.chain(sam, optax.masked(base, {"w": True, "k": False}))
+    got, _, loss = jax.jit(optax_sam.step(tx, of_rows))(params, tx.init(params), rows)
+    alone = optax.chain(sam, base)
+    wanted, _, wanted_loss = optax_sam.step(alone, lambda w, rows: of_rows({"w": w}, rows))(
+        params["w"], alone.init(params["w"]), rows
+    )
+    np.testing.assert_allclose(got["w"], wanted, rtol=1e-6)
+    np.testing.assert_allclose(loss, wanted_loss, rtol=1e-6)
+    assert jnp.array_equal(jax.random.key_data(got["k"]), jax.random.key_data(params["k"]))
+    with pytest.raises(TypeError, match=r"^params\['k'\] is a typed key.* optax.masked"):
+        optax_sam.step(alone, of_rows)(params, alone.init(params), rows)

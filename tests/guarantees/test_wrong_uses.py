@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -165,3 +166,39 @@ def test_an_oracle_that_crosses_a_jit_says_where_it_lives(cross):
     oracle = optax_sam.Oracle(lambda p, b: b @ p["w"], ROWS)
     with pytest.raises(TypeError, match="lives within one trace.*in the same function and jit that"):
         cross(PARAMS, oracle)
+
+
+@pytest.mark.parametrize("door", ["step", "by hand", "whole"])
+def test_the_state_of_another_method_is_refused_by_the_part_that_differs(door):
+    """Or of other arguments; where the parts are alike nothing tells, and `due` is the old method's."""
+    params, rows = jnp.ones(3), jnp.linspace(-1.0, 2.0, 24).reshape(8, 3)
+    of_rows, indices, base = lambda w, rows: jnp.square(rows @ w), jnp.arange(8), optax.sgd(0.1)
+
+    def stepped(method, state):
+        if door == "step":
+            return optax_sam.step(optax.chain(method, base), of_rows)(params, state, rows, indices=indices)[1]
+        whole = optax_sam.followed_by(method, base) if door == "whole" else optax.chain(method, base)
+        return whole.update(
+            params, state, params, oracle=optax_sam.Oracle(of_rows, rows, indices=indices, params=params)
+        )[1]
+
+    def state_of(method):
+        return optax.chain(method, base).init(params)
+
+    sam = optax_sam.sam(0.1)
+    for method, old, part in (
+        (optax_sam.vsam(0.1), sam, "gate"),
+        (optax_sam.looksam(0.1), sam, "reuse"),
+        (optax_sam.single_step_sam(0.1), sam, "direction"),
+        (optax_sam.vasso(0.1), optax_sam.single_step_sam(0.1), "direction"),
+        (optax_sam.sparse_sam(0.1), sam, "ascent"),
+        (optax_sam.ausam(8, 0.1), sam, "start"),
+        (optax_sam.ausam(16, 0.1), optax_sam.ausam(8, 0.1), "start"),
+        (sam, optax_sam.vsam(0.1), "gate"),
+    ):
+        with pytest.raises(ValueError, match=rf"^state.{part} holds .* another method.* tx.init\(params\)"):
+            stepped(method, state_of(old))
+    after = stepped(optax_sam.late_sam(1000, 0.1), stepped(sam, state_of(sam)))
+    assert optax_sam.info(after)["perturbed"] == 1 and not optax_sam.due(after)
+    loaded = jax.tree.map(np.asarray, stepped(optax_sam.vasso(0.1), state_of(optax_sam.vasso(0.1))))
+    stepped(optax_sam.vasso(0.1), loaded)
