@@ -1,5 +1,7 @@
 """Training steps inside a `jax.shard_map` over the batch: the same numbers as outside."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -198,3 +200,28 @@ def test_scores_of_the_whole_data_set_are_refused_by_naming_plain_jit(name, kind
 
     with pytest.raises(ValueError, match="differ over the axis 'data' of a shard_map.*plain jax.jit"):
         on_eight_devices(step, kind, (params, method.init(params)), (make_batch(), make_indices()))
+
+
+IN_STRATA = {
+    "esam": functools.partial(optax_sam.esam, 0.1, example_fraction=0.5),
+    "ksam": functools.partial(optax_sam.ksam, 0.1, fraction=0.5),
+}
+
+
+@every_axis_type
+@pytest.mark.parametrize("name", over(IN_STRATA, ["esam"]))
+def test_examples_are_chosen_among_the_rows_of_each_device(name, kind):
+    """As outside with `strata=8`, the number of devices."""
+
+    def step_of(method):
+        def step(params, state, batch):
+            _, grads, oracle = method.value_and_grad(losses)(params, batch, state=state)
+            return method.update(grads, state, params, oracle=oracle)
+
+        return step
+
+    method, params = IN_STRATA[name](), init_params()
+    whole, split = (params, method.init(params)), (make_batch(0, 32),)
+    wanted = jax.device_get(jax.jit(step_of(IN_STRATA[name](strata=8)))(*whole, *split))
+    got = on_eight_devices(step_of(method), kind, whole, split)
+    assert_trees_close(got, wanted, rtol=1e-4, atol=1e-5)
