@@ -96,8 +96,8 @@ def check_state(method: Any, state: Any, params: Params) -> None:
             got, of_method = (_described(part) for part in pair)
             raise ValueError(
                 f"state.{kind} holds {got}, where this method, with these parameters, keeps {of_method}: it "
-                f"is the state of another method, or of other arguments. Make one with tx.init(params), and put "
-                f"the old state of the base optimizer into it, if that is to go on."
+                f"is the state of another method, or of other arguments. Make one with tx.init(params), and "
+                f"put the old state of the base optimizer into it, if that is to go on."
             )
     if len(_SEEN) > 1000:  # a program that makes its methods of functions of their own, again and again
         _SEEN.clear()
