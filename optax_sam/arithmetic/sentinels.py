@@ -45,7 +45,8 @@ _VIEWS = frozenset(
     "pcast pvary reshape rev sharding_constraint slice split squeeze stop_gradient transpose".split()
 )
 _SUMS = frozenset(
-    "add add_any sub max min select_n clamp concatenate pad dynamic_update_slice scatter scatter-add".split()
+    "add add_any sub max min select_n clamp concatenate pad dynamic_update_slice scatter scatter-add "
+    "scatter_add".split()
 )
 
 

@@ -101,7 +101,7 @@ def first_of_all_parts(batch: Any, number: int, params: Any) -> Any:
         kind = x.dtype
         if kind.itemsize < 4:  # not all devices add up narrow numbers and flags
             x = x.astype(jnp.float32 if jnp.issubdtype(kind, jnp.floating) else jnp.int32)
-        places = lax.axis_index(axes) * x.shape[0] + jnp.arange(x.shape[0])
+        places = lax.axis_index(axes) * x.shape[0] + jnp.arange(x.shape[0], dtype=jnp.int32)
         mine = jnp.zeros([number, *x.shape[1:]], x.dtype).at[places].set(x, mode="drop")
         return lax.psum(mine, axes).astype(kind)
 
