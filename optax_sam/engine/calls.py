@@ -83,7 +83,7 @@ def check_state(method: Any, state: Any, params: Params) -> None:
     """Refuses a state with other parts than the method's: that of another method, or of other arguments."""
     kept = {kind: getattr(trees.plain(state), kind) for kind in _KEPT}
     together = kind_of(method), _outline(params), _outline(kept)
-    if together in _SEEN:
+    if _is_hashable(together) and together in _SEEN:
         return
     try:
         wanted = jax.eval_shape(method.init, params)
@@ -101,7 +101,17 @@ def check_state(method: Any, state: Any, params: Params) -> None:
             )
     if len(_SEEN) > 1000:  # a program that makes its methods of functions of their own, again and again
         _SEEN.clear()
-    _SEEN.add(together)
+    if _is_hashable(together):
+        _SEEN.add(together)
+
+
+def _is_hashable(value: Any) -> bool:
+    """Whether it can be looked up; a node of the parameters may have lists beside its arrays."""
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _outline(tree: Any) -> tuple[Any, ...]:

@@ -243,11 +243,15 @@ class Reweighted(Start):
 
     asks_anew: ClassVar[bool] = False
 
+    def init(self, params: Params, key: jax.Array) -> Any:
+        del key
+        return trees.which_are_hidden(params)
+
     def begin(self, state: Any, step: Step, climb: Climber) -> Began:
-        del state, climb
-        oracle = step.oracle.with_losses()
+        del climb
+        oracle, visible = step.oracle.with_losses(), trees.hidden_as_in(state, step.params)
         weight, length = (at_step(x, step.count) for x in (self.weight, self.difference_step))
-        moves = trees.map_wide(lambda z: trees.times(length, z), random_trees.signs(step.key, step.params))
+        moves = trees.map_wide(lambda z: trees.times(length, z), random_trees.signs(step.key, visible))
         there = oracle.losses_at(trees.add_perturbation(step.params, moves))
         slopes = jnp.abs(there - oracle.losses_at(step.params)) / jnp.asarray(length).astype(there.dtype)
         slopes = jnp.nan_to_num(trees.times(weight, slopes))

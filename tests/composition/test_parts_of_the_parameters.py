@@ -189,6 +189,7 @@ AHEAD = {
         start=optax_sam.starts.ahead(),
     ),
     "random_sam": optax_sam.random_sam(0.1),
+    "reweighted_sam": optax_sam.reweighted_sam(0.1, weight=0.5, difference_step=0.1),
     "tsam": optax_sam.tsam(0.1, num_samples=2),
     "tsam_in_slices": optax_sam.per_microbatch(optax_sam.tsam(0.1, num_samples=2, noise="uniform"), 2),
 }

@@ -202,3 +202,22 @@ def test_the_state_of_another_method_is_refused_by_the_part_that_differs(door):
     assert optax_sam.info(after)["perturbed"] == 1 and not optax_sam.due(after)
     loaded = jax.tree.map(np.asarray, stepped(optax_sam.vasso(0.1), state_of(optax_sam.vasso(0.1))))
     stepped(optax_sam.vasso(0.1), loaded)
+
+
+class Labelled:
+    """A node with a list beside its array, whose structure has no hash."""
+
+    def __init__(self, array, labels):
+        self.array, self.labels = array, labels
+
+
+jax.tree_util.register_pytree_node(Labelled, lambda x: ((x.array,), x.labels), lambda y, x: Labelled(*x, y))
+
+
+def test_parameters_whose_structure_has_no_hash_are_stepped_on():
+    params, rows, tx = jnp.ones(2), jnp.eye(2), optax.chain(optax_sam.sam(0.1), optax.sgd(0.1))
+    of_rows = lambda w, rows: jnp.square(rows @ w)
+    node = Labelled(params, ["a", "b"])
+    got = optax_sam.step(tx, lambda node, rows: of_rows(node.array, rows))(node, tx.init(node), rows)
+    wanted = optax_sam.step(tx, of_rows)(params, tx.init(params), rows)
+    np.testing.assert_allclose(got[0].array, wanted[0], rtol=1e-6)
