@@ -104,4 +104,4 @@ def test_few_and_small_messages_on_a_pod(kind):
     for methods, most in ((plain, 3), (drawing, 5)):
         for name, method in methods.items():
             found = sent(program(method, mesh, rows=4096))
-            assert len(found) <= most and {kind for kind, _ in found} == {"all-reduce"}, (name, found)
+            assert len(found) <= most and {kind for kind, _ in found} <= {"all-reduce"}, (name, found)
