@@ -1,0 +1,45 @@
+"""Which leaves of a batch may say something by NaN and infinities."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+from optax_sam.arithmetic.sentinels import Meant, meant
+
+CASES = {
+    "added": (lambda w, x: w + 2.0 * x, Meant.INFINITIES),
+    "added, compiled": (lambda w, x: jax.jit(jnp.add)(w, x), Meant.INFINITIES),
+    "added in a branch": (lambda w, x: lax.cond(w[0] > 0, lambda: w - x, lambda: w), Meant.INFINITIES),
+    "added in a loop": (
+        lambda w, x: lax.scan(lambda c, _: (jnp.tanh(c + x), None), w, length=2)[0],
+        Meant.INFINITIES,
+    ),
+    "chosen": (lambda w, x: jnp.where(w > 0, w, x), Meant.INFINITIES),
+    "multiplied": (lambda w, x: w * (1 + x), Meant.NOTHING),
+    "added and multiplied": (lambda w, x: (w + x) * jnp.exp(x), Meant.NOTHING),
+    "multiplied in a branch": (lambda w, x: lax.cond(w[0] > 0, lambda: w * x, lambda: w), Meant.NOTHING),
+    "multiplied in a loop": (
+        lambda w, x: lax.scan(lambda c, _: (c @ x * jnp.ones(3), None), w, length=2)[0],
+        Meant.NOTHING,
+    ),
+    "multiplied by what a loop has carried": (
+        lambda w, x: lax.scan(lambda c, _: ((c[1], c[0] * c[1]), None), (w, x), length=2)[0][1],
+        Meant.NOTHING,
+    ),
+    "in a loop of unknown length": (
+        lambda w, x: lax.while_loop(lambda c: c[0] < 1, lambda c: c + x, w),
+        Meant.NOTHING,
+    ),
+    "asked for": (lambda w, x: jnp.where(jnp.isnan(x), 0.0, w * x), Meant.ANYTHING),
+    "compared": (lambda w, x: jnp.where(x[:, None] >= x[None], w, 0.0).sum(1), Meant.ANYTHING),
+    "a norm is compared": (lambda w, x: w * jnp.maximum(jnp.sum(x), 1.0), Meant.NOTHING),
+    "its largest entry is compared": (lambda w, x: w * jax.nn.logsumexp(x), Meant.NOTHING),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_of_an_array_may_be_a_sign(name):
+    function, wanted = CASES[name]
+    jaxpr = jax.make_jaxpr(function)(jnp.ones(3), jnp.ones(3)).jaxpr
+    assert meant(jaxpr, [True, False], [False, True]) == [Meant.NOTHING, wanted]
