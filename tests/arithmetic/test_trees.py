@@ -1,5 +1,8 @@
 """Arithmetic on trees."""
 
+import collections
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,6 +59,21 @@ def test_all_forms_of_the_norm_are_right_for_every_size(form, jitted):
     assert run([jnp.zeros([2, 3])]) == 0
     assert np.isnan(run([jnp.asarray([1.0, np.nan])])) and np.isnan(run([jnp.asarray([np.inf, np.nan])]))
     assert run([jnp.asarray([1.0, np.inf]), jnp.ones([2, 2])]) == np.inf
+
+
+def test_on_a_cpu_the_other_forms_cost_nothing():
+    """The compiled operations are those of two passes alone."""
+    leaves = [jnp.ones((8, 8)), jnp.ones(7), jnp.ones((3, 4, 8), jnp.bfloat16)]
+
+    def operations(function):
+        text = jax.jit(function).lower(leaves).compile().as_text()
+        return collections.Counter(
+            re.findall(r"^ +(?:ROOT )?%\S+ = \S+ ([a-z][\w\-]*)\(", text, re.MULTILINE)
+        )
+
+    found = operations(trees.norm)
+    assert found == operations(trees._norm_in_two_passes) and found["reduce"] > 0
+    assert found != operations(trees._norm_of_columns)
 
 
 @every_form
