@@ -6,7 +6,7 @@ import pytest
 from jax import lax
 
 import optax_sam
-from benchmarks import accelerators, by_hand, cases, promises, roofline
+from benchmarks import accelerators, by_hand, cases, models, promises, roofline
 from experiments.running import topologies
 
 
@@ -129,3 +129,17 @@ def test_a_step_compiles_for_a_machine_that_is_not_there(machine):
     with jax.set_mesh(mesh):
         shape = jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=place)
         assert jax.jit(jnp.sin).lower(shape).compile().as_text()
+
+
+@pytest.mark.slow
+def test_what_a_gate_keeps_is_donated_where_it_is_split(as_optax_promotes):
+    """XLA for GPUs would gather it on every device, if it were not told."""
+    place = accelerators.Place("h100:1x1x8", "decoder", "split", "auto")
+    try:
+        place.mesh()
+    except ValueError as error:
+        pytest.skip(str(error)[:200])
+    problem = models.make("decoder", 8, make_arrays=jax.eval_shape)
+    case = cases.Case("vsam(window=10)", cases.ours(optax_sam.vsam(window=10)), None)
+    line = accelerators.compile_case(case, problem, place)
+    assert line["donated_mb"] == pytest.approx(line["kept_mb"], rel=0.01)
