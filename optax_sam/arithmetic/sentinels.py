@@ -1,8 +1,9 @@
 """Which values of an array are signs, not contents: infinities that are added, NaN that is asked for.
 
 The jaxpr is walked up to where the array meets the parameters. Where it is added to what is made of them, no
-derivative multiplies with it, and an infinity is as harmless in the gradient as in the function. Where it is
-compared, any value may be meant. All else counts as contents.
+derivative multiplies with it, and an infinity is as harmless in the gradient as in the function. So it is
+where a function comes between that is finite at infinity, as `exp(-inf)` is. Where it is compared, or sorted
+by, any value may be meant. All else counts as contents.
 """
 
 import enum
@@ -39,7 +40,9 @@ class _Made(NamedTuple):
         return _Made(self.views | other.views, self.arrays | other.arrays, self.moves or other.moves)
 
 
-_COMPARISONS = frozenset("eq ne lt le gt ge is_finite".split())
+_COMPARISONS = frozenset("eq ne lt le gt ge is_finite sort top_k approx_top_k argmax argmin".split())
+_TAMING = frozenset("exp exp2 logistic tanh erf erfc sign atan".split())
+"""What makes an infinity finite, or may do so."""
 _VIEWS = frozenset(
     "broadcast_in_dim concatenate convert_element_type copy copy_p dynamic_slice gather optimization_barrier "
     "pcast pvary reshape rev sharding_constraint slice split squeeze stop_gradient transpose".split()
@@ -99,6 +102,10 @@ class _Walk(NamedTuple):
         if name in _COMPARISONS:
             self.compared.update(whole.views)
             return _Made(moves=whole.moves)
+        if name == "div":  # what is divided by an infinity is zero
+            whole = given[0].joined(_Made(moves=given[1].moves))
+        if name in _TAMING:
+            whole = _Made(moves=whole.moves)
         if whole.moves:
             if name not in _SUMS:
                 self.multiplied.update(whole.arrays)

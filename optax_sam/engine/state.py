@@ -160,7 +160,12 @@ def find(opt_state: Any) -> SharpnessAwareState:
             f"state holds {len(found)} states of sharpness-aware methods, at {paths}: pass the "
             f"sub-state of the one that is meant."
         )
-    return trees.plain(found[0][1])
+    return as_jax(trees.plain(found[0][1]))
+
+
+def as_jax(state: Any) -> Any:
+    """A state whose arrays were fetched to the host, with arrays of JAX again."""
+    return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, state)
 
 
 def due(opt_state: Any) -> jax.Array:

@@ -201,6 +201,7 @@ class Method(abc.ABC):
         check_visible(params, oracle, grad_fn)
         arrays = as_arrays("params", trees.plain(params))
         updates = like_params("grads", updates, arrays)
+        state = states.as_jax(state)
         check_state(self, state, arrays)
         if oracle is None:
             given = given_by_function(grad_fn, params, arrays)

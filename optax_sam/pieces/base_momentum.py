@@ -121,10 +121,11 @@ def momentum_of_base(opt_state: OptState, params: Params, visible: Params) -> tu
 
     One that stands with the method inside `optax.masked` or `optax.partition` is like the `visible` ones.
     """
+    base = jax.tree.map(lambda x: None if states.is_ours(x) else x, opt_state, is_leaf=states.is_ours)
     found = [
         ("opt_state" + _path(path), tree)
         for name in ("trace", "mu")
-        for path, tree in optax.tree.get_all_with_path(trees.plain(opt_state), name)
+        for path, tree in optax.tree.get_all_with_path(trees.plain(base), name)
         if is_like(tree, params) or is_like(tree, visible)
     ]
     if len(found) > 1:

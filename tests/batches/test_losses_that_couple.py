@@ -156,13 +156,46 @@ def survival(params, batch):
     return jnp.log(jnp.sum(jnp.where(at_risk, jnp.exp(z)[None, :], 0.0), axis=1)) - z
 
 
+def sorted_by_time(params, batch):
+    """Sums over those with later times; padding is last in every order."""
+    z = (batch["x"] @ params)[:, 0]
+    _, ordered = jax.lax.sort((-batch["sign"], z), num_keys=1)
+    return jnp.square(z - jnp.cumsum(ordered)[REAL - 1])
+
+
+def of_the_latest(params, batch):
+    z = (batch["x"] @ params)[:, 0]
+    return jnp.square(z - jnp.mean(z[jax.lax.top_k(batch["sign"], 2)[1]]))
+
+
+def weighed_by_softmax(params, batch):
+    z, share = (batch["x"] @ params)[:, 0], jax.nn.softmax(batch["sign"])
+    return jnp.square(z - jnp.sum(share * z))
+
+
+def weighed_by_exp(params, batch):
+    z, weight = (batch["x"] @ params)[:, 0], jnp.exp(batch["sign"])
+    return jnp.square(z - jnp.sum(weight * z) / jnp.sum(weight))
+
+
+def divided(params, batch):
+    z = (batch["x"] @ params)[:, 0]
+    return jnp.square(z - jnp.sum(z / batch["sign"] ** 2))
+
+
+TIMES = np.array([3.0, 1.0, 2.0, 5.0])
 SIGNS = {
+    "sorted by": (sorted_by_time, TIMES, -np.inf),
+    "top k": (of_the_latest, TIMES, -np.inf),
+    "softmax": (weighed_by_softmax, TIMES, -np.inf),
+    "exp": (weighed_by_exp, TIMES / 5, -np.inf),
+    "a divisor": (divided, TIMES, np.inf),
     "added": (additive, np.zeros(REAL), -np.inf),
     "added by pairs": (additive_pairs, np.zeros((REAL, REAL)), -np.inf),
     "added in a loop": (additive_in_a_loop, np.zeros(REAL), -np.inf),
     "subtracted": (repelled, np.zeros(REAL), np.inf),
     "asked for": (asked_for, np.zeros(REAL), np.nan),
-    "compared": (survival, np.array([3.0, 1.0, 2.0, 5.0]), -np.inf),
+    "compared": (survival, TIMES, -np.inf),
 }
 
 

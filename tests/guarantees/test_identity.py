@@ -231,3 +231,26 @@ def test_where_momentum_sam_finds_the_momentum_is_told_and_can_be_chosen():
     wrong = optax_sam.momentum_sam(0.3, read_momentum=lambda state: state[1][0].trace["layer_0"])
     with pytest.raises(ValueError, match="read_momentum returned a tree of the structure"):
         run(wrong, base)
+
+
+def test_a_trace_inside_the_ascent_is_no_momentum_of_the_base():
+    ascent = optax.chain(optax.trace(0.5), optax_sam.ascents.to_radius(0.1))
+    pieces = optax_sam.starts.ahead(), optax_sam.directions.descent_momentum()
+    method = optax_sam.sharpness_aware(ascent, start=pieces[0], direction=pieces[1])
+    tx, params = optax.chain(method, optax.sgd(0.05)), jnp.ones(3)
+    state, batch = tx.init(params), jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)), jnp.float32)
+    assert optax_sam.directions.where_momentum_is(state, params) == "own"
+    step = optax_sam.step(tx, lambda params, batch: jnp.square(batch @ params - 1))
+    for _ in range(2):
+        params, state, _ = step(params, state, batch)
+    np.testing.assert_allclose(optax_sam.info(state)["perturbation_norm"], 0.1, rtol=1e-5)
+
+
+def test_a_state_that_is_fetched_to_the_host_goes_on_outside_jit():
+    tx = optax.chain(optax_sam.ausam(6, 0.1), optax.sgd(0.1))
+    step = optax_sam.step(tx, lambda params, batch: jnp.square(batch @ params - 1))
+    batch, params = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)), jnp.float32), jnp.ones(3)
+    state = tx.init(params)
+    wanted = step(params, state, batch, indices=jnp.arange(6))
+    found = step(params, jax.device_get(state), batch, indices=jnp.arange(6))
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
