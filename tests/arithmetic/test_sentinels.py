@@ -17,7 +17,11 @@ CASES = {
     ),
     "chosen": (lambda w, x: jnp.where(w > 0, w, x), Meant.INFINITIES),
     "multiplied": (lambda w, x: w * (1 + x), Meant.NOTHING),
-    "added and multiplied": (lambda w, x: (w + x) * jnp.exp(x), Meant.NOTHING),
+    "added and multiplied": (lambda w, x: (w + x) * jnp.square(x), Meant.NOTHING),
+    "multiplied by what is finite": (lambda w, x: w * jnp.exp(x) + w * jax.nn.softmax(x), Meant.INFINITIES),
+    "a divisor": (lambda w, x: w / jnp.square(x), Meant.INFINITIES),
+    "divided": (lambda w, x: x / w, Meant.NOTHING),
+    "sorted by": (lambda w, x: jnp.cumsum(w[jnp.argsort(x)]) + w[lax.top_k(x, 3)[1]], Meant.ANYTHING),
     "multiplied in a branch": (lambda w, x: lax.cond(w[0] > 0, lambda: w * x, lambda: w), Meant.NOTHING),
     "multiplied in a loop": (
         lambda w, x: lax.scan(lambda c, _: (c @ x * jnp.ones(3), None), w, length=2)[0],
