@@ -109,7 +109,8 @@ def _of_rows(case: Case) -> Expected:
                 return {(VALUE, rf"^fraction={own['fraction']} of a batch of {size} .* leaves no example")}
             size = num_drawn * own["strata"]
     if size % accumulated:
-        return {(VALUE, rf"^num_microbatches={accumulated} does not divide the batch of {size} examples")}
+        those = rf"(batch of {size} examples|{size} examples that the step draws of \d+)"
+        return {(VALUE, rf"^num_microbatches={accumulated} does not divide the {those}")}
     if case.mean_loss and (case.is_ausam or case.weights is not None):
         expected.add((VALUE, r"^losses returned a scalar where one loss per example is needed"))
     return expected
