@@ -116,9 +116,9 @@ clean:  ## remove the virtual environment and the caches
 	@touch $@
 
 .venv-gpu/accelerators: pyproject.toml | .venv-gpu/bin/python
-	.venv-gpu/bin/python -m pip install --quiet --editable '.[experiments,gpu-compiler]'
+	.venv-gpu/bin/python -m pip install --quiet --editable '.[experiments,test,gpu-compiler]'
 	@touch $@
 
 .venv-tpu/accelerators: pyproject.toml | .venv-tpu/bin/python
-	.venv-tpu/bin/python -m pip install --quiet --editable '.[experiments,tpu-compiler]'
+	.venv-tpu/bin/python -m pip install --quiet --editable '.[experiments,test,tpu-compiler]'
 	@touch $@

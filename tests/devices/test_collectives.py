@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 import optax_sam
+from tests import machines
 from tests.devices.test_devices import every_axis_type, losses
 
 WIDTH = 96  # of the layer by which the sum of a gradient is known
@@ -94,11 +94,7 @@ def test_draws_send_few_numbers(name, most, kind):
 @every_axis_type
 def test_few_and_small_messages_on_a_pod(kind):
     """Where this environment has the compiler for TPUs; no continuous integration has."""
-    try:
-        chips = topologies.get_topology_desc(platform="tpu", topology_name="v5e:16x16").devices
-    except Exception as error:
-        pytest.skip(str(error)[:200])
-    mesh = jax.sharding.Mesh(np.array(chips), ("data",), axis_types=(kind,))
+    mesh = machines.mesh_of("v5e:16x16", kind)
     plain = {name: make() for name, make in PLAIN.items()}
     drawing = {name: make(4096, 256) for name, make in DRAWING.items()}
     for methods, most in ((plain, 3), (drawing, 5)):
