@@ -10,9 +10,8 @@ def mesh_of(machine: str, kind: AxisType = AxisType.Auto) -> Mesh:
     """All its chips; skips the test only where the compiler is not installed."""
     package, folder = ("jax_cuda12_plugin", "gpu") if machine.startswith("h100") else ("libtpu", "tpu")
     if importlib.util.find_spec(package) is None:
-        pytest.skip(
-            f"compiles for {machine}: run `.venv-{folder}/bin/python -m pytest`, which `make accelerators` installs"
-        )
+        where = f".venv-{folder}/bin/python -m pytest"
+        pytest.skip(f"no compiler for {machine} here: run `{where}`, which `make accelerators` installs")
     from experiments.running import topologies
 
     return topologies.mesh(machine, kind)
