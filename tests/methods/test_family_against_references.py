@@ -226,10 +226,13 @@ def test_esam_follows_its_reference(arguments):
     assert 0.1 < thrown.mean() < 0.9
 
 
-@pytest.mark.parametrize("name", over(["ksam", "esam", "looksam", "friendly_sam"], ["esam", "looksam"]))
+@pytest.mark.parametrize(
+    "name", over(["ksam", "esam", "looksam", "friendly_sam", "sparse_sam"], ["esam", "looksam"])
+)
 def test_weights_and_padding_follow_the_references(name):
     weights = random_weights()
-    own = {"ksam": {"fraction": 0.5}, "esam": {"weight_fraction": 1.0}}.get(name, {})
+    fisher = {"num_samples": 5, "refresh_steps": 2, "sparsity": 0.5}
+    own = {"ksam": {"fraction": 0.5}, "esam": {"weight_fraction": 1.0}, "sparse_sam": fisher}.get(name, {})
     run = train(getattr(optax_sam, name)(**own), with_nan_where_padding(PROBLEM, weights), weights=weights)
     record = reference(name)(PROBLEM.params, PROBLEM.batches, weights=weights, **own, **BASE)
     assert_same_trajectory(run, record)

@@ -56,11 +56,12 @@ def fisher_mask(fisher: Tree, sparsity: float, pattern: str) -> Tree:
 
 
 def empirical_fisher(run: Training, num_samples: int) -> Tree:
-    """The mean of the squared gradients of single examples, the first of the batch."""
+    """The mean of the squared gradients of the first examples, each alone; padding counts nothing."""
     number = min(num_samples, len(run))
     total = zeros_like(run.params)
     for i in range(number):
-        total = add(total, tree_map(np.square, run.gradient(rows=[i])))
+        if run.w is None or run.w[i] != 0:
+            total = add(total, tree_map(np.square, run.gradient(rows=[i])))
     return scale(1 / number, total)
 
 
@@ -99,8 +100,6 @@ def sparse_sam(
       The record of `sam`; `mask_used`, of the step's perturbation; `mask`, after the step; and
       `scores`: the Fisher diagonal or |g|, NaN where nothing was refreshed.
     """
-    if base.get("weights") is not None and mask == "fisher":
-        raise NotImplementedError("the empirical Fisher diagonal of a batch with weights")
     run = Training(params, batches, **base)
     m = tree_map(lambda leaf: np.zeros(leaf.shape, bool), params) if mask == "fisher" else first_mask
     for t in run:
