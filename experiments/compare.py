@@ -15,7 +15,7 @@ from rich.progress import Progress
 from experiments.data import Data, load
 from experiments.methods import DEMO, METHODS
 from experiments.reports import comparison
-from experiments.reports.groups import evaluated
+from experiments.reports.groups import evaluated, or_infinite
 from experiments.reports.ranking import draw_ranking
 from experiments.reports.trajectories import draw_sharpness
 from experiments.running import records
@@ -24,6 +24,7 @@ from experiments.running.programs import Programs, compile_programs
 from experiments.running.progress import progress_bar
 from experiments.running.queue import finished, set_aside_if_different
 from experiments.running.run import Listener, run
+from experiments.running.scores import Score, score_of
 from experiments.running.sharpness import MEASURED, measured
 from experiments.settings import Settings, Setup, require, setup_of
 from experiments.settings.command_line import command_line, program
@@ -71,7 +72,8 @@ def compare(settings: CompareSettings) -> None:
         results = {name: results_of(runs[name], data, programs[name], bar) for name in names(settings)}
         first_runs = {name: group[0] for name, group in runs.items()}
         ratios = step_times(first_runs, data, programs, settings.timing_rounds, bar)
-    methods = {name: summary(results[name], ratios[name]) for name in results}
+    score = score_of(vars(settings))
+    methods = {name: summary(results[name], ratios[name], score) for name in results}
     extra = {
         "settings": {name: records.as_json(each[0]) for name, each in runs.items()},
         "seconds": time.perf_counter() - start,
@@ -79,14 +81,15 @@ def compare(settings: CompareSettings) -> None:
         "compile_seconds": sum(each.compile_seconds for each in programs.values()),
     }
     records.write_json(settings.out / "summary.json", {"methods": methods} | extra | records.environment())
-    comparison.print_table(methods)
+    comparison.print_table(methods, score)
     heading = f"{settings.data}, {runs['sgd'][0].model}, {settings.epochs} epochs: "
     heading += f"mean and standard deviation over {settings.seeds} seeds"
     picture = settings.out / "comparison.png"
     if len(methods) >= comparison.MANY:
-        draw_ranking(methods, heading, picture)
+        draw_ranking(methods, score, heading, picture)
     else:
-        comparison.draw(methods, {name: curve(runs[name]) for name in methods}, heading, picture)
+        curves = {name: curve(runs[name], score) for name in methods}
+        comparison.draw(methods, curves, score, heading, picture)
     if settings.sharpness_every:
         draw_sharpness(
             {name: metrics(runs[name]) for name in methods}, heading, settings.out / "sharpness.png"
@@ -144,7 +147,8 @@ def results_of(runs: list[Settings], data: Data, programs: Programs, bar: Progre
         if not result or "surrogate_gap" not in result:
             result = result_of(settings, data, programs, functools.partial(bar.update, task))
         results.append(result)
-        bar.update(task, completed=(number + 1) * steps, accuracy=result["test_accuracy"])
+        score = result[score_of(vars(settings)).name]
+        bar.update(task, completed=(number + 1) * steps, score=score)
     return results
 
 
@@ -192,16 +196,18 @@ def step_times(
     return {name: statistics.median(np.divide(seconds[name], seconds["sgd"])) for name in runs}
 
 
-def summary(results: list[dict[str, Any]], step_time_vs_sgd: float) -> dict[str, Any]:
+def summary(results: list[dict[str, Any]], step_time_vs_sgd: float, score: Score) -> dict[str, Any]:
     """One method's row of the table: means over seeds."""
-    accuracies = [each["test_accuracy"] for each in results]
 
-    def mean(name: str) -> float:  # a diverged run has null where a number was not finite
-        return statistics.mean(math.nan if each[name] is None else each[name] for each in results)
+    def values(name: str) -> list[float]:  # a diverged run has null where a number was not finite
+        return [math.nan if each[name] is None else each[name] for each in results]
+
+    def mean(name: str) -> float:
+        return statistics.mean(values(name))
 
     return {
-        "accuracy_mean": mean("test_accuracy"),
-        "accuracy_std": statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
+        "score_mean": mean(score.name),
+        "score_std": statistics.stdev(values(score.name)) if len(results) > 1 else 0.0,
         "gradients_per_step": mean("gradients_per_step"),
         "step_time_vs_sgd": step_time_vs_sgd,
         "top_eigenvalue": mean("top_eigenvalue"),
@@ -215,13 +221,13 @@ def metrics(runs: list[Settings]) -> list[list[dict[str, Any]]]:
     return [records.read_metrics(settings.out / "metrics.jsonl") for settings in runs]
 
 
-def curve(runs: list[Settings]) -> comparison.Curve:
-    """A method's way through training: seconds and test accuracy, averaged over its seeds."""
-    seconds, accuracy = (
-        np.mean([[line[name] for line in evaluated(run)] for run in metrics(runs)], axis=0)
-        for name in ("seconds", "test_accuracy")
+def curve(runs: list[Settings], score: Score) -> comparison.Curve:
+    """A method's way through training: seconds and score, averaged over its seeds."""
+    seconds, scores = (
+        np.mean([[or_infinite(line[name]) for line in evaluated(run)] for run in metrics(runs)], axis=0)
+        for name in ("seconds", score.name)
     )
-    return comparison.Curve(seconds, 100 * accuracy)
+    return comparison.Curve(seconds, score.unit * scores)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,8 @@ class GridSettings(Setup):
     """Folder for the folders of the runs."""
     processes: int = 1
     """Processes that share the runs."""
+    side_by_side: int = 1
+    """Train so many runs of one method in one program: seeds, rates, decays and radii of a small network."""
 
 
 def main(args: list[str] | None = None) -> None:
@@ -49,13 +51,14 @@ def main(args: list[str] | None = None) -> None:
 
 def grid(settings: GridSettings) -> None:
     """Trains what is not finished, and says what failed; exits with code 1 if anything did."""
-    require(settings.processes >= 1, settings, "processes", "give 1 or more")
+    for name in ("processes", "side_by_side"):
+        require(getattr(settings, name) >= 1, settings, name, "give 1 or more")
     if settings.processes > 1:  # on a GPU, the first would take all memory
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     asked = all_runs(settings)
     records.check_writable(settings.out)
     ready, failed = prepared(asked)
-    work = functools.partial(trained, ready)
+    work = functools.partial(trained, ready, settings.side_by_side)
     for failures in in_processes(work, settings.processes):
         failed |= failures
     done = sum(bool(finished(each)) for name, each in ready.items() if name not in failed)

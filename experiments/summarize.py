@@ -12,29 +12,39 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.reports.curves import draw_curves
-from experiments.reports.groups import TASK, Group, Run, folders_of_runs, grouped, read_run, shown
+from experiments.reports.groups import (
+    TASK,
+    Group,
+    Run,
+    folders_of_runs,
+    grouped,
+    or_infinite,
+    read_run,
+    shown,
+)
 from experiments.reports.intervals import margin, share
 from experiments.running import records
+from experiments.running.scores import score_of
 from experiments.settings import SettingsError
 from experiments.settings.command_line import command_line
 
-HEADINGS = ("runs", "test accuracy %", "n", "gradients / step", "time / SGD's", "share of SAM's gain %")
+HEADINGS = ("runs", "{score}", "n", "gradients / step", "time / SGD's", "share of SAM's gain %")
 
 NOTES = (
-    "Test accuracy: mean over n seeds and its 95 % interval, by Student's t.",
+    "Accuracy or loss: mean over n seeds and its 95 % interval, by Student's t.",
     "Time: the seconds per step that the runs measured; experiments.compare measures methods in turns. "
     "SGD is the base optimizer alone, whichever it is.",
-    "Share of SAM's gain: (accuracy - SGD's) / (SAM's - SGD's) over common seeds, in brackets Fieller's 95 % "
+    "Share of SAM's gain: (mean - SGD's) / (SAM's - SGD's) over common seeds, in brackets Fieller's 95 % "
     "interval for pairs; empty where SAM's own gain is within noise.",
 )
-SEVERAL = "Where SGD or SAM has several settings, the unit is the one with the highest accuracy: {}."
+SEVERAL = "Where SGD or SAM has several settings, the unit is the best one: {}."
 
 
 @dataclasses.dataclass(frozen=True)
 class SummarizeSettings:
     """Sum up finished runs, those together that differ only in the seed: a table and two pictures.
 
-    Writes summary.md, summary.json, accuracy_by_seconds.png and accuracy_by_gradients.png.
+    Writes summary.md, summary.json, score_by_seconds.png and score_by_gradients.png.
     """
 
     folders: tyro.conf.Positional[tuple[Path, ...]]
@@ -59,14 +69,14 @@ def summarize(settings: SummarizeSettings) -> None:
     rows = [row(group, groups) for group in groups]
     cells = [cells_of(each) for each in rows]
     notes = notes_of(groups)
-    heading = heading_of(groups)
+    heading, headings = heading_of(groups), headings_of(groups)
     with records.disk_errors(settings.out):
         settings.out.mkdir(parents=True, exist_ok=True)
-        (settings.out / "summary.md").write_text(markdown(heading, cells, notes))
+        (settings.out / "summary.md").write_text(markdown(heading, headings, cells, notes))
         draw_curves(groups, f"{heading}: mean and 95 % interval", settings.out)
     records.write_json(settings.out / "summary.json", {"groups": rows, "notes": notes})
-    print_table(cells, notes)
-    print(f"see {settings.out}/summary.md, accuracy_by_seconds.png and accuracy_by_gradients.png")
+    print_table(headings, cells, notes)
+    print(f"see {settings.out}/summary.md, score_by_seconds.png and score_by_gradients.png")
 
 
 def read(folders: Sequence[Path]) -> list[Run]:
@@ -96,8 +106,9 @@ def row(group: Group, groups: Sequence[Group]) -> dict[str, Any]:
         "settings": group.settings,
         "seeds": list(group.runs),
         "folders": [str(run.folder) for run in group.runs.values()],
-        "accuracy_mean": accuracy(group),
-        "accuracy_margin": margin(group.results("test_accuracy")),
+        "score": group.score.name,
+        "score_mean": mean_score(group),
+        "score_margin": margin(group.results(group.score.name)),
         "gradients_per_step": statistics.mean(group.results("gradients_per_step")),
         "step_time_vs_sgd": step_time(group, sgd),
         "share_of_gain": share_of_gain(group, sgd, sam),
@@ -105,8 +116,8 @@ def row(group: Group, groups: Sequence[Group]) -> dict[str, Any]:
 
 
 def unit(method: str, group: Group, groups: Sequence[Group]) -> Group | None:
-    """The group of SGD or SAM on the same task; of several, that with the highest accuracy."""
-    return max(candidates(method, group, groups), key=accuracy, default=None)
+    """The group of SGD or SAM on the same task; of several, the best."""
+    return max(candidates(method, group, groups), key=goodness, default=None)
 
 
 def candidates(method: str, group: Group, groups: Sequence[Group]) -> list[Group]:
@@ -116,16 +127,21 @@ def candidates(method: str, group: Group, groups: Sequence[Group]) -> list[Group
     return [each for each in same if each.settings["method"] == method]
 
 
-def accuracy(group: Group) -> float:
+def mean_score(group: Group) -> float:
     """Mean over seeds."""
-    return statistics.mean(group.results("test_accuracy"))
+    return statistics.mean(group.results(group.score.name))
+
+
+def goodness(group: Group) -> float:
+    """More is better: the mean, of losses its negative."""
+    return group.score.sign * mean_score(group)
 
 
 def step_time(group: Group, sgd: Group | None) -> float | None:
-    """Seconds per step relative to SGD's; None if they are not of one kind of machine."""
+    """Seconds per step relative to SGD's; None if machines differ, or if several runs were one program."""
     runs = [*group.runs.values(), *(sgd.runs.values() if sgd else ())]
     machines = {str((run.config.get("device"), run.config.get("machine"))) for run in runs}
-    if sgd is None or len(machines) > 1:
+    if sgd is None or len(machines) > 1 or any("side_by_side" in run.result for run in runs):
         return None
     return statistics.mean(group.results("step_seconds")) / statistics.mean(sgd.results("step_seconds"))
 
@@ -134,9 +150,10 @@ def share_of_gain(group: Group, sgd: Group | None, sam: Group | None) -> tuple[f
     """How much of SAM's gain over SGD a group keeps, and Fieller's interval over the common seeds."""
     if sgd is None or sam is None or group in (sgd, sam):
         return None
-    seeds = [seed for seed in group.runs if seed in sgd.runs and seed in sam.runs]
+    seeds, sign = [seed for seed in group.runs if seed in sgd.runs and seed in sam.runs], group.score.sign
     method, plain, best = (
-        [each.runs[seed].result["test_accuracy"] for seed in seeds] for each in (group, sgd, sam)
+        [sign * or_infinite(each.runs[seed].result[group.score.name]) for seed in seeds]
+        for each in (group, sgd, sam)
     )
     gains = [a - b for a, b in zip(method, plain, strict=True)]
     return share(gains, [a - b for a, b in zip(best, plain, strict=True)])
@@ -144,11 +161,11 @@ def share_of_gain(group: Group, sgd: Group | None, sam: Group | None) -> tuple[f
 
 def cells_of(row: dict[str, Any]) -> list[str]:
     """A row of the table as text."""
-    mean, spread, time = 100 * row["accuracy_mean"], row["accuracy_margin"], row["step_time_vs_sgd"]
+    score, time = score_of(row["settings"]), row["step_time_vs_sgd"]
     kept = row["share_of_gain"]
     return [
         row["label"],
-        f"{mean:.1f}" if spread is None else f"{mean:.1f} ± {100 * spread:.1f}",
+        score.text(row["score_mean"], row["score_margin"]),
         str(len(row["seeds"])),
         f"{row['gradients_per_step']:.2f}",
         "" if time is None else f"{time:.2f}",
@@ -159,7 +176,7 @@ def cells_of(row: dict[str, Any]) -> list[str]:
 def notes_of(groups: Sequence[Group]) -> list[str]:
     """How the numbers are to be read."""
     found = [candidates(method, group, groups) for group in groups for method in ("sgd", "sam")]
-    best = dict.fromkeys(max(several, key=accuracy).label for several in found if len(several) > 1)
+    best = dict.fromkeys(max(several, key=goodness).label for several in found if len(several) > 1)
     return [*NOTES, *([SEVERAL.format("; ".join(best))] if best else [])]
 
 
@@ -172,17 +189,27 @@ def heading_of(groups: Sequence[Group]) -> str:
     return "{}, {}, {} epochs".format(*values)
 
 
-def markdown(heading: str, cells: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
+def headings_of(groups: Sequence[Group]) -> list[str]:
+    """Of the columns; the second names what the runs are judged by."""
+    labels = list(dict.fromkeys(group.score.label for group in groups))
+    if len(labels) > 1:
+        raise SettingsError(f"the runs are judged by {' and '.join(labels)}: give folders with one of them")
+    return [heading.format(score=labels[0]) for heading in HEADINGS]
+
+
+def markdown(
+    heading: str, headings: Sequence[str], cells: Sequence[Sequence[str]], notes: Sequence[str]
+) -> str:
     """The table for a page."""
-    rows = [HEADINGS, ("---",) * len(HEADINGS), *cells]
+    rows = [headings, ("---",) * len(headings), *cells]
     lines = ["| " + " | ".join(each) + " |" for each in rows]
     return "\n".join([f"# {heading}", "", *lines, "", *notes]) + "\n"
 
 
-def print_table(cells: Sequence[Sequence[str]], notes: Sequence[str]) -> None:
+def print_table(headings: Sequence[str], cells: Sequence[Sequence[str]], notes: Sequence[str]) -> None:
     """The table for the terminal."""
     table = Table()
-    for number, heading in enumerate(HEADINGS):
+    for number, heading in enumerate(headings):
         table.add_column(heading, justify="right" if number else "left", no_wrap=not number)
     for each in cells:
         table.add_row(*each)

@@ -14,6 +14,7 @@ from experiments.running.programs import compile_programs
 from experiments.running.progress import progress_bar
 from experiments.running.records import check_folder
 from experiments.running.run import run
+from experiments.running.scores import score_of
 from experiments.settings import Settings
 from experiments.settings.command_line import (
     command_line,
@@ -55,8 +56,9 @@ def train(settings: Settings) -> None:
         show = functools.partial(bar.update, task)
         result, _ = run(settings, data, programs, show)
     if first_process():
+        score = score_of(vars(settings))
         print(
-            f"test accuracy {result['test_accuracy']:.2%} after {result['steps']} steps of "
+            f"{score.label} {score.text(result[score.name])} after {result['steps']} steps of "
             f"{result['gradients_per_step']:.2f} gradients: {result['seconds']:.1f} s, and "
             f"{result['compile_seconds']:.1f} s to compile; see {settings.out}/result.json"
         )

@@ -22,6 +22,7 @@ from experiments.running import records
 from experiments.running.programs import Programs, compile_programs, structure
 from experiments.running.progress import progress_bar
 from experiments.running.run import train_epoch
+from experiments.running.scores import Score, score_of
 from experiments.settings import Settings, SettingsError, Setup, require, setup_of
 from experiments.settings.command_line import command_line, program
 from experiments.settings.defaults import resolved
@@ -191,7 +192,7 @@ def tune(settings: TuneSettings) -> None:
             methods.check(with_point(settings, method, point, seed=0))
     for method in settings.methods:
         entry = search(method, data, settings)
-        print_grid(method, entry)
+        print_grid(method, entry, score_of(vars(settings)))
         with FileLock(f"{file}.lock"):  # one process at a time
             content = records.read_json(file) if file.exists() else {"methods": {}}
             content["methods"][method] = entry | records.environment()
@@ -213,7 +214,8 @@ def check_parts(data: Data, settings: TuneSettings) -> None:
 
 
 def search(method: str, data: Data, settings: TuneSettings) -> dict[str, Any]:
-    """Validation accuracy at each point of a method's grid, and the best point."""
+    """The score at each point of a method's grid on the held-out parts, and the best point."""
+    score = score_of(vars(settings))
     trials = list(itertools.product(range(settings.parts or settings.folds), range(settings.seeds)))
     points = points_of(method, settings, settings.points)
     programs: dict[Any, Programs] = {}
@@ -221,19 +223,19 @@ def search(method: str, data: Data, settings: TuneSettings) -> dict[str, Any]:
     with progress_bar() as bar:
         task = bar.add_task(method, total=len(points) * len(trials))
         for point in points:
-            accuracies = []
+            scores = []
             for number, seed in trials:
                 part = fold(data, number, settings.folds)
                 trial = with_point(settings, method, point, seed * settings.folds + number)
                 compiled = (structure(trial), num_rows(part.train))
                 if compiled not in programs:
                     programs[compiled] = compile_programs(trial, part)
-                accuracies.append(accuracy(trial, part, programs[compiled]))
+                scores.append(trained_score(trial, part, programs[compiled]))
                 bar.advance(task)
-            mean = statistics.mean(accuracies)
-            spread = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
-            rows.append(point | {"accuracy_mean": mean, "accuracy_std": spread})
-    best = max(range(len(rows)), key=lambda number: rows[number]["accuracy_mean"])
+            mean = statistics.mean(scores)
+            spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
+            rows.append(point | {"score_mean": mean, "score_std": spread})
+    best = max(range(len(rows)), key=lambda number: score.sign * rows[number]["score_mean"])
     given = given_numbers(settings)
     return {"best": given | points[best], "grid": rows, "trials_per_point": len(trials)}
 
@@ -257,28 +259,27 @@ def given_numbers(settings: TuneSettings) -> Point:
     return {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
 
 
-def accuracy(settings: Settings, data: Data, programs: Programs) -> float:
-    """Trains one network; its accuracy on the held-out part."""
+def trained_score(settings: Settings, data: Data, programs: Programs) -> float:
+    """Trains one network; its accuracy or loss on the held-out part."""
     inputs = programs.inputs(settings, data)
     state = programs.init(inputs)
     for epoch in range(1, settings.epochs + 1):
         state, _ = train_epoch(programs, state, inputs, epoch, lambda **_: None)
-    _, value = programs.evaluate(state.params, state.batch_stats, inputs.examples)
-    return float(value)
+    loss, accuracy = programs.evaluate(state.params, state.batch_stats, inputs.examples)
+    return float(accuracy if score_of(vars(settings)).metric == "accuracy" else loss)
 
 
-def print_grid(method: str, entry: dict[str, Any]) -> None:
+def print_grid(method: str, entry: dict[str, Any], score: Score) -> None:
     """Prints a method's grid, the best point marked."""
-    names = [name for name in entry["grid"][0] if not name.startswith("accuracy_")]
+    names = [name for name in entry["grid"][0] if not name.startswith("score_")]
     table = Table(title=method, caption=f"{entry['trials_per_point']} trainings per point")
-    for heading in (*names, "validation accuracy %", ""):
+    for heading in (*names, score._replace(part="validation").label, ""):
         table.add_column(heading, justify="right")
     for point in entry["grid"]:
         best = all(point[name] == entry["best"][name] for name in names)
-        mean, spread = 100 * point["accuracy_mean"], 100 * point["accuracy_std"]
         table.add_row(
             *(str(point[name]) for name in names),
-            f"{mean:.1f} ± {spread:.1f}",
+            score.text(point["score_mean"], point["score_std"]),
             "best" if best else "",
         )
     Console().print(table)

@@ -6,16 +6,20 @@ from typing import Any, TypeVar
 from experiments.data.arrays import Batch as Batch
 from experiments.data.arrays import Data as Data
 from experiments.data.arrays import fold as fold
-from experiments.data.arrays import rows, with_random_labels
+from experiments.data.arrays import on_validation, rows, with_random_labels
+from experiments.data.characters import tinyshakespeare
 from experiments.data.digits import LABEL_NOISE, digits
+from experiments.data.ett import ett
 from experiments.data.images import images
 from experiments.data.kinds import kind_of
+from experiments.data.labels import with_labels
+from experiments.data.mnist1d import mnist1d
 from experiments.data.mpii import mpii
 from experiments.data.prepared import builder_of
 from experiments.data.stick_figures import stick_figures
 from experiments.data.stream import is_large, sample, streams
 from experiments.data.text import texts
-from experiments.settings import Settings, SettingsError, Setup
+from experiments.settings import Settings, SettingsError, Setup, flag
 
 S = TypeVar("S", bound=Setup)
 
@@ -30,7 +34,15 @@ AUGMENT = {
     "imagenet2012": ("flip",),  # its images are cropped as they are read
 }
 
-MODEL = {"image": "conv", "text": "text", "pose": "simcc"}
+MODEL = {
+    "image": "conv",
+    "text": "text",
+    "pose": "simcc",
+    "series": "mlp",
+    "forecast": "samformer",
+    "characters": "decoder",
+}
+HORIZON = 96
 
 # Examples of a stream that means, deviations and sharpness are taken of.
 SAMPLE = 1000
@@ -45,7 +57,8 @@ def with_defaults(settings: S) -> S:
     if noise is None:
         noise = LABEL_NOISE if settings.data == "digits" else 0.0
     model = settings.model or MODEL[kind]
-    return dataclasses.replace(settings, model=model, augment=augment, label_noise=noise)
+    horizon = settings.horizon or (HORIZON if kind == "forecast" else None)
+    return dataclasses.replace(settings, model=model, augment=augment, label_noise=noise, horizon=horizon)
 
 
 def load(settings: Settings) -> Data:
@@ -72,23 +85,40 @@ def load(settings: Settings) -> Data:
             "smaller batch"
         )
     if data.streams:
+        for name, usual in (("labels", None), ("evaluate_on", "test")):
+            if getattr(settings, name) != usual:
+                raise SettingsError(
+                    f"{flag(name)} {getattr(settings, name)} is not for --data {settings.data}, which is "
+                    "streamed: give --stream False, or leave it out"
+                )
         train, test = data.streams
         train = train._replace(num_examples=used, label_noise=settings.label_noise or 0.0)
         return data._replace(train=sample(train, SAMPLE), streams=(train, test))
-    train = rows(data.train, slice(used))
+    train = data.train if settings.labels is None else with_labels(data, settings)
+    train = rows(train, slice(used))
     if settings.label_noise:
         train = with_random_labels(train, settings.label_noise, data.num_classes)
-    return data._replace(train=train)
+    data = data._replace(train=train)
+    return on_validation(data) if settings.evaluate_on == "validation" else data
 
 
 def _read(settings: Settings) -> Data:
     name, kind = settings.data, kind_of(settings.data)
-    in_memory = {"digits": digits, "stick_figures": stick_figures, "mpii": lambda: mpii(settings.data_dir)}
+    folder, horizon = settings.data_dir, settings.horizon or HORIZON
+    in_memory = {
+        "digits": digits,
+        "stick_figures": stick_figures,
+        "mpii": lambda: mpii(folder),
+        "mnist1d": mnist1d,
+        "etth1": lambda: ett("etth1", horizon, folder),
+        "etth2": lambda: ett("etth2", horizon, folder),
+        "tinyshakespeare": lambda: tinyshakespeare(folder),
+    }
     if settings.stream and (name in in_memory or kind != "image"):
         raise SettingsError(
             f"--stream True is not for --data {name}: leave it out, or give a TFDS set of images"
         )
-    if settings.data_dir is not None and name in ("digits", "stick_figures"):
+    if settings.data_dir is not None and name in ("digits", "stick_figures", "mnist1d"):
         raise SettingsError(
             f"--data-dir {settings.data_dir} is not for --data {name}, which reads no files: leave it out"
         )

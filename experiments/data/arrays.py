@@ -11,20 +11,25 @@ Batch = dict[str, Any]
 """Arrays by name, with equally many rows: `image` or `tokens`, `label`, ..."""
 
 
+VALIDATION_FOLDS = 5
+
+
 class Data(NamedTuple):
     """A data set in memory.
 
     Attributes:
       train: what is trained on, label noise included; of a stream, a sample.
       test: what is only ever measured; of a stream, nothing.
-      num_classes: how many labels there are, or keypoints.
+      num_classes: how many labels, keypoints, hours to forecast or characters there are.
       streams: training and test part of a set that is not read into memory.
+      validation: what settings are chosen by, where the data set says what that is.
     """
 
     train: Batch
     test: Batch
     num_classes: int
     streams: "tuple[Stream, Stream] | None" = None
+    validation: Batch | None = None
 
     @property
     def num_examples(self) -> int:
@@ -61,6 +66,11 @@ def fold(data: Data, number: int, folds: int) -> Data:
     held_out = np.arange(size) % folds == number
     everything = rows(data.train, slice(size))
     return data._replace(train=rows(everything, ~held_out), test=rows(everything, held_out))
+
+
+def on_validation(data: Data) -> Data:
+    """The validation part in place of the test part: the data set's own, or every fifth training example."""
+    return data._replace(test=data.validation) if data.validation else fold(data, 0, VALIDATION_FOLDS)
 
 
 def in_batches(batch: Batch, size: int) -> Batch:

@@ -10,10 +10,10 @@ import optax
 
 import optax_sam
 from experiments.data.kinds import kind_of
-from experiments.methods import compositions
+from experiments.methods import baselines, compositions
 from experiments.settings import Settings, SettingsError, flag
 
-Factory = Callable[..., optax_sam.SharpnessAware]
+Factory = Callable[..., Any]
 
 
 def decoupled_wsam(base: Any, learning_rate: Any, rho: float = 0.05, gamma: float = 0.9) -> Any:
@@ -73,6 +73,9 @@ METHODS: dict[str, Factory | None] = {
 
 DEMO = ("sgd", "sam", "rst", "grst", "vsam", "pugd", "tsam", "ausam")
 
+# Variants of the base optimizer, which take its gradient.
+BASELINES: dict[str, Factory] = {"averaged": baselines.averaged, "ham": baselines.ham}
+
 # They stand in the place of SGD, not before it.
 WHOLE_OPTIMIZERS = ("decoupled_wsam", "adasam", "bsam")
 
@@ -83,7 +86,19 @@ UNUSED = {
 }
 
 # Arguments of the compiled step, so that one compilation serves all their values.
-TRACED = ("learning_rate", "weight_decay", "rho", "radius", "tilt", "lower_rho", "step_size", "noise_scale")
+TRACED = (
+    "learning_rate",
+    "weight_decay",
+    "rho",
+    "radius",
+    "tilt",
+    "lower_rho",
+    "step_size",
+    "noise_scale",
+    "average_decay",
+    "mirror_strength",
+    "mirror_decay",
+)
 
 # Methods whose first epoch uses whole batches, so that every example gets a score.
 WHOLE_FIRST_EPOCH = ("ausam", "drawn_vsam")
@@ -133,6 +148,7 @@ def newer_methods() -> dict[str, Factory]:
 
 
 METHODS |= newer_methods()
+NAMES = (*METHODS, *BASELINES)
 
 
 def derived(method: str, run: Run) -> dict[str, Any]:
@@ -169,7 +185,7 @@ def make(
       run: what the method may ask of the run.
       traced: arrays that replace settings of the same name.
     """
-    factory = METHODS[settings.method]
+    factory = (METHODS | BASELINES)[settings.method]
     if factory is None:
         return None
     values = derived(settings.method, run) | given(settings) | dict(traced or {}) | vars(run)
@@ -181,7 +197,7 @@ def make(
 
 def accepted(method: str) -> tuple[str, ...]:
     """The settings that a method takes; none, if it is not known."""
-    factory = METHODS.get(method)
+    factory = METHODS.get(method) or BASELINES.get(method)
     return tuple(inspect.signature(factory).parameters) if factory else ()
 
 
@@ -192,8 +208,8 @@ def given(settings: Settings) -> dict[str, Any]:
 
 def check(settings: Settings) -> None:
     """Refuses an unknown method, a setting of another method, and what the library refuses."""
-    if settings.method not in METHODS:
-        raise SettingsError(f"--method {settings.method} is not known: give {', '.join(METHODS)}")
+    if settings.method not in NAMES:
+        raise SettingsError(f"--method {settings.method} is not known: give {', '.join(NAMES)}")
     for name, value in given(settings).items():
         if name not in accepted(settings.method):
             raise SettingsError(
@@ -261,6 +277,6 @@ def _any_run(settings: Settings) -> Run:
 
 def gradients_spent(opt_state: optax.OptState, steps: int, method: str) -> float:
     """Gradient evaluations since the start, in units of one full batch."""
-    if METHODS[method] is None:
+    if method in BASELINES or METHODS[method] is None:
         return float(steps)
     return float(optax_sam.info(opt_state)["gradients"])

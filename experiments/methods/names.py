@@ -39,6 +39,7 @@ NAMES = {
     "friendly_looksam": "Friendly + LookSAM",
     "adaptive_rst": "ASAM + RST",
     "sharded_gsam": "GSAM in slices",
+    "averaged": "average of weights",
 }
 
 # What a method is given here that the papers leave open.
@@ -49,6 +50,7 @@ NOTES = {
     "sam_on": "perturbs the scales and biases of batch norm",
     "extrapolation": "along the previous gradient",
     "sharded_gsam": "slices of 10 examples at batch size 50",
+    "averaged": "the test accuracy is that of the averaged weights",
     "bsam": "the weight decay is its prior; test accuracy of the mean weights",
 }
 

@@ -8,15 +8,17 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from experiments.data import Data
-from experiments.data.kinds import kind_of
+from experiments.data.kinds import Kind, kind_of
 from experiments.models import small_nnx
+from experiments.models.decoder import Decoder
 from experiments.models.mobile_net import MobileNet
 from experiments.models.network import NNX, Linen, Network
 from experiments.models.pyramid_net import PyramidNet
 from experiments.models.quantized import Quantized
 from experiments.models.resnet import ResNet
+from experiments.models.samformer import SAMformer
 from experiments.models.simcc import SimCC
-from experiments.models.small import SmallConvNet
+from experiments.models.small import Perceptron, SeriesConvNet, SmallConvNet
 from experiments.models.text import TextTransformer
 from experiments.models.vit import VisionTransformer
 from experiments.models.wide_resnet import WideResNet
@@ -35,6 +37,20 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "vit_s": partial(VisionTransformer, width=384, heads=6),
     "simcc": SimCC,
     "text": TextTransformer,
+    "mlp": Perceptron,
+    "conv1d": SeriesConvNet,
+    "samformer": SAMformer,
+    "decoder": Decoder,
+}
+
+# What each is for, where that is not images alone.
+SUITING: dict[str, tuple[Kind, ...]] = {
+    "simcc": ("pose",),
+    "text": ("text",),
+    "mlp": ("series", "image"),
+    "conv1d": ("series",),
+    "samformer": ("forecast",),
+    "decoder": ("characters",),
 }
 
 # Those with another first layer for ImageNet's images than for small ones.
@@ -46,10 +62,11 @@ def make(settings: Setup, data: Data) -> Network:
     """The network of a run, for its data."""
     assert settings.model  # filled in by the data set's default
     dtype, bits = jnp.dtype(settings.dtype), settings.quantize_bits
-    shape = data.train.get("image", data.train.get("tokens")).shape
+    image = data.train.get("image")
+    side, channels = (0, 0) if image is None else (image.shape[1], image.shape[-1])
     if settings.model == "conv_nnx":
-        return NNX(partial(small_nnx.SmallConvNet, data.num_classes, shape[-1], dtype=dtype))
-    network = module(settings.model, data.num_classes, shape[1], dtype)
+        return NNX(partial(small_nnx.SmallConvNet, data.num_classes, channels, dtype=dtype))
+    network = module(settings.model, data.num_classes, side, dtype)
     return Quantized(network, bits) if bits else Linen(network)
 
 
@@ -62,8 +79,8 @@ def check_model(settings: Setup) -> None:
         raise SettingsError(
             f"--quantize-bits {settings.quantize_bits} is not for --model conv_nnx: give conv"
         )
-    others = {"text": "text", "simcc": "pose"}
-    suiting = [name for name in names if others.get(name, "image") == kind_of(settings.data)]
+    kind = kind_of(settings.data)
+    suiting = [name for name in names if kind in SUITING.get(name, ("image",))]
     if settings.model not in suiting:
         raise SettingsError(
             f"--model {settings.model} is not for --data {settings.data}: give {', '.join(suiting)}"
@@ -71,6 +88,6 @@ def check_model(settings: Setup) -> None:
 
 
 def module(name: str, num_classes: int, side: int, dtype: Any) -> nn.Module:
-    """A Linen network for images of this side, in pixels, computing in `dtype`."""
+    """A Linen network, for images of this side in pixels if it is for images, computing in `dtype`."""
     stem = {"small_images": side <= SMALL_SIDE} if name in WITH_STEMS else {}
     return MODELS[name](num_classes=num_classes, dtype=dtype, **stem)

@@ -1,4 +1,4 @@
-"""A small convolutional network with batch norm, for small tasks."""
+"""Small networks for small tasks."""
 
 from typing import Any
 
@@ -30,3 +30,49 @@ class SmallConvNet(nn.Module):
             x = conv(features, strides=stride, dtype=self.dtype)(x)
             x = nn.relu(norm(train, self.dtype)(x))
         return nn.Dense(self.num_classes, dtype=self.dtype)(x.mean((1, 2)))
+
+
+class Perceptron(nn.Module):
+    """Dense layers, for series, or for images as one long row.
+
+    Attributes:
+      num_classes: number of logits.
+      widths: of the layers between.
+      dtype: of the computation; parameters are float32.
+    """
+
+    num_classes: int
+    widths: tuple[int, ...] = (256, 256)
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
+        """Maps floats [n, ...] to logits [n, num_classes]."""
+        del train
+        x = inputs.reshape(len(inputs), -1)
+        for width in self.widths:
+            x = nn.relu(nn.Dense(width, dtype=self.dtype)(x))
+        return nn.Dense(self.num_classes, dtype=self.dtype)(x)
+
+
+class SeriesConvNet(nn.Module):
+    """Three convolutions with stride 2 along a series, and a linear layer.
+
+    Attributes:
+      num_classes: number of logits.
+      width: channels of each convolution.
+      dtype: of the computation; parameters are float32.
+    """
+
+    num_classes: int
+    width: int = 32
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, series: jax.Array, train: bool) -> jax.Array:
+        """Maps floats [n, length] to logits [n, num_classes]."""
+        del train
+        x = series[..., None]
+        for size in (5, 3, 3):
+            x = nn.relu(nn.Conv(self.width, (size,), strides=2, dtype=self.dtype)(x))
+        return nn.Dense(self.num_classes, dtype=self.dtype)(x.reshape(len(x), -1))

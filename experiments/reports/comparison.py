@@ -11,6 +11,7 @@ from rich.table import Table
 from scipy.optimize import isotonic_regression
 
 from experiments.methods.names import NOTES, title
+from experiments.running.scores import Score
 
 matplotlib.use("agg")
 
@@ -20,7 +21,7 @@ from matplotlib.axes import Axes  # noqa: E402
 
 from optax_sam.sharpness.plots import COLOURS  # noqa: E402
 
-# From so many methods on, the table is in order of accuracy and says what is cheap.
+# From so many methods on, the table is in order of the score and says what is cheap.
 MANY = 12
 
 # A step's time relative to SGD's that counts as the same: repeated measurements differ by as much.
@@ -34,33 +35,33 @@ class Curve(NamedTuple):
 
     Attributes:
       seconds: [epochs], time in training steps so far.
-      accuracy: [epochs], test accuracy.
+      scores: [epochs], accuracy in percent or loss.
     """
 
     seconds: np.ndarray
-    accuracy: np.ndarray
+    scores: np.ndarray
 
 
 Rows = Mapping[str, Mapping[str, Any]]
 
 
-def print_table(rows: Rows) -> None:
+def print_table(rows: Rows, score: Score) -> None:
     """Prints one row per method."""
     seeds = max(row["seeds"] for row in rows.values())
     caption = f"mean and standard deviation over {seeds} seeds"
     many = len(rows) >= MANY
     if many:
-        rows = dict(sorted(rows.items(), key=lambda item: -item[1]["accuracy_mean"]))
+        rows = dict(sorted(rows.items(), key=lambda item: -score.sign * item[1]["score_mean"]))
         caption += "; best first, SGD and SAM in bold"
     table = Table(caption=caption)
     table.add_column("method", no_wrap=True)
-    headings = ("test accuracy %", "gradients / step", "time / SGD's", "top eigenvalue", "rise at 0.05")
+    headings = (score.label, "gradients / step", "time / SGD's", "top eigenvalue", "rise at 0.05")
     for heading in headings:
         table.add_column(heading, justify="right")
     for name, row in rows.items():
         table.add_row(
             title(name),
-            f"{100 * row['accuracy_mean']:.1f} ± {100 * row['accuracy_std']:.1f}",
+            score.text(row["score_mean"], row["score_std"]),
             f"{row['gradients_per_step']:.2f}",
             f"{row['step_time_vs_sgd']:.2f}",
             f"{row['top_eigenvalue']:.3g}",
@@ -72,22 +73,22 @@ def print_table(rows: Rows) -> None:
         if name in NOTES:
             print(f"{title(name)}: {NOTES[name]}")
     if many and "sam" in rows:
-        names = ", ".join(title(name) for name in as_cheap_as_sgd(rows)) or "none"
-        print(f"as accurate as SAM within its deviation, in at most {AS_CHEAP:g} times SGD's time: {names}")
+        names = ", ".join(title(name) for name in as_cheap_as_sgd(rows, score)) or "none"
+        print(f"as good as SAM within its deviation, in at most {AS_CHEAP:g} times SGD's time: {names}")
 
 
-def as_cheap_as_sgd(rows: Rows) -> list[str]:
-    """Methods with SAM's accuracy, within its deviation, in SGD's time, within a tenth."""
-    least = rows["sam"]["accuracy_mean"] - rows["sam"]["accuracy_std"]
+def as_cheap_as_sgd(rows: Rows, score: Score) -> list[str]:
+    """Methods as good as SAM, within its deviation, in SGD's time, within a tenth."""
+    least = score.sign * rows["sam"]["score_mean"] - rows["sam"]["score_std"]
     return [
         name
         for name, row in rows.items()
-        if row["accuracy_mean"] >= least and row["step_time_vs_sgd"] <= AS_CHEAP and name != "sgd"
+        if score.sign * row["score_mean"] >= least and row["step_time_vs_sgd"] <= AS_CHEAP and name != "sgd"
     ]
 
 
-def draw(rows: Rows, curves: Mapping[str, Curve], heading: str, file: Path) -> None:
-    """Draws accuracy against time, against gradients per step, and against sharpness."""
+def draw(rows: Rows, curves: Mapping[str, Curve], score: Score, heading: str, file: Path) -> None:
+    """Draws the score against time, against gradients per step, and against sharpness."""
     plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
     figure, panels = plt.subplot_mosaic(
         [["time", "gradients"], ["time", "sharpness"]],
@@ -101,49 +102,55 @@ def draw(rows: Rows, curves: Mapping[str, Curve], heading: str, file: Path) -> N
     eigenvalues = {name: row["top_eigenvalue"] for name, row in rows.items()}
     for name, colour in zip(rows, COLOURS * len(rows), strict=False):
         panels["time"].plot(*curves[name], color=colour, alpha=0.45, linewidth=1.2)
-    draw_methods(panels["time"], rows, seconds, "training time (seconds)", room=0.25)
+    draw_methods(panels["time"], rows, score, seconds, "training time (seconds)", room=0.25)
     panels["time"].set_xlim(left=min(seconds.values()) / 8)
-    draw_methods(panels["gradients"], rows, gradients, "gradients per step")
+    draw_methods(panels["gradients"], rows, score, gradients, "gradients per step")
     draw_methods(
         panels["sharpness"],
         rows,
+        score,
         eigenvalues,
         "largest Hessian eigenvalue of the training loss; flatter to the left",
     )
-    panels["time"].set_title("Accuracy on the way", loc="left")
+    panels["time"].set_title(f"The {score.metric} on the way", loc="left")
     panels["gradients"].set_title("What it costs", loc="left")
     panels["sharpness"].set_title("How flat it ends", loc="left")
     figure.savefig(file, dpi=150)
     plt.close(figure)
 
 
-def draw_methods(panel: Axes, rows: Rows, xs: Mapping[str, float], label: str, room: float = 0.06) -> None:
-    """Draws each method's final accuracy with its spread, and names it at the right margin.
+def draw_methods(
+    panel: Axes, rows: Rows, score: Score, xs: Mapping[str, float], label: str, room: float = 0.06
+) -> None:
+    """Draws each method's final score with its spread, and names it at the right margin.
 
     Args:
       panel: where.
       rows: the table.
+      score: what it holds.
       xs: the methods' places on the axis, which is logarithmic.
       label: of the axis.
-      room: space under the lowest error bar, as a share of the accuracies' range.
+      room: space under the lowest error bar, as a share of the scores' range.
     """
     ends = [
-        100 * (row["accuracy_mean"] + sign * row["accuracy_std"]) for row in rows.values() for sign in (-1, 1)
+        score.unit * (row["score_mean"] + sign * row["score_std"])
+        for row in rows.values()
+        for sign in (-1, 1)
     ]
     low, high = min(ends), max(ends)
-    height = max(high - low, 1.0)
+    height = max(high - low, score.resolution)
     panel.set(xscale="log", ylim=(low - room * height, high + 0.06 * height))
-    panel.set(xlabel=f"{label}, log scale", ylabel="test accuracy (%)")
+    panel.set(xlabel=f"{label}, log scale", ylabel=score.label)
     panel.grid(alpha=0.2)
     panel.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
     panel.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     panel.xaxis.set_minor_locator(ticker.NullLocator())
-    means = [100 * row["accuracy_mean"] for row in rows.values()]
+    means = [score.unit * row["score_mean"] for row in rows.values()]
     heights = spread_out(means, panel.get_ylim())
     styles = zip(rows, means, heights, COLOURS * len(rows), strict=False)
     for number, (name, mean, height, colour) in enumerate(styles):
         marker = MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]  # the next with the same colour
-        spread = 100 * rows[name]["accuracy_std"]
+        spread = score.unit * rows[name]["score_std"]
         panel.errorbar(xs[name], mean, spread, color=colour, marker=marker, ms=8, capsize=3)
         name_at_margin(panel, title(name), (xs[name], mean), height, colour)
 

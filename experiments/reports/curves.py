@@ -1,5 +1,6 @@
-"""Test accuracy on the way, against time and against gradients: one line and one band for each group."""
+"""Accuracy or loss on the way, against time and against gradients: one line and one band for each group."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 from experiments.reports.comparison import name_at_margin, plt, spread_out
 from experiments.reports.groups import Group
 from experiments.reports.intervals import margin
+from experiments.running.scores import Score
 from optax_sam.sharpness.plots import COLOURS
 
 AXES = {
@@ -22,7 +24,7 @@ LINES = ("-", "--", ":")
 def draw_curves(groups: Sequence[Group], heading: str, folder: Path) -> None:
     """Draws both pictures, mean and 95 % interval over seeds."""
     for name, label in AXES.items():
-        draw(groups, name, label, heading, folder / f"accuracy_by_{name}.png")
+        draw(groups, name, label, heading, folder / f"score_by_{name}.png")
 
 
 def draw(groups: Sequence[Group], name: str, label: str, heading: str, file: Path) -> None:
@@ -31,12 +33,13 @@ def draw(groups: Sequence[Group], name: str, label: str, heading: str, file: Pat
     figure, panel = plt.subplots(figsize=(10, max(5.5, 0.36 * len(groups))), layout="constrained")
     figure.suptitle(heading, x=0.01, ha="left", fontsize=13, fontweight="bold")
     xs = [group.curves(name).mean(axis=0) for group in groups]
-    ys = [100 * group.curves("test_accuracy") for group in groups]
+    score = groups[0].score
+    ys = [score.unit * group.curves(score.name) for group in groups]
     means, bands = [y.mean(axis=0) for y in ys], [margin(y) for y in ys]
     panel.set(
         xlabel=label,
-        ylabel="test accuracy (%)",
-        ylim=limits(means, bands),
+        ylabel=score.label,
+        ylim=limits(means, bands, score),
         xlim=(0, 1.01 * max(map(np.max, xs))),
     )
     panel.grid(alpha=0.2)
@@ -55,12 +58,15 @@ def draw(groups: Sequence[Group], name: str, label: str, heading: str, file: Pat
     plt.close(figure)
 
 
-def limits(means: Sequence[np.ndarray], bands: Sequence[np.ndarray | None]) -> tuple[float, float]:
+def limits(
+    means: Sequence[np.ndarray], bands: Sequence[np.ndarray | None], score: Score
+) -> tuple[float, float]:
     """Room for the lines after their first fifth, and for the intervals at their ends as far as fits."""
     low = min(mean[len(mean) // 5 :].min() for mean in means)
     high = max(mean[len(mean) // 5 :].max() for mean in means)
-    most = 0.5 * max(high - low, 1.0)
+    most = 0.5 * max(high - low, score.resolution)
     margins = [0.0 if band is None else min(band[-1], most) for band in bands]
     low = min(low, *(mean[-1] - margin for mean, margin in zip(means, margins, strict=True)))
     high = max(high, *(mean[-1] + margin for mean, margin in zip(means, margins, strict=True)))
-    return low - 0.1 * most, min(high + 0.1 * most, 100.5)
+    highest = 100.5 if score.metric == "accuracy" else math.inf
+    return low - 0.1 * most, min(high + 0.1 * most, highest)

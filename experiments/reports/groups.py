@@ -2,16 +2,18 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.methods import METHODS
+from experiments.methods import NAMES
 from experiments.methods.names import BASE_TITLES, title
 from experiments.running import records
 from experiments.running.queue import is_set_aside
+from experiments.running.scores import Score, score_of
 from experiments.settings import SettingsError, Setup
 from experiments.settings.of_method import MethodSettings
 
@@ -61,18 +63,34 @@ class Group(NamedTuple):
         """Those of the first run."""
         return next(iter(self.runs.values())).settings
 
+    @property
+    def score(self) -> Score:
+        """What the runs are judged by."""
+        return score_of(self.settings)
+
     def results(self, name: str) -> list[float]:
-        """A number of every run's result."""
-        return [run.result[name] for run in self.runs.values()]
+        """A number of every run's result; infinite where a run that diverged has none."""
+        return [or_infinite(run.result[name]) for run in self.runs.values()]
 
     def curves(self, name: str) -> np.ndarray:
         """A number after every epoch with a look at the test part [runs, looks]."""
-        return np.array([[line[name] for line in evaluated(run.lines)] for run in self.runs.values()], float)
+        return np.array(
+            [[or_infinite(line[name]) for line in evaluated(run.lines)] for run in self.runs.values()], float
+        )
+
+
+def or_infinite(value: float | None) -> float:
+    """A number of a record, where null stands for what is not finite."""
+    return math.inf if value is None else value
+
+
+# Every look has left some of these.
+LOOKS = {f"{part}_{metric}" for part in ("test", "validation") for metric in ("accuracy", "loss")}
 
 
 def evaluated(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Those of the epochs after which the test part was looked at."""
-    return [line for line in lines if line.get("test_accuracy") is not None]
+    return [line for line in lines if not LOOKS.isdisjoint(line)]
 
 
 def folders_of_runs(folders: Sequence[Path]) -> Iterator[Path]:
@@ -95,16 +113,19 @@ def read_run(folder: Path) -> Run | None:
         return None
     config, result = (records.read_json(folder / name) for name in ("config.json", "result.json"))
     lines, settings = records.read_metrics(folder / "metrics.jsonl"), config.get("settings")
+    settings = settings if isinstance(settings, dict) else {}
     needed = {
-        "config.json": ([settings if isinstance(settings, dict) else {}], ("method", "seed", "epochs")),
-        "result.json": ([result], ("test_accuracy", "gradients_per_step", "step_seconds")),
+        "config.json": ([settings], ("method", "data", "seed", "epochs")),
+        "result.json": ([result], ("gradients_per_step", "step_seconds")),
         "metrics.jsonl": (lines or [{}], ("seconds", "gradients")),
     }
     for file, (contents, names) in needed.items():
         for name in names:
             if any(content.get(name) is None for content in contents):
                 raise SettingsError(f"{folder / file} has no {name}: train the run again")
-    if len(lines) != config["settings"]["epochs"] or lines[-1].get("test_accuracy") is None:
+    if score_of(settings).name not in result:
+        raise SettingsError(f"{folder / 'result.json'} has no {score_of(settings).name}: train the run again")
+    if len(lines) != config["settings"]["epochs"] or not evaluated(lines[-1:]):
         raise SettingsError(f"{folder / 'metrics.jsonl'} has not all epochs: train the run again")
     return Run(folder, config, result, lines)
 
@@ -129,7 +150,7 @@ def key(settings: Mapping[str, Any]) -> str:
 def place(run: Run) -> tuple[Any, ...]:
     """Where a run stands among others: by task, method, settings and seed."""
     values = run.settings
-    method = list(METHODS).index(values["method"]) if values["method"] in METHODS else len(METHODS)
+    method = NAMES.index(values["method"]) if values["method"] in NAMES else len(NAMES)
     others = [(str(type(values.get(name))), values.get(name)) for name in (*TASK, *OWN)]
     return (others[: len(TASK)], method, others[len(TASK) :], values["seed"])
 

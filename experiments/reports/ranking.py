@@ -9,14 +9,15 @@ from matplotlib.axes import Axes
 
 from experiments.methods.names import title
 from experiments.reports.comparison import AS_CHEAP
+from experiments.running.scores import Score
 
 SLOW, FAST, PLAIN = "#D55E00", "#009E73", "#555555"
-SHOWN = 0.08  # below SGD's accuracy by so much, a dot stands at the edge with its value beside it
+SHOWN = 0.08  # worse than SGD by so much, a dot stands at the edge with its value beside it
 
 
-def draw_ranking(rows: Mapping[str, Mapping[str, Any]], heading: str, file: Path) -> None:
-    """Draws accuracy with its spread, time per step, and sharpness, the methods under each other."""
-    rows = dict(sorted(rows.items(), key=lambda item: item[1]["accuracy_mean"]))
+def draw_ranking(rows: Mapping[str, Mapping[str, Any]], score: Score, heading: str, file: Path) -> None:
+    """Draws the score with its spread, time per step, and sharpness, the methods under each other."""
+    rows = dict(sorted(rows.items(), key=lambda item: score.sign * item[1]["score_mean"]))
     plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
     figure, panels = plt.subplots(
         1,
@@ -27,7 +28,7 @@ def draw_ranking(rows: Mapping[str, Mapping[str, Any]], heading: str, file: Path
         layout="constrained",
     )
     figure.suptitle(heading, x=0.01, ha="left", fontsize=13, fontweight="bold")
-    draw_accuracies(panels[0], rows)
+    draw_scores(panels[0], rows, score)
     draw_bars(
         panels[1], {name: row["step_time_vs_sgd"] for name, row in rows.items()}, "time of a step / SGD's"
     )
@@ -40,15 +41,21 @@ def draw_ranking(rows: Mapping[str, Mapping[str, Any]], heading: str, file: Path
     plt.close(figure)
 
 
-def draw_accuracies(panel: Axes, rows: Mapping[str, Mapping[str, Any]]) -> None:
+def draw_scores(panel: Axes, rows: Mapping[str, Mapping[str, Any]], score: Score) -> None:
     """Means with standard deviations; SGD's and SAM's as lines through all."""
-    least = 100 * (rows["sgd"]["accuracy_mean"] - SHOWN)
+    worst = score.unit * (rows["sgd"]["score_mean"] - score.sign * SHOWN)
     for name, row in rows.items():
-        mean, spread, at = 100 * row["accuracy_mean"], 100 * row["accuracy_std"], list(rows).index(name)
-        if mean < least:
-            panel.plot(least, at, "<", color=PLAIN, ms=5)
+        mean, spread = score.unit * row["score_mean"], score.unit * row["score_std"]
+        at = list(rows).index(name)
+        if not score.sign * mean >= score.sign * worst:  # nor for NaN
+            panel.plot(worst, at, "<" if score.sign > 0 else ">", color=PLAIN, ms=5)
             panel.annotate(
-                f"{mean:.0f} ± {spread:.0f}", (least, at), (8, 0), textcoords="offset points", va="center"
+                score.text(row["score_mean"], row["score_std"]),
+                (worst, at),
+                (8 * score.sign, 0),
+                textcoords="offset points",
+                va="center",
+                ha="left" if score.sign > 0 else "right",
             )
         else:
             panel.errorbar(
@@ -63,7 +70,7 @@ def draw_accuracies(panel: Axes, rows: Mapping[str, Mapping[str, Any]]) -> None:
             )
         if name in ("sgd", "sam"):
             panel.axvline(mean, color=PLAIN, lw=0.8, ls=":" if name == "sgd" else "--")
-    panel.set_xlabel("test accuracy (%); dotted: SGD, dashed: SAM")
+    panel.set_xlabel(f"{score.label}; dotted: SGD, dashed: SAM")
     panel.grid(axis="y", alpha=0.2)
 
 

@@ -18,7 +18,7 @@ from experiments import methods, models, tasks
 from experiments.data import Data
 from experiments.data.feed import Feed, shapes
 from experiments.running.devices import everywhere, mesh_of, sharding
-from experiments.running.inputs import Examples, Inputs, evaluation_batch, make_inputs
+from experiments.running.inputs import Examples, Inputs, evaluation_batch, make_inputs, numbers_of
 from experiments.running.training import Trainer, TrainState
 from experiments.settings import Settings
 
@@ -59,9 +59,15 @@ class Programs:
 
 def compile_programs(settings: Settings, data: Data) -> Programs:
     """Compiles a run ahead of its first step."""
+    return compile_trainer(trainer_of(settings, data), data, numbers_of(settings))
+
+
+def compile_trainer(trainer: Trainer, data: Data, numbers: dict[str, Any]) -> Programs:
+    """Compiles the functions of a trainer, for numbers of these shapes."""
     start = time.perf_counter()
-    trainer = trainer_of(settings, data)
+    settings = trainer.settings
     inputs = make_inputs(settings, data, trainer.task)
+    inputs = inputs._replace(numbers=jax.device_put(numbers, everywhere(trainer.mesh)))
     state = first_state(trainer, inputs)
     make = streamed if data.streams else in_memory
     steps, evaluate, close = make(trainer, data, inputs, state)

@@ -20,14 +20,14 @@ class Number(ProgressColumn):
 
 
 def progress_bar(shown: bool = True) -> Progress:
-    """A bar with loss, test accuracy, steps per second and the time left; none in a log file."""
+    """A bar with loss, score, steps per second and the time left; none in a log file."""
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed:.0f}/{task.total:.0f}"),
         Number("loss", "loss {:.3f}"),
-        Number("accuracy", "test accuracy {:.1%}"),
+        Number("score", "score {:.4f}"),
         Number("speed", "{:.1f} steps/s"),
         TimeRemainingColumn(),
         console=console,

@@ -1,11 +1,12 @@
 """Many runs after each other: which make way, which are finished, which comes next."""
 
+import contextlib
 import dataclasses
 import functools
 import re
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from experiments.running import records
 from experiments.running.programs import Programs, compile_programs, structure
 from experiments.running.progress import progress_bar
 from experiments.running.run import run
+from experiments.running.side_by_side import compile_side_by_side, run_side_by_side
 from experiments.settings import InUseError, Settings, SettingsError
 
 
@@ -47,8 +49,16 @@ def finished(settings: Settings) -> dict[str, Any] | None:
 
 @dataclasses.dataclass
 class Shared:
-    """Data and programs of the last run, for those after it that can share them."""
+    """Data and programs of the last run, for those after it that can share them.
 
+    Attributes:
+      count: runs that one program trains.
+      structure: what the programs are for.
+      data: what they train on.
+      programs: compiled.
+    """
+
+    count: int = 1
     structure: Settings | None = None
     data: Data | None = None
     programs: Programs | None = None
@@ -58,29 +68,44 @@ class Shared:
         if structure(settings) != self.structure:
             self.structure = self.data = self.programs = None  # first, for the memory
             self.data = load(settings)
-            self.programs = compile_programs(settings, self.data)
+            self.programs = (
+                compile_programs(settings, self.data)
+                if self.count == 1
+                else compile_side_by_side(settings, self.data, self.count)
+            )
             self.structure = structure(settings)
         assert self.data and self.programs
         return self.data, self.programs
 
 
-def trained(ready: Mapping[str, Settings], shown: bool = True) -> dict[str, str]:
+def trained(ready: Mapping[str, Settings], side_by_side: int = 1, shown: bool = True) -> dict[str, str]:
     """Trains all runs that are not finished and that no other process is at work in.
+
+    Args:
+      ready: resolved settings, by name.
+      side_by_side: so many that differ in their numbers alone are trained in one program.
+      shown: whether there is a progress bar.
 
     Returns:
       By name, why some have failed.
     """
-    left, failed, shared = dict(ready), {}, Shared()
+    left, failed, shared = dict(ready), {}, Shared(count=side_by_side)
     with progress_bar(shown) as bar:
         task = bar.add_task("runs", total=len(ready))
         while left:
-            name = next_run(left, shared.structure)
+            first = next_run(left, shared.structure)
+            alike = [first, *(name for name in left if structure(left[name]) == structure(left[first]))]
+            names = list(dict.fromkeys(alike))[:side_by_side]
+            chosen = {name: left.pop(name) for name in names}
             try:
-                train_one(name, left.pop(name), shared, bar)
+                if side_by_side == 1:
+                    train_one(first, chosen[first], shared, bar)
+                else:
+                    train_side_by_side(list(chosen.values()), shared, bar)
             except InUseError:
                 pass
             except Exception as error:  # the others go on
-                failed[name] = reason(error)
+                failed |= dict.fromkeys(names, reason(error))
             bar.update(task, completed=len(ready) - len(left))
     return failed
 
@@ -112,6 +137,33 @@ def train_one(name: str, settings: Settings, shared: Shared, bar: Progress) -> N
         run(settings, data, programs, functools.partial(bar.update, task))
     finally:
         bar.remove_task(task)
+
+
+def train_side_by_side(runs: Sequence[Settings], shared: Shared, bar: Progress) -> None:
+    """Trains those that are neither finished nor in the hands of another process, in one program."""
+    with contextlib.ExitStack() as held:
+        folders = {}
+        for settings in runs:
+            if not finished(settings):
+                folder = records.RunFolder(settings)
+                with contextlib.suppress(InUseError):
+                    held.enter_context(records.alone_in(settings.out))
+                    folders[settings.out] = settings, folder
+        if not folders:
+            return
+        data, programs = shared.fit(runs[0])
+        mine = [settings for settings, _ in folders.values()]
+        filled = mine + [mine[-1]] * (shared.count - len(mine))  # the program is for so many
+        task = bar.add_task(
+            f"{runs[0].method}, {len(mine)} runs", total=runs[0].epochs * programs.steps_per_epoch
+        )
+        try:
+            done = run_side_by_side(filled, data, programs, functools.partial(bar.update, task))
+        finally:
+            bar.remove_task(task)
+        for (_, folder), (result, lines) in zip(folders.values(), done, strict=False):
+            folder.write_metrics(lines)
+            folder.write_result(result)
 
 
 def reason(error: Exception) -> str:

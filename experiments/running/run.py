@@ -19,7 +19,8 @@ from experiments.running.inputs import Inputs
 from experiments.running.profile import Profile, profile_of
 from experiments.running.programs import Programs
 from experiments.running.records import RunFolder, alone_in, finite, sha256
-from experiments.running.training import TrainState
+from experiments.running.scores import score_of
+from experiments.running.training import TrainState, judged
 from experiments.settings import Settings
 
 # One call of the compiled loop lasts about so long: the bar moves, and Ctrl-C is answered.
@@ -57,10 +58,12 @@ def run(
         for epoch in range(done + 1, settings.epochs + 1):
             before = lines[-1]["seconds"] if lines else 0.0
             state, seconds = train_epoch(programs, state, inputs, epoch, listener, profile)
-            line = measured(settings, programs, state, inputs, epoch)
+            line = measured(
+                settings, programs, state, inputs, epoch, look(settings, programs, state, inputs, epoch)
+            )
             steps = programs.steps_per_epoch
             lines.append(finite(line | {"step_seconds": seconds / steps, "seconds": before + seconds}))
-            listener(loss=line["train_loss"], accuracy=line.get("test_accuracy"))
+            listener(loss=line["train_loss"], score=line.get(score_of(vars(settings)).name))
             folder.append_metrics(lines[-1])
             if epoch % settings.checkpoint_every == 0 or epoch == settings.epochs:
                 checkpoints.save(Checkpoint(epoch, state, [*lines]))  # written while more come
@@ -84,7 +87,7 @@ def train_epoch(
       The new state, and the seconds that the steps took.
     """
     steps = programs.first_steps if epoch == 1 else programs.steps
-    done, last = int(state.step), epoch * programs.steps_per_epoch
+    done, last = int(np.ravel(state.step)[0]), epoch * programs.steps_per_epoch
     count, total = 1, 0.0
     while done < last:
         count = profile.limit(done, min(count, last - done))
@@ -99,8 +102,27 @@ def train_epoch(
     return state, total
 
 
-def measured(
+def due(settings: Settings, epoch: int) -> bool:
+    """Whether the test or the validation part is looked at after an epoch."""
+    return epoch % settings.evaluate_every == 0 or epoch == settings.epochs
+
+
+def look(
     settings: Settings, programs: Programs, state: TrainState, inputs: Inputs, epoch: int
+) -> tuple[Any, Any] | None:
+    """Loss and accuracy on the test or the validation part, if it is time for them."""
+    if not due(settings, epoch):
+        return None
+    return programs.evaluate(judged(state), state.batch_stats, inputs.examples)
+
+
+def measured(
+    settings: Settings,
+    programs: Programs,
+    state: TrainState,
+    inputs: Inputs,
+    epoch: int,
+    look: tuple[Any, Any] | None,
 ) -> dict[str, Any]:
     """What there is to say at the end of an epoch, times aside."""
     step = int(state.step)
@@ -110,13 +132,18 @@ def measured(
         "train_loss": float(state.loss_sum) / programs.steps_per_epoch,
         "gradients": methods.gradients_spent(state.opt_state, step, settings.method),
     }
-    if epoch % settings.evaluate_every == 0 or epoch == settings.epochs:
-        loss, accuracy = programs.evaluate(state.params, state.batch_stats, inputs.examples)
-        line |= {"test_loss": float(loss), "test_accuracy": float(accuracy)}
+    if look is not None:
+        line |= evaluated(settings, *map(float, look))
     every = settings.sharpness_every
     if every and epoch % every == 0:
         line |= sharpness.measured(programs.trainer, state.params, state.batch_stats, inputs.examples)
     return line
+
+
+def evaluated(settings: Settings, loss: float, accuracy: float) -> dict[str, float]:
+    """What a look at the test or the validation part has shown."""
+    part, metric, *_ = score_of(vars(settings))
+    return {f"{part}_loss": loss} | ({f"{part}_accuracy": accuracy} if metric == "accuracy" else {})
 
 
 def summary(
@@ -125,17 +152,20 @@ def summary(
     """The content of result.json; `seconds` are those of the training steps alone."""
     last = lines[-1]
     named = {name: getattr(settings, name) for name in ("method", "data", "model", "seed")}
-    return named | {
-        "test_accuracy": last["test_accuracy"],
-        "test_loss": last["test_loss"],
-        "train_loss": last["train_loss"],
-        "epochs": last["epoch"],
-        "steps": last["step"],
-        "gradients": last["gradients"],
-        "gradients_per_step": last["gradients"] / last["step"],
-        "step_seconds": statistics.median(line["step_seconds"] for line in lines),
-        "seconds": last["seconds"],
-        "compile_seconds": programs.compile_seconds,
-        "params_sha256": sha256(state.params),
-        "num_params": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-    }
+    looks = {name: last[name] for name in evaluated(settings, 0.0, 0.0)}
+    return (
+        named
+        | looks
+        | {
+            "train_loss": last["train_loss"],
+            "epochs": last["epoch"],
+            "steps": last["step"],
+            "gradients": last["gradients"],
+            "gradients_per_step": last["gradients"] / last["step"],
+            "step_seconds": statistics.median(line["step_seconds"] for line in lines),
+            "seconds": last["seconds"],
+            "compile_seconds": programs.compile_seconds,
+            "params_sha256": sha256(state.params),
+            "num_params": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        }
+    )

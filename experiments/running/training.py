@@ -92,6 +92,8 @@ class Trainer:
         method = methods.make(settings, run, numbers)
         if method is None:
             return None, base
+        if settings.method in methods.BASELINES:
+            return None, method
         return method, method if settings.method in methods.WHOLE_OPTIMIZERS else optax.chain(method, base)
 
     def init(self, inputs: Inputs) -> TrainState:
@@ -172,7 +174,10 @@ class Trainer:
         )
 
     def evaluate(self, params: Any, batch_stats: Any, examples: Examples) -> tuple[jax.Array, jax.Array]:
-        """Mean loss and score on the whole test set, with the running batch statistics."""
+        """Mean loss and score on the whole test set, with the running batch statistics.
+
+        Where the task has no score, the second is NaN.
+        """
         sums = jax.lax.map(
             lambda batch: self.sums(params, batch_stats, examples.constants, batch), examples.test
         ).sum(0)
@@ -184,7 +189,13 @@ class Trainer:
         outputs, _ = self.network.apply(params, batch_stats, batch[self.task.inputs], None)
         losses, scores = self.task.losses(outputs, batch), self.task.scores(outputs, batch)
         real = batch["real"].astype(jnp.float32)
-        return jnp.stack([losses @ real, scores @ real, real.sum()])
+        score = jnp.nan if scores is None else scores @ real
+        return jnp.stack([losses @ real, score, real.sum()])
+
+
+def judged(state: TrainState) -> Any:
+    """The parameters that the network is judged by: where a method keeps an average of them, the average."""
+    return optax.tree.get(state.opt_state, "average", state.params)
 
 
 def mean_gradient(losses: Callable[..., Any]) -> Callable[..., Any]:

@@ -29,9 +29,9 @@ class Setup:
     """What is the same for every method: data, network, optimizer, and how they are run."""
 
     data: str = "digits"
-    """digits, stick_figures, mpii, or a TFDS set: cifar10, fashion_mnist, glue/sst2, trec, ..."""
+    """digits, mnist1d, stick_figures, mpii, etth1, etth2, tinyshakespeare, or a TFDS set, such as cifar10."""
     model: str | None = None
-    """conv, resnet18, wrn28_10, vit_s, ... (any other word lists all); None: conv, text or simcc."""
+    """conv, resnet18, vit_s, ... (any other word lists all); None: the usual one for the kind of data."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in; parameters, losses and batch statistics are float32."""
     quantize_bits: int | None = None
@@ -66,10 +66,15 @@ class Setup:
     """Share of a label's weight that is spread over all labels."""
     label_noise: float | None = None
     """Share of training labels that are made random; None is 0.2 for digits, else 0."""
+    labels: str | None = None
+    """FILE.npz:NAME: training labels of that name from that file, in the data set's order (CIFAR-10N)."""
+    horizon: int | None = None
+    """Hours to forecast; None is 96 (etth1, etth2)."""
     train_examples: int | None = None
     """Use only so many training examples; None is all of them (digits has 500)."""
     data_dir: Path | None = None
-    """Folder with prepared TFDS data, or MPII's; None is TFDS_DATA_DIR, else TFDS's own, with download."""
+    """Folder with the files of mpii, etth1, etth2 or tinyshakespeare, or with prepared TFDS data; for those
+    None is TFDS_DATA_DIR, else TFDS's own, with download."""
     stream: bool | None = None
     """Read batches while training, instead of all data at first; None: sets that are large."""
     workers: int = 0
@@ -80,6 +85,8 @@ class Setup:
     """Epochs from one checkpoint to the next; the last epoch always gets one."""
     evaluate_every: int = 1
     """Epochs from one look at the test part to the next; the last epoch always gets one."""
+    evaluate_on: Literal["test", "validation"] = "test"
+    """validation: the data set's own part to choose settings by, else every fifth training example."""
     sharpness_every: int = 0
     """Epochs from one record of the sharpness in metrics.jsonl to the next; 0 is never."""
 
@@ -136,7 +143,9 @@ def check_ranges(settings: Settings) -> None:
     require(warm, settings, "warmup_epochs", "give 0 or more, and less than the number of epochs")
     ordered = profile is None or 1 <= profile[0] <= profile[1]
     require(ordered, settings, "profile", "give two steps, the first 1 or later, the last no earlier")
-    examples, noise = settings.train_examples, settings.label_noise
+    examples, noise, horizon = settings.train_examples, settings.label_noise, settings.horizon
+    fine = horizon is None or 1 <= horizon <= 720
+    require(fine, settings, "horizon", "give a number from 1 to 720")
     require(examples is None or examples >= 1, settings, "train_examples", "give 1 or more")
     require(noise is None or 0 <= noise <= 1, settings, "label_noise", "give a share in [0, 1]")
     for name in ("decay_in_loss", "nesterov"):

@@ -112,6 +112,14 @@ class MethodSettings:
     fisher_decay: float | None = None
     """How long they are remembered (adaptive_random_perturbation)."""
 
+    # Of the base optimizer's variants
+    average_decay: float | None = None
+    """Of the average of the weights that the network is judged by (averaged)."""
+    mirror_strength: float | None = None
+    """How strongly weights grow or shrink along their gradient (ham)."""
+    mirror_decay: float | None = None
+    """How fast weights shrink in proportion to themselves (ham)."""
+
     # Which examples
     fraction: float | None = None
     """Share of the batch that is used (ausam, ksam)."""

@@ -8,6 +8,8 @@ from experiments.data import Batch
 from experiments.data.kinds import kind_of
 from experiments.settings import Settings, SettingsError, Setup, flag
 from experiments.tasks.classification import Classification
+from experiments.tasks.forecast import Forecast
+from experiments.tasks.next_character import NextCharacter
 from experiments.tasks.pose import Pose
 
 
@@ -31,19 +33,22 @@ class Task(Protocol):
         """What is minimized: float32 [n]."""
         ...
 
-    def scores(self, outputs: Any, batch: Batch) -> jax.Array:
-        """How much of each example is right, from 0 to 1: float32 [n]."""
+    def scores(self, outputs: Any, batch: Batch) -> jax.Array | None:
+        """How much of each example is right, from 0 to 1: float32 [n]; None where the loss is what counts."""
         ...
 
 
 def check_task(settings: Setup) -> None:
     """Refuses settings that the kind of data has no use for."""
     kind = kind_of(settings.data)
+    labelled = kind in ("image", "text", "series")
     useless = {
         "augment": kind != "image" and bool(settings.augment),
         "mixup": kind != "image" and settings.mixup > 0,
-        "label_noise": kind == "pose" and bool(settings.label_noise),
-        "label_smoothing": kind == "pose" and settings.label_smoothing > 0,
+        "label_noise": not labelled and bool(settings.label_noise),
+        "label_smoothing": not labelled and settings.label_smoothing > 0,
+        "labels": not labelled and settings.labels is not None,
+        "horizon": kind != "forecast" and settings.horizon is not None,
     }
     for name, wrong in useless.items():
         if wrong:
@@ -57,6 +62,11 @@ def make(settings: Settings) -> Task:
     kind = kind_of(settings.data)
     if kind == "pose":
         return Pose()
-    if kind == "text":
-        return Classification(label_smoothing=settings.label_smoothing, inputs="tokens")
+    if kind == "forecast":
+        return Forecast()
+    if kind == "characters":
+        return NextCharacter()
+    if kind in ("text", "series"):
+        inputs = "tokens" if kind == "text" else "series"
+        return Classification(label_smoothing=settings.label_smoothing, inputs=inputs)
     return Classification(settings.augment or (), settings.mixup, settings.label_smoothing)

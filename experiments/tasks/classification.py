@@ -1,4 +1,4 @@
-"""Classification of images, or of sentences."""
+"""Classification of images, of sentences, or of series."""
 
 import dataclasses
 
@@ -30,7 +30,7 @@ def standardized(images: jax.Array, constants: Batch) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Classification:
-    """One label for each image, or for each row of `tokens`.
+    """One label for each image, or for each row of `tokens` or `series`.
 
     Attributes:
       augment: random changes of the training images, in this order.

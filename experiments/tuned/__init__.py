@@ -27,6 +27,8 @@ TUNED_FOR = (
     "optimizer",
     "train_examples",
     "label_noise",
+    "labels",
+    "horizon",
     "augment",
     "mixup",
     "label_smoothing",

@@ -12,9 +12,12 @@ from experiments import compare, methods
 from experiments.reports import comparison, trajectories
 from experiments.reports.ranking import draw_ranking
 from experiments.running import records
+from experiments.running.scores import Score
 from experiments.settings import Settings
 from experiments.settings.defaults import resolved
 from tests.experiments.runs import message_of
+
+ACCURACY = Score("test", "accuracy")
 
 
 @pytest.mark.slow
@@ -23,7 +26,7 @@ def test_comparison_writes_the_summary_and_the_picture_and_reuses_runs(tmp_path,
     args += ["--train-examples", "60", "--batch-size", "20", "--sharpness-every", "2", "--out", str(tmp_path)]
     compare.main(args)
     content = json.loads((tmp_path / "summary.json").read_text())
-    keys = ["accuracy_mean", "accuracy_std", "gradients_per_step", "step_time_vs_sgd"]
+    keys = ["score_mean", "score_std", "gradients_per_step", "step_time_vs_sgd"]
     keys += ["top_eigenvalue", "surrogate_gap", "seeds"]
     assert list(content["methods"]) == ["sgd", "rst"]
     for row in content["methods"].values():
@@ -47,13 +50,13 @@ def test_comparison_writes_the_summary_and_the_picture_and_reuses_runs(tmp_path,
         assert (file.stat().st_mtime_ns == written) == (file.parent.name not in ("rst-seed1", "sgd-seed0"))
     assert (tmp_path / "sgd-seed0/metrics.jsonl").exists()
     again = json.loads((tmp_path / "summary.json").read_text())["methods"]["rst"]
-    assert again["accuracy_mean"] == content["methods"]["rst"]["accuracy_mean"]
+    assert again["score_mean"] == content["methods"]["rst"]["score_mean"]
 
 
 def test_a_run_that_has_diverged_is_a_row_without_numbers(tmp_path):
     sharpness = {"top_eigenvalue": math.nan, "surrogate_gap": None}
-    row = compare.summary([{"test_accuracy": 0.1, "gradients_per_step": 2.0} | sharpness] * 2, 1.5)
-    assert row["accuracy_mean"] == 0.1 and all(math.isnan(row[name]) for name in sharpness)
+    row = compare.summary([{"test_accuracy": 0.1, "gradients_per_step": 2.0} | sharpness] * 2, 1.5, ACCURACY)
+    assert row["score_mean"] == 0.1 and all(math.isnan(row[name]) for name in sharpness)
     records.write_json(tmp_path / "summary.json", {"methods": {"sam": row}, "all": [math.inf]})
     assert "NaN" not in (tmp_path / "summary.json").read_text()
     read = records.read_json(tmp_path / "summary.json")
@@ -99,8 +102,8 @@ def test_long_table_says_which_methods_cost_no_more_than_sgd(tmp_path, capsys):
     names = list(methods.METHODS)
     rows = {
         name: {
-            "accuracy_mean": 0.9 + 0.001 * number,
-            "accuracy_std": 0.0015,
+            "score_mean": 0.9 + 0.001 * number,
+            "score_std": 0.0015,
             "gradients_per_step": 1 + number % 2,
             "step_time_vs_sgd": 1 + number % 2,
             "top_eigenvalue": 1.0 + number,
@@ -111,15 +114,15 @@ def test_long_table_says_which_methods_cost_no_more_than_sgd(tmp_path, capsys):
     }
     sam = names.index("sam")
     cheap = [name for n, name in enumerate(names) if n >= sam - 1 and n % 2 == 0 and name != "sgd"]
-    assert comparison.as_cheap_as_sgd(rows) == cheap
-    comparison.print_table(rows)
+    assert comparison.as_cheap_as_sgd(rows, ACCURACY) == cheap
+    comparison.print_table(rows, ACCURACY)
     printed = capsys.readouterr().out
     table, last = printed.split("in at most 1.1 times SGD's time: ")
     assert last.strip() == ", ".join(comparison.title(name) for name in reversed(cheap))
     places = [re.search(rf"│ {re.escape(comparison.title(name))} +│", table).start() for name in names]
     assert places == sorted(places, reverse=True)
-    rows["sgd"]["accuracy_mean"] = 0.99  # all others far below
-    draw_ranking(rows, "everything", tmp_path / "all.png")
+    rows["sgd"]["score_mean"] = 0.99  # all others far below
+    draw_ranking(rows, ACCURACY, "everything", tmp_path / "all.png")
     assert (tmp_path / "all.png").stat().st_size > 50_000
 
 

@@ -74,16 +74,16 @@ def test_table_pictures_and_shares_of_handmade_runs(tmp_path, capsys):
     rows = summed(tmp_path / "grid", out=tmp_path / "out")
     assert list(rows) == ["SGD", "SAM", "RST", "vSAM"]
     sam, rst, vsam = rows["SAM"], rows["RST"], rows["vSAM"]
-    assert sam["accuracy_mean"] == pytest.approx(0.95) and sam["seeds"] == [0, 1, 2]
-    assert sam["accuracy_margin"] == pytest.approx(4.302652729911275 * 0.01 / 3**0.5)
+    assert sam["score_mean"] == pytest.approx(0.95) and sam["seeds"] == [0, 1, 2]
+    assert sam["score_margin"] == pytest.approx(4.302652729911275 * 0.01 / 3**0.5)
     assert sam["step_time_vs_sgd"] == 1.5 and sam["gradients_per_step"] == 2
-    assert sam["share_of_gain"] is None and rst["share_of_gain"] is None and rst["accuracy_margin"] is None
+    assert sam["share_of_gain"] is None and rst["share_of_gain"] is None and rst["score_margin"] is None
     t = 4.302652729911275 * np.std([0.02, 0.02, 0.03], ddof=1) / 3**0.5 / 0.04
     assert vsam["share_of_gain"] == pytest.approx([7 / 12, 7 / 12 - t, 7 / 12 + t])  # SAM's gain is constant
-    for name in ("accuracy_by_seconds.png", "accuracy_by_gradients.png"):
+    for name in ("score_by_seconds.png", "score_by_gradients.png"):
         assert (tmp_path / "out" / name).stat().st_size > 10_000
     text = (tmp_path / "out/summary.md").read_text()
-    assert text.startswith("# digits, conv, 3 epochs\n\n| runs | test accuracy %")
+    assert text.startswith("# digits, conv, 3 epochs\n\n| runs | test accuracy (%) |")
     assert "| RST | 93.0 | 1 | 2.00 | 1.50 |  |" in text and "| SAM | 95.0 ± 2.5 | 3 |" in text
     assert "vSAM" in capsys.readouterr().out
 
@@ -115,7 +115,7 @@ def test_what_is_left_out_is_named_in_one_line_each(tmp_path, capsys):
     (grid / "sgd-seed5").rename(grid / "sgd-seed5-until-20250101-000000")
     write(tmp_path / "more", "sgd", 0, 0.7)
     rows = summed(grid, tmp_path / "more", out=tmp_path / "out")
-    assert rows["SGD"]["seeds"] == [0] and rows["SGD"]["accuracy_mean"] == 0.8
+    assert rows["SGD"]["seeds"] == [0] and rows["SGD"]["score_mean"] == 0.8
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 5 and all(line.startswith("left out: ") for line in lines)
     for line, name in zip(lines, ("seed1", "seed2", "seed3", "seed4", "more"), strict=True):

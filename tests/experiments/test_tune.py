@@ -19,7 +19,7 @@ def test_every_method_is_tuned_with_the_same_budget_and_its_best_is_the_default(
     for name, entry in entries.items():
         filled = resolved(Settings(method=name))
         values = vars(filled) | vars(filled.method_settings)
-        assert [set(point) - {"accuracy_mean", "accuracy_std"} for point in entry["grid"]] == [
+        assert [set(point) - {"score_mean", "score_std"} for point in entry["grid"]] == [
             set(point) for point in tune.GRIDS[name]
         ]
         assert all(values[key] == value for key, value in entry["best"].items())
@@ -112,7 +112,7 @@ def test_what_was_tuned_for_a_part_of_the_data_is_not_taken_for_the_whole():
 def test_adasam_is_tuned_without_a_decay_and_refused_with_one(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tuned, "FOLDER", tmp_path)
     monkeypatch.setattr(tune, "search", lambda method, data, settings: {"best": {}})
-    monkeypatch.setattr(tune, "print_grid", lambda method, entry: None)
+    monkeypatch.setattr(tune, "print_grid", lambda method, entry, score: None)
     tune.main(["--methods", "adasam"])
     assert "adasam" in json.loads((tmp_path / "digits.json").read_text())["methods"]
     refused = ["--methods", "adasam", "--weight-decay", "0.1"]

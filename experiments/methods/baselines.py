@@ -1,0 +1,80 @@
+"""What else costs one gradient a step: to hold sharpness-aware methods against."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class AveragedState(NamedTuple):
+    """State of `averaged`.
+
+    Attributes:
+      base: of the base optimizer.
+      average: of the parameters, by which the network is judged.
+    """
+
+    base: optax.OptState
+    average: optax.Params
+
+
+def averaged(base: optax.GradientTransformation, average_decay: Any = 0.99) -> optax.GradientTransformation:
+    """The base optimizer, and an exponential average of the parameters that it leads to.
+
+    `a <- d a + (1 - d) w`, from the first parameters on; the training itself does not see it.
+    """
+
+    def init(params: optax.Params) -> AveragedState:
+        return AveragedState(base.init(params), params)
+
+    def update(grads: Any, state: AveragedState, params: Any = None) -> tuple[Any, AveragedState]:
+        updates, inner = base.update(grads, state.base, params)
+        new = optax.apply_updates(params, updates)
+        average = optax.incremental_update(new, state.average, 1 - average_decay)
+        return updates, AveragedState(inner, average)
+
+    return optax.GradientTransformation(init, update)
+
+
+class HamState(NamedTuple):
+    """State of `ham`.
+
+    Attributes:
+      base: of the base optimizer.
+      count: steps taken, for the schedule.
+    """
+
+    base: optax.OptState
+    count: jax.Array
+
+
+def ham(
+    base: optax.GradientTransformation,
+    learning_rate: optax.Schedule,
+    mirror_strength: Any = 200.0,
+    mirror_decay: Any = 1e-3,
+) -> optax.GradientTransformation:
+    """Hyperbolic aware minimization (Jacobs et al., ICLR 2026, arXiv:2506.02630).
+
+    After the base optimizer's step to `v`, weights become `w <- v exp(-lr (a sign(v) g + b))`, `g` being the
+    gradient of the step; biases and scales stay where the base optimizer led them, as in the authors' code.
+    """
+
+    def init(params: optax.Params) -> HamState:
+        return HamState(base.init(params), jnp.int32(0))
+
+    def update(grads: Any, state: HamState, params: Any = None) -> tuple[Any, HamState]:
+        updates, inner = base.update(grads, state.base, params)
+        rate = learning_rate(state.count)
+
+        def mirrored(update: jax.Array, grad: jax.Array, param: jax.Array) -> jax.Array:
+            if param.ndim < 2:
+                return update
+            there = param + update
+            return there * jnp.exp(-rate * (mirror_strength * jnp.sign(there) * grad + mirror_decay)) - param
+
+        updates = jax.tree.map(mirrored, updates, grads, params)
+        return updates, HamState(inner, state.count + 1)
+
+    return optax.GradientTransformation(init, update)
