@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from rich.progress import Progress
 
@@ -19,21 +18,18 @@ from experiments.reports.groups import evaluated, or_infinite
 from experiments.reports.ranking import draw_ranking
 from experiments.reports.trajectories import draw_sharpness
 from experiments.running import records
-from experiments.running.inputs import with_numbers
 from experiments.running.programs import Programs, compile_programs
 from experiments.running.progress import progress_bar
 from experiments.running.queue import finished, set_aside_if_different
 from experiments.running.run import Listener, run
 from experiments.running.scores import Score, score_of
 from experiments.running.sharpness import MEASURED, measured
+from experiments.running.timing import step_seconds
 from experiments.settings import Settings, Setup, require, setup_of
 from experiments.settings.command_line import command_line, program
 from experiments.settings.defaults import resolved
 
 GROUPS = {"demo": DEMO, "all": tuple(METHODS)}
-
-# Steps of one method before it is the next one's turn.
-STEPS_PER_ROUND = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +67,8 @@ def compare(settings: CompareSettings) -> None:
         programs = compiled(runs, data, bar)
         results = {name: results_of(runs[name], data, programs[name], bar) for name in names(settings)}
         first_runs = {name: group[0] for name, group in runs.items()}
-        ratios = step_times(first_runs, data, programs, settings.timing_rounds, bar)
+        seconds = step_seconds(first_runs, data, programs, settings.timing_rounds, bar)
+    ratios = {name: statistics.median(each / seconds["sgd"]) for name, each in seconds.items()}
     score = score_of(vars(settings))
     methods = {name: summary(results[name], ratios[name], score) for name in results}
     extra = {
@@ -163,37 +160,6 @@ def result_of(settings: Settings, data: Data, programs: Programs, listener: List
     result |= recorded
     records.write_json(settings.out / "result.json", result)
     return result
-
-
-def step_times(
-    runs: dict[str, Settings],
-    data: Data,
-    programs: dict[str, Programs],
-    rounds: int,
-    bar: Progress,
-) -> dict[str, float]:
-    """Time per step relative to SGD: medians over rounds in which the methods take turns.
-
-    Every method goes through a whole training, since the cost of vSAM changes on the way; a round
-    keeps the order of examples across epochs, which takes the same time.
-    """
-    once = programs["sgd"].inputs(runs["sgd"], data)  # a large data set would not fit many times
-    inputs = {name: with_numbers(once, settings) for name, settings in runs.items()}
-    seconds = {name: [] for name in runs}
-    states = {}
-    task = bar.add_task("time the steps", total=rounds * STEPS_PER_ROUND)
-    for number in range(rounds):
-        for name, settings in runs.items():
-            done = number * STEPS_PER_ROUND
-            if done % (settings.epochs * programs[name].steps_per_epoch) < STEPS_PER_ROUND:
-                states[name] = jax.block_until_ready(programs[name].init(inputs[name]))
-            start = time.perf_counter()
-            states[name] = jax.block_until_ready(
-                programs[name].steps(states[name], inputs[name], np.int32(STEPS_PER_ROUND))
-            )
-            seconds[name].append(time.perf_counter() - start)
-        bar.advance(task, STEPS_PER_ROUND)
-    return {name: statistics.median(np.divide(seconds[name], seconds["sgd"])) for name in runs}
 
 
 def summary(results: list[dict[str, Any]], step_time_vs_sgd: float, score: Score) -> dict[str, Any]:

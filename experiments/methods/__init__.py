@@ -95,7 +95,7 @@ TRACED = (
     "lower_rho",
     "step_size",
     "noise_scale",
-    "average_decay",
+    "average_steps",
     "mirror_strength",
     "mirror_decay",
 )

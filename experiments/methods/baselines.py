@@ -19,19 +19,19 @@ class AveragedState(NamedTuple):
     average: optax.Params
 
 
-def averaged(base: optax.GradientTransformation, average_decay: Any = 0.99) -> optax.GradientTransformation:
+def averaged(base: optax.GradientTransformation, average_steps: Any = 100.0) -> optax.GradientTransformation:
     """The base optimizer, and an exponential average of the parameters that it leads to.
 
-    `a <- d a + (1 - d) w`, from the first parameters on; the training itself does not see it.
+    `a <- a + (w - a) / average_steps`, from the first parameters on; the training itself does not see it.
     """
 
     def init(params: optax.Params) -> AveragedState:
         return AveragedState(base.init(params), params)
 
-    def update(grads: Any, state: AveragedState, params: Any = None) -> tuple[Any, AveragedState]:
-        updates, inner = base.update(grads, state.base, params)
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, AveragedState]:
+        updates, inner = base.update(updates, state.base, params)
         new = optax.apply_updates(params, updates)
-        average = optax.incremental_update(new, state.average, 1 - average_decay)
+        average = optax.incremental_update(new, state.average, 1 / average_steps)
         return updates, AveragedState(inner, average)
 
     return optax.GradientTransformation(init, update)
@@ -64,9 +64,9 @@ def ham(
     def init(params: optax.Params) -> HamState:
         return HamState(base.init(params), jnp.int32(0))
 
-    def update(grads: Any, state: HamState, params: Any = None) -> tuple[Any, HamState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, HamState]:
+        grads, rate = updates, jnp.asarray(learning_rate(state.count))
         updates, inner = base.update(grads, state.base, params)
-        rate = learning_rate(state.count)
 
         def mirrored(update: jax.Array, grad: jax.Array, param: jax.Array) -> jax.Array:
             if param.ndim < 2:

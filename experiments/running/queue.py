@@ -161,7 +161,7 @@ def train_side_by_side(runs: Sequence[Settings], shared: Shared, bar: Progress) 
             done = run_side_by_side(filled, data, programs, functools.partial(bar.update, task))
         finally:
             bar.remove_task(task)
-        for (_, folder), (result, lines) in zip(folders.values(), done, strict=False):
+        for (_, folder), (result, lines, _) in zip(folders.values(), done, strict=False):
             folder.write_metrics(lines)
             folder.write_result(result)
 

@@ -62,7 +62,7 @@ def with_numbers_of(runs: Sequence[Settings]) -> dict[str, np.ndarray]:
 
 def run_side_by_side(
     runs: Sequence[Settings], data: Data, programs: Programs, listener: Listener
-) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+) -> list[tuple[dict[str, Any], list[dict[str, Any]], TrainState]]:
     """Trains several networks.
 
     Args:
@@ -72,8 +72,8 @@ def run_side_by_side(
       listener: hears of the progress.
 
     Returns:
-      For each run the content of result.json and the lines of metrics.jsonl. Their seconds are those of all
-      runs together, and `side_by_side` says how many these were.
+      For each run the content of result.json, the lines of metrics.jsonl, and the last state. The seconds are
+      those of all runs together, and `side_by_side` says how many these were.
     """
     first = runs[0]
     assert len({structure(settings) for settings in runs}) == 1
@@ -94,7 +94,7 @@ def run_side_by_side(
             record.append(finite(measured(settings, programs, state, inputs, epoch, look) | times))
         listener(loss=lines[0][-1]["train_loss"])
     return [
-        (summary(settings, programs, state, record) | {"side_by_side": len(runs)}, record)
+        (summary(settings, programs, state, record) | {"side_by_side": len(runs)}, record, state)
         for settings, state, record in zip(runs, each(states), lines, strict=True)
     ]
 

@@ -113,8 +113,8 @@ class MethodSettings:
     """How long they are remembered (adaptive_random_perturbation)."""
 
     # Of the base optimizer's variants
-    average_decay: float | None = None
-    """Of the average of the weights that the network is judged by (averaged)."""
+    average_steps: float | None = None
+    """Steps over which the weights are averaged by which the network is judged (averaged)."""
     mirror_strength: float | None = None
     """How strongly weights grow or shrink along their gradient (ham)."""
     mirror_decay: float | None = None

@@ -1,0 +1,103 @@
+"""The protocol: which runs a candidate needs, and which numbers are chosen.
+
+Learning rate and radius (of the base, learning rate and decay) are searched on validation examples: a coarse
+grid of twelve points, then up to six around its best. The test part is measured once, with seeds that the
+search has not seen, the same for every candidate.
+"""
+
+import dataclasses
+import itertools
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.evidence.candidates import CANDIDATES, Candidate, Point
+from experiments.evidence.tasks import EvidenceTask
+from experiments.running.scores import score_of
+from experiments.settings import Settings
+from experiments.settings.defaults import resolved
+from experiments.settings.of_method import MethodSettings
+
+FIRST_TEST_SEED = 100
+
+OF_METHOD = {field.name for field in dataclasses.fields(MethodSettings)}
+
+Row = Mapping[str, Any]
+
+
+def coarse(task: EvidenceTask, candidate: Candidate) -> list[Point]:
+    """The product of the axes."""
+    axes = candidate.grid(task)
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def refined(task: EvidenceTask, candidate: Candidate, best: Point) -> list[Point]:
+    """Points around the best one: each number halfway to its neighbours, or beyond the edge."""
+    axes = candidate.grid(task)
+    points = [best | {name: value} for name, values in axes.items() for value in around(best[name], values)]
+    if "weight_decay" not in axes:
+        low, _, high = task.decays
+        points += [best | {"weight_decay": decay} for decay in (low, high)]
+    return points
+
+
+def around(value: float, values: Sequence[float]) -> list[float]:
+    """Halfway to the values on both sides; beyond the edge, by the ratio of the last two values."""
+    at = values.index(value)
+    found = []
+    for step in (-1, 1):
+        other = at + step
+        if 0 <= other < len(values):
+            found.append(between(value, values[other]))
+        elif values[at - step] > 0 and value > 0:
+            found.append(value * value / values[at - step])
+    return [float(f"{each:.3g}") for each in found]
+
+
+def between(one: float, other: float) -> float:
+    """The geometric mean, or half of what is above 0."""
+    return math.sqrt(one * other) if one * other > 0 else (one + other) / 2
+
+
+def settings_of(
+    task: EvidenceTask, name: str, point: Point, seed: int, part: str, data: Path | None, out: Path
+) -> Settings:
+    """A run of a candidate with chosen numbers, judged on the test or on the validation part."""
+    candidate, setup = CANDIDATES[name], task.with_data_in(data)
+    label = "-".join([name, part, *(f"{key}{value}" for key, value in point.items()), f"seed{seed}"])
+    own = {key: value for key, value in point.items() if key in OF_METHOD}
+    epochs = setup.epochs * candidate.passes
+    values: dict[str, Any] = vars(setup) | {"weight_decay": task.decays[1]}
+    values |= {key: value for key, value in point.items() if key not in OF_METHOD}
+    values |= {"epochs": epochs, "evaluate_every": epochs, "checkpoint_every": max(1, epochs // 4)}
+    values |= {
+        "evaluate_on": part,
+        "method": candidate.method,
+        "seed": seed,
+        "out": out / label,
+        "resume": True,
+    }
+    return resolved(Settings(**values, method_settings=MethodSettings(**own)))
+
+
+def tried(rows: Iterable[Row], name: str) -> list[tuple[Point, float]]:
+    """The points that were tried for a candidate, each with its mean score on the validation part."""
+    found: dict[tuple[Any, ...], list[float]] = {}
+    for row in rows:
+        if row.get("candidate") == name and row["phase"] == "tune":
+            found.setdefault(tuple(sorted(row["point"].items())), []).append(row["score"])
+    return [(dict(point), statistics.mean(map(worst_if_none, scores))) for point, scores in found.items()]
+
+
+def worst_if_none(score: float | None) -> float:
+    """A run that diverged has no loss."""
+    return math.inf if score is None else score
+
+
+def best_point(task: EvidenceTask, rows: Iterable[Row], name: str) -> Point:
+    """The point with the best mean score; of equals, the first that was tried."""
+    sign = score_of(vars(task.setup)).sign
+    point, _ = max(tried(rows, name), key=lambda pair: sign * pair[1])
+    return point

@@ -1,0 +1,101 @@
+"""The tasks: small enough for two cores, and trained until the training examples fit."""
+
+import dataclasses
+from pathlib import Path
+
+from experiments.settings import Setup
+
+
+@dataclasses.dataclass(frozen=True)
+class EvidenceTask:
+    """A task, and where its numbers are searched.
+
+    Attributes:
+      title: in tables.
+      setup: data, network and base optimizer, the same for every candidate.
+      rates: learning rates of the coarse grid; the base has one more, half a step beyond the last.
+      decays: weight decays of the base's coarse grid; the middle one is the others'.
+      radii: SAM's, from which those of the other methods follow.
+      seeds: of the test.
+      trials: seeds of each point of a grid.
+      side_by_side: runs in one program.
+      folder: of the data, below the folder that is given on the command line; None reads none.
+    """
+
+    title: str
+    setup: Setup
+    rates: tuple[float, ...]
+    decays: tuple[float, float, float]
+    radii: tuple[float, ...]
+    seeds: int = 10
+    trials: int = 2
+    side_by_side: int = 1
+    folder: str | None = None
+
+    def with_data_in(self, folder: Path | None) -> Setup:
+        """The setup, reading its data from below a folder."""
+        if self.folder is None or folder is None:
+            return self.setup
+        return dataclasses.replace(self.setup, data_dir=folder / self.folder)
+
+
+def _mnist1d(title: str, **changes: object) -> EvidenceTask:
+    setup = Setup(data="mnist1d", model="mlp", batch_size=100, epochs=60, evaluate_every=60)
+    return EvidenceTask(
+        title,
+        dataclasses.replace(setup, **changes),  # pyrefly: ignore[bad-argument-type]
+        rates=(0.1, 0.2, 0.3),
+        decays=(1.5e-4, 5e-4, 1.5e-3),
+        radii=(0.1, 0.2, 0.4, 0.8),
+        seeds=20,
+        side_by_side=12,
+    )
+
+
+def _ett(name: str, horizon: int) -> EvidenceTask:
+    setup = Setup(
+        data=name,
+        horizon=horizon,
+        model="samformer",
+        optimizer="adamw",
+        schedule="constant",
+        batch_size=256,
+        epochs=15,
+        evaluate_every=15,
+    )
+    return EvidenceTask(
+        f"{name.upper().replace('ETTH', 'ETTh')}, {horizon} hours",
+        setup,
+        rates=(0.0005, 0.001, 0.002),
+        decays=(0.0, 1e-3, 1e-2),
+        radii=(0.25, 0.5, 1.0, 2.0),
+        folder="ett",
+    )
+
+
+TASKS = {
+    "mnist1d": _mnist1d("MNIST-1D, dense"),
+    "mnist1d_conv": _mnist1d("MNIST-1D, convolutional", model="conv1d"),
+    "mnist1d_noise20": _mnist1d("MNIST-1D, 20 % wrong labels", label_noise=0.2),
+    "mnist1d_noise40": _mnist1d("MNIST-1D, 40 % wrong labels", label_noise=0.4),
+    **{
+        f"{name}_{horizon}": _ett(name, horizon)
+        for name in ("etth1", "etth2")
+        for horizon in (96, 192, 336, 720)
+    },
+    "digits": EvidenceTask(
+        "digits, 20 % wrong labels",
+        Setup(data="digits", evaluate_every=60),
+        rates=(0.01, 0.025, 0.06),
+        decays=(0.008, 0.03, 0.1),
+        radii=(0.3, 0.6, 1.2, 2.4),
+    ),
+    "trec": EvidenceTask(
+        "TREC, 20 % wrong labels",
+        Setup(data="trec", optimizer="adamw", label_noise=0.2, epochs=6, evaluate_every=6),
+        rates=(0.001, 0.002, 0.004),
+        decays=(0.01, 0.1, 1.0),
+        radii=(0.05, 0.1, 0.2, 0.4),
+        folder="tensorflow_datasets",
+    ),
+}
