@@ -23,10 +23,10 @@ def with_labels(data: Data, settings: Settings) -> Batch:
     if not Path(file).is_file():
         raise SettingsError(f"{given}: {file} is no file: give FILE.npz:NAME")
     try:
-        arrays = np.load(file)
-        names = arrays.files
-        label = arrays[name] if name in names else None
-    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+        with np.load(file) as arrays:
+            names = arrays.files
+            label = arrays[name] if name in names else None
+    except (OSError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise SettingsError(f"{given}: {file} is no .npz file of labels ({error}): give one") from error
     if label is None:
         raise SettingsError(f"{given}: {file} has no {name}: give one of {', '.join(names)}")
