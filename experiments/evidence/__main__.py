@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -83,8 +84,12 @@ class Book:
     """The results of a task: a file of JSON lines, each on the disk before the next run begins."""
 
     def __init__(self, file: Path):
-        """Reads what is there; a torn last line is left out."""
-        self.file, self.rows = file, records.read_metrics(file)
+        """Reads what is there; a torn last line is cut off."""
+        self.file = file
+        if file.exists() and not (text := file.read_bytes()).endswith(b"\n"):
+            with records.disk_errors(file.parent):
+                os.truncate(file, text.rfind(b"\n") + 1)
+        self.rows = records.read_metrics(file)
         self.environment: dict[str, Any] | None = None
 
     def add(self, row: dict[str, Any]) -> None:

@@ -1,0 +1,184 @@
+"""From the lines of a task's results to what can be said of each candidate."""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.evidence.candidates import CANDIDATES
+from experiments.evidence.plan import best_point, worst_if_none
+from experiments.evidence.tasks import TASKS, EvidenceTask
+from experiments.reports.intervals import margin, share
+from experiments.running.scores import Score, score_of
+
+# What the question asks of a method: so much of SAM's gain, in so many times the base's time.
+ENOUGH, AS_CHEAP = 0.9, 1.1
+
+
+class Interval(NamedTuple):
+    """A mean, and half the width of its 95 % interval."""
+
+    mean: float
+    margin: float
+
+    @property
+    def beyond_zero(self) -> bool:
+        """Whether the interval lies above 0."""
+        return self.mean - self.margin > 0
+
+
+class Kept(NamedTuple):
+    """One candidate on one task.
+
+    Attributes:
+      name: of the candidate.
+      point: the chosen numbers.
+      score: on the test part, over seeds.
+      gain: over the base, in the same seeds; more is better, for losses too.
+      over_sam: over SAM, likewise.
+      share: of SAM's gain, and its interval; None where SAM's own gain is within its interval.
+      gradients: per step.
+      time: per step, relative to the base's, and its quartiles; None where it was not measured.
+      eigenvalue: the largest, mean over the seeds in which it was measured.
+      seeds: how many.
+      cost: gradients that the search took, in runs of the base.
+    """
+
+    name: str
+    point: dict[str, Any]
+    score: Interval
+    gain: Interval | None
+    over_sam: Interval | None
+    share: tuple[float, float, float] | None
+    gradients: float
+    time: tuple[float, float, float] | None
+    eigenvalue: float | None
+    seeds: int
+    cost: float
+
+    @property
+    def answers(self) -> bool:
+        """Whether it keeps enough of SAM's gain, and is as cheap as the base."""
+        return (
+            self.share is not None
+            and self.share[0] >= ENOUGH
+            and self.time is not None
+            and self.time[0] <= AS_CHEAP
+        )
+
+
+class Summary(NamedTuple):
+    """A task with all its candidates, in their order.
+
+    Attributes:
+      name: of the task.
+      task: itself.
+      score: what it is judged by.
+      kept: the candidates that have been tested.
+      environment: versions, machine, revision and command of the last process that has added to it.
+    """
+
+    name: str
+    task: EvidenceTask
+    score: Score
+    kept: dict[str, Kept]
+    environment: dict[str, Any]
+
+    @property
+    def gains(self) -> bool:
+        """Whether SAM's gain over the base is beyond its interval."""
+        gain = self.kept["sam"].gain if "sam" in self.kept else None
+        return gain is not None and gain.beyond_zero
+
+
+def read(folder: Path) -> list[Summary]:
+    """The summaries of all tasks that have been tested, in their order."""
+    found = [summary(name, folder / f"{name}.jsonl") for name in TASKS if (folder / f"{name}.jsonl").exists()]
+    return [each for each in found if "base" in each.kept]
+
+
+def summary(name: str, file: Path) -> Summary:
+    """What the results of a task say."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    task = TASKS[name]
+    score = score_of(vars(task.setup))
+    tested = {candidate: scores_of(rows, candidate, score) for candidate in CANDIDATES}
+    whole = {candidate: scores for candidate, scores in tested.items() if len(scores) == task.seeds}
+    kept = {candidate: kept_of(rows, candidate, whole, task) for candidate in whole}
+    environments = [row for row in rows if row["phase"] == "environment"]
+    return Summary(name, task, score, kept, environments[-1])
+
+
+def scores_of(rows: Sequence[Mapping[str, Any]], name: str, score: Score) -> dict[int, float]:
+    """A candidate's scores on the test part by seed, times -1 where less is better."""
+    mine = [row for row in rows if row["phase"] == "test" and row["candidate"] == name]
+    return {row["seed"]: score.sign * worst_if_none(row["score"]) for row in mine}
+
+
+def kept_of(
+    rows: Sequence[Mapping[str, Any]], name: str, tested: Mapping[str, dict[int, float]], task: EvidenceTask
+) -> Kept:
+    """What there is to say of a candidate."""
+    sign = score_of(vars(task.setup)).sign
+    tests = [row for row in rows if row["phase"] == "test" and row["candidate"] == name]
+    search = [row for row in rows if row["phase"] == "tune" and row["candidate"] == name]
+    scores, base, sam = tested[name], tested.get("base"), tested.get("sam")
+    gain = None if base is None or name == "base" else difference(scores, base)
+    of_sam = (
+        share(paired(scores, base), paired(sam, base))
+        if base and sam and name not in ("base", "sam")
+        else None
+    )
+    eigenvalues = [row["top_eigenvalue"] for row in tests if row.get("top_eigenvalue") is not None]
+    own = interval(list(scores.values()))
+    return Kept(
+        name,
+        best_point(task, rows, name),
+        Interval(sign * own.mean, own.margin),
+        gain,
+        None if sam is None or name in ("base", "sam") else difference(scores, sam),
+        of_sam,
+        statistics.mean(row["gradients_per_step"] for row in tests) * CANDIDATES[name].passes,
+        time_of(rows, name),
+        statistics.mean(eigenvalues) if eigenvalues else None,
+        len(scores),
+        sum(row["gradients_per_step"] for row in search) * CANDIDATES[name].passes,
+    )
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """The mean and Student's interval."""
+    return Interval(float(np.mean(values)), float(margin(np.array(values))))
+
+
+def paired(one: Mapping[int, float], other: Mapping[int, float]) -> list[float]:
+    """Differences in the same seeds."""
+    return [one[seed] - other[seed] for seed in sorted(set(one) & set(other))]
+
+
+def difference(one: Mapping[int, float], other: Mapping[int, float]) -> Interval:
+    """The paired difference."""
+    return interval(paired(one, other))
+
+
+def time_of(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float, float] | None:
+    """Median and quartiles of a step's time relative to the base's; twice the passes take twice the time."""
+    if name == "twice":
+        return 2.0, 2.0, 2.0
+    seconds = {row["candidate"]: np.array(row["rounds"]) for row in rows if row["phase"] == "time"}
+    if name not in seconds or len(seconds[name]) != len(seconds["base"]):
+        return None
+    low, middle, high = np.percentile(seconds[name] / seconds["base"], (25, 50, 75))
+    return float(middle), float(low), float(high)
+
+
+def answering(summaries: Sequence[Summary]) -> dict[str, list[str]]:
+    """For each candidate the tasks on which it keeps enough of a gain that is there, at the base's time."""
+    gaining = [each for each in summaries if each.gains]
+    return {
+        name: [each.name for each in gaining if name in each.kept and each.kept[name].answers]
+        for name in CANDIDATES
+    }

@@ -1,0 +1,204 @@
+"""The evidence: which points are tried, what is chosen, what the tables say of results."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments.evidence import __main__ as evidence
+from experiments.evidence import plan, tables
+from experiments.evidence.candidates import CANDIDATES
+from experiments.evidence.summary import answering, read
+from experiments.evidence.tasks import TASKS, EvidenceTask
+from experiments.running.records import environment
+from experiments.settings import Setup
+from experiments.settings.defaults import resolved
+from tests.experiments.runs import message_of
+
+MNIST1D = TASKS["mnist1d"]
+
+
+def test_every_candidate_has_twelve_points_and_at_most_six_around_the_best():
+    for task in TASKS.values():
+        for candidate in CANDIDATES.values():
+            points = plan.coarse(task, candidate)
+            assert len(points) == len({str(point) for point in points}) == 12
+            for best in points:
+                around = plan.refined(task, candidate, best)
+                assert 3 <= len(around) <= 6 and not any(point in points for point in around)
+
+
+def test_points_around_the_best_are_halfway_or_beyond_the_edge():
+    assert plan.around(0.2, (0.1, 0.2, 0.4)) == [0.141, 0.283]
+    assert plan.around(0.1, (0.1, 0.2, 0.4)) == [0.05, 0.141]
+    assert plan.around(0.4, (0.1, 0.2, 0.4)) == [0.283, 0.8]
+    assert plan.around(0.0, (0.0, 0.01, 0.1)) == [0.005]
+    assert plan.around(0.01, (0.0, 0.01, 0.1)) == [0.005, 0.0316]
+
+
+def test_settings_of_a_run(tmp_path):
+    point = {"learning_rate": 0.2, "rho": 1.6}
+    found = plan.settings_of(MNIST1D, "momentum_sam", point, 3, "validation", None, tmp_path)
+    assert (found.method, found.seed, found.learning_rate, found.method_settings.rho) == (
+        "momentum_sam",
+        3,
+        0.2,
+        1.6,
+    )
+    assert (found.weight_decay, found.evaluate_on, found.epochs) == (5e-4, "validation", 60)
+    twice = plan.settings_of(
+        MNIST1D, "twice", {"learning_rate": 0.1, "weight_decay": 0.001}, 0, "test", None, tmp_path
+    )
+    assert (twice.method, twice.epochs, twice.evaluate_every, twice.weight_decay) == ("sgd", 120, 120, 0.001)
+    ett = plan.settings_of(TASKS["etth2_192"], "sam", point, 0, "test", tmp_path, tmp_path)
+    assert (ett.horizon, ett.data_dir, ett.optimizer) == (192, tmp_path / "ett", "adamw")
+
+
+def test_the_best_point_has_the_best_mean_on_the_validation_part():
+    def rows(scores, phase="tune"):
+        return [
+            {
+                "phase": phase,
+                "candidate": "sam",
+                "point": {"learning_rate": rate, "rho": 0.1},
+                "seed": seed,
+                "score": s,
+            }
+            for rate, values in scores.items()
+            for seed, s in enumerate(values)
+        ]
+
+    tried = rows({0.1: [0.7, 0.9], 0.2: [0.81, 0.81], 0.3: [0.95, 0.1]}) + rows({0.3: [1.0]}, "test")
+    assert plan.best_point(MNIST1D, tried, "sam")["learning_rate"] == 0.2
+    losses = rows({0.1: [0.4, 0.4], 0.2: [0.3, None], 0.3: [0.39, 0.39]})
+    assert plan.best_point(TASKS["etth1_96"], losses, "sam")["learning_rate"] == 0.3
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """A task of seconds."""
+    setup = Setup(data="mnist1d", model="mlp", batch_size=40, train_examples=100, epochs=1)
+    task = EvidenceTask("tiny", setup, (0.1, 0.2, 0.3), (0.0, 1e-3, 1e-2), (0.1, 0.2, 0.4, 0.8), 3, 1, 5)
+    monkeypatch.setitem(TASKS, "tiny", task)
+    monkeypatch.setattr(evidence, "TIMED_ROUNDS", 3)
+    return task
+
+
+def test_a_task_is_searched_tested_timed_and_goes_on_where_it_was(tiny, tmp_path, monkeypatch, capsys):
+    words = [
+        "tiny",
+        "--candidates",
+        "base",
+        "sam",
+        "--results",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "runs"),
+    ]
+    trained, file = [], tmp_path / "tiny.jsonl"
+
+    def counted(runs, *others):
+        trained.extend(runs)
+        return side_by_side(runs, *others)
+
+    side_by_side = evidence.side_by_side
+    monkeypatch.setattr(evidence, "side_by_side", counted)
+    evidence.main([*words, "--phases", "tune", "test"])
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    tuned = [row for row in rows if row["phase"] == "tune"]
+    assert 30 <= len(tuned) <= 36 and {row["seed"] for row in tuned} == {0}
+    assert [row["seed"] for row in rows if row["phase"] == "test"] == [100, 101, 102] * 2
+    assert len(trained) == len(tuned) + 6
+    chosen = {row["candidate"]: row["point"] for row in rows if row["phase"] == "test"}
+    assert chosen == {name: plan.best_point(tiny, tuned, name) for name in ("base", "sam")}
+    torn = file.read_text()[:-150]  # in the middle of the last line
+    file.write_text(torn)
+    trained.clear()
+    evidence.main([*words, "--phases", "tune", "test", "time"])
+    assert [run.seed for run in trained] == [102]
+    again = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [row["phase"] for row in again].count("environment") == 2
+    assert numbers(again) == numbers(rows)
+    (summary,) = read(tmp_path)
+    assert summary.kept["sam"].time[0] > 1 and summary.kept["sam"].gradients == 2
+
+
+def numbers(rows):
+    """What was trained, its times aside."""
+    trained = [row for row in rows if row["phase"] in ("tune", "test")]
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in trained]
+
+
+def test_what_is_not_known_is_named(tmp_path, capsys):
+    assert "mnist is not known: give mnist1d" in message_of(lambda: evidence.main(["mnist"]), capsys)
+    words = ["mnist1d", "--candidates", "adam"]
+    assert "adam is not known: give base, sam" in message_of(lambda: evidence.main(words), capsys)
+    message = message_of(lambda: tables.main(["--results", str(tmp_path)]), capsys)
+    assert "holds no tested task" in message
+
+
+def write(folder, name, scores, times):
+    """Results by hand."""
+    rows = [{"phase": "environment"} | environment()]
+    for candidate, values in scores.items():
+        point = plan.coarse(TASKS[name], CANDIDATES[candidate])[2]
+        common = {"candidate": candidate, "point": point, "gradients_per_step": 1.0 + (candidate == "sam")}
+        rows.append({"phase": "tune", "seed": 0, "score": 0.5} | common)
+        rows += [{"phase": "test", "seed": 100 + n, "score": s} | common for n, s in enumerate(values)]
+        rows.append({"phase": "time", "candidate": candidate, "rounds": [times[candidate]] * 4})
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_tables_are_means_paired_differences_and_shares(tmp_path):
+    random = np.random.default_rng(0)
+    base = 0.7 + 0.01 * random.normal(size=20)
+    sam, cheap = base + 0.03 + 0.002 * random.normal(size=20), base + 0.028 + 0.002 * random.normal(size=20)
+    times = {"base": 1.0, "sam": 2.0, "momentum_sam": 1.05, "rst": 1.5}
+    write(tmp_path, "mnist1d", {"base": base, "sam": sam, "momentum_sam": cheap, "rst": cheap}, times)
+    losses = 0.4 + 0.01 * random.normal(size=10)
+    better = losses - 0.02
+    write(tmp_path, "etth1_96", {"base": losses, "sam": better, "momentum_sam": better - 0.001}, times)
+    noise = 0.5 + 0.05 * random.normal(size=(3, 20))
+    write(tmp_path, "mnist1d_conv", dict(zip(("base", "sam", "momentum_sam"), noise, strict=True)), times)
+    summaries = read(tmp_path)
+    found = {each.name: each for each in summaries}
+    assert [each.gains for each in found.values()] == [True, False, True]
+    kept = found["mnist1d"].kept["momentum_sam"]
+    assert kept.score.mean == pytest.approx(cheap.mean())
+    low, high = stats.t.interval(0.95, 19, (cheap - base).mean(), stats.sem(cheap - base))
+    assert kept.gain == pytest.approx(((low + high) / 2, (high - low) / 2))
+    assert kept.over_sam.mean == pytest.approx((cheap - sam).mean())
+    assert kept.share[0] == pytest.approx((cheap - base).mean() / (sam - base).mean())
+    assert found["etth1_96"].kept["momentum_sam"].score.mean == pytest.approx((better - 0.001).mean())
+    assert found["etth1_96"].kept["momentum_sam"].share[0] == pytest.approx(1.05)
+    assert found["mnist1d_conv"].kept["momentum_sam"].share is None
+    answers = answering(summaries)
+    assert answers["momentum_sam"] == ["mnist1d", "etth1_96"] and answers["rst"] == []
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
+    tables.main(["--results", str(tmp_path), "--page", str(page), "--picture", str(tmp_path / "p.png")])
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+    assert f"| Momentum SAM | {100 * kept.share[0]:.0f}, 1.05 x | ?, 1.05 x | 105, 1.05 x | 2 |" in text
+    assert "(within noise)" in text and (tmp_path / "p.png").stat().st_size > 10_000
+
+
+def test_the_page_holds_what_the_results_say():
+    """Nobody edits the tables by hand."""
+    summaries = read(evidence.RESULTS)
+    if not summaries:
+        pytest.skip("no task has been tested yet")
+    text = (tables.ROOT / "docs/results.md").read_text()
+    made = text.partition(tables.BEGIN)[2].partition(tables.END)[0]
+    assert made.strip() == tables.page(summaries).strip()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_setup_is_accepted(name, tmp_path):
+    task = TASKS[name]
+    for candidate in CANDIDATES:
+        for point in plan.coarse(task, CANDIDATES[candidate])[::11]:
+            settings = plan.settings_of(task, candidate, point, 0, "test", tmp_path, tmp_path)
+            assert settings == resolved(settings) and all(map(math.isfinite, (settings.learning_rate,)))
