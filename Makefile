@@ -10,7 +10,7 @@ NOT_OLDEST := tests/experiments tests/benchmarks tests/documentation tests/frame
 NOT_NEWEST := tests/experiments tests/benchmarks tests/documentation
 export XLA_PYTHON_CLIENT_PREALLOCATE ?= false
 
-.PHONY: help demo test test-slow test-oldest test-newest check format derived bench bench-devices accelerators notebooks \
+.PHONY: help demo test test-slow test-oldest test-newest check format derived results bench bench-devices accelerators notebooks \
   docs dist clean
 
 help:  ## this list
@@ -42,6 +42,10 @@ format: .venv/dev  ## write the format, mend what can be mended
 
 derived: .venv/dev  ## write what follows from the methods (exports, tables, citations), list what they lack
 	$(BIN)/python -m docs.derived
+
+results: .venv/experiments  ## tables and picture of docs/results.md; TASK=mnist1d DATA=folder first runs what a task lacks
+	$(if $(TASK),$(BIN)/python -m experiments.evidence $(TASK) $(if $(DATA),--data $(DATA)))
+	$(BIN)/python -m experiments.evidence.tables
 
 bench: .venv/experiments  ## what every method costs, relative to SGD: tables, JSON lines, picture in runs/benchmarks
 	$(BIN)/python -m benchmarks.steps
