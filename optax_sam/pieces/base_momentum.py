@@ -20,7 +20,18 @@ class MomentumState(NamedTuple):
     """State of `descent_momentum`.
 
     Attributes:
-      own: `v`, a tree like the parameters, float16 leaves in float32. Changes every step.
+      own: `v`, a tree like the parameters, float16 leaves in float32. Changes in steps that find no momentum
+        of the base optimizer.
+    """
+
+    own: Any
+
+
+class Unread(NamedTuple):
+    """The state in a step that follows the base optimizer's momentum: not to be written, which takes time.
+
+    Attributes:
+      own: as it was.
     """
 
     own: Any
@@ -40,7 +51,7 @@ class DescentMomentum(Direction):
         del key
         return MomentumState(trees.memory_like(params))
 
-    def read(self, state: MomentumState, step: Step) -> tuple[Grads, MomentumState]:
+    def read(self, state: MomentumState, step: Step) -> tuple[Grads, MomentumState | Unread]:
         if step.first is None and step.opt_state is None:
             raise ValueError(
                 "oracle was made by hand, and shows nothing of the base optimizer, whose momentum this "
@@ -48,10 +59,14 @@ class DescentMomentum(Direction):
                 "value_and_grad(losses)(params, batch, state=opt_state) returns."
             )
         found = self._of_base(step.opt_state, step.params, trees.hidden_as_in(state.own, step.params))
-        momentum = state.own if found is None else trees.like_masked(state.own, found)
-        return trees.map_inexact(jnp.negative, momentum), state
+        if found is None:
+            return trees.map_inexact(jnp.negative, state.own), state
+        momentum = trees.like_masked(state.own, found)
+        return trees.map_inexact(jnp.negative, momentum), Unread(state.own)
 
-    def write(self, state: MomentumState, step: Step) -> MomentumState:
+    def write(self, state: MomentumState | Unread, step: Step) -> MomentumState:
+        if isinstance(state, Unread):
+            return MomentumState(state.own)
         own = trees.map_wide(lambda v, g: trees.times(self.momentum, v) + g, state.own, step.descent)
         return MomentumState(trees.saturated(own))
 

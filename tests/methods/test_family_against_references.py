@@ -194,6 +194,7 @@ def test_momentum_sam_follows_the_momentum_of_the_base_optimizer():
     record = directions.momentum_sam(PROBLEM.params, PROBLEM.batches, reads_base=True, rho=RISING, **BASE)
     assert_same_trajectory(run, record)
     assert_gradients(run, np.ones(STEPS))
+    assert not flatten_steps(run.after.direction.own).any()  # nobody reads it, so it is not written
 
 
 @pytest.mark.parametrize("name", ["momentum_sam", "extrapolation"])
