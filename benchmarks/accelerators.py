@@ -11,7 +11,6 @@ import dataclasses
 import itertools
 import json
 import math
-import re
 import sys
 import time
 from pathlib import Path
@@ -133,17 +132,16 @@ def traced_step(case: Case, problem: models.Problem, place: Place, mesh: Mesh) -
 
 def counts(compiled: Any, machine: str, flops: float) -> dict[str, Any]:
     """What stands in a compiled program; `flops` of its products on one chip."""
-    text, memory, read = compiled.as_text(), compiled.memory_analysis(), figures(compiled)
-    operations = re.findall(r"^ +(?:ROOT )?%?[\w.\-]+ = .*? ([a-z][\w\-]*)\(", text, flags=re.MULTILINE)
+    memory, read = compiled.memory_analysis(), figures(compiled)
     size = (compiled.cost_analysis() or {}).get("bytes accessed", 0)
     # A loop's body counts once there: at least the arguments are read, and the temporaries written and read.
     size = max(size, read.arguments + memory.output_size_in_bytes + 2 * read.temporaries)
     return {
         "loops": read.loops,
         "conditionals": read.conditionals,
-        "kernels": operations.count("fusion"),
-        "copies": operations.count("copy"),
-        "sorts": operations.count("sort"),
+        "kernels": read.operations["fusion"],
+        "copies": read.operations["copy"],
+        "sorts": read.operations["sort"],
         "collectives": {kind: list(found) for kind, found in read.collectives.items()},
         "small_collectives": read.small,
         "summed_in": read.summed_in,
@@ -152,7 +150,7 @@ def counts(compiled: Any, machine: str, flops: float) -> dict[str, Any]:
         "donated_mb": memory.alias_size_in_bytes / 1e6,
         "product_flops": flops,
         "compiler_flops": read.flops,
-        "at_best_ms": roofline.limits(machine, flops, size, traffic(text).sent),
+        "at_best_ms": roofline.limits(machine, flops, size, traffic(compiled.as_text()).sent),
     }
 
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from typing import Any, NamedTuple
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
@@ -31,8 +32,7 @@ class Figures(NamedTuple):
       collectives: by kind.
       small: exchanges of less than a tenth of the largest one's bytes, or of 1 kB.
       summed_in: the dtype of the largest sum over devices.
-      loops: `while` operations.
-      conditionals: `conditional` operations.
+      operations: how many there are of each kind, by XLA's names; a `fusion` is a kernel.
     """
 
     arguments: int
@@ -42,8 +42,17 @@ class Figures(NamedTuple):
     collectives: dict[str, Collective]
     small: int
     summed_in: str | None
-    loops: int
-    conditionals: int
+    operations: Counter[str]
+
+    @property
+    def loops(self) -> int:
+        """`while` operations."""
+        return self.operations["while"]
+
+    @property
+    def conditionals(self) -> int:
+        """`conditional` operations."""
+        return self.operations["conditional"]
 
     @property
     def memory(self) -> int:
@@ -55,7 +64,6 @@ def figures(compiled: Any) -> Figures:
     """Reads a `jax.stages.Compiled`."""
     memory, costs = compiled.memory_analysis(), compiled.cost_analysis() or {}
     found = _INSTRUCTION.findall(compiled.as_text())
-    operations = [operation for _, operation in found]
     sent = _sent(found)
     largest = max((size for each in sent.values() for size in each), default=0)
     return Figures(
@@ -66,8 +74,7 @@ def figures(compiled: Any) -> Figures:
         collectives={kind: Collective(len(each), sum(each)) for kind, each in sent.items()},
         small=sum(size < max(SMALL, largest / 10) for each in sent.values() for size in each),
         summed_in=_largest_sum(found),
-        loops=operations.count("while"),
-        conditionals=operations.count("conditional"),
+        operations=Counter(operation for _, operation in found),
     )
 
 

@@ -1,6 +1,7 @@
 """A run's programs compiled for a described machine: what is printed, and what is not touched."""
 
 import re
+from collections import Counter
 from types import SimpleNamespace
 
 import jax
@@ -218,7 +219,14 @@ def test_figures_are_read_from_a_compiled_program():
 def test_what_does_not_fit_or_is_not_known_is_said(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     read = Figures(
-        900_000_000, 1_000_000, 400_000_000, None, {"all-reduce": Collective(2, 5_000_000)}, 0, "f32", 1, 0
+        900_000_000,
+        1_000_000,
+        400_000_000,
+        None,
+        {"all-reduce": Collective(2, 5_000_000)},
+        0,
+        "f32",
+        Counter(),
     )
     needs = {"step": Need(1.5, read, 199_000_000), "evaluation": Need(0.5, read._replace(collectives={}), 0)}
     table = compile_only.table(Settings(), machine_of(1), needs)
