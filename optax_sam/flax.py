@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam.arithmetic import means, sharding
+from optax_sam.arithmetic import batch_axis, means, sharding
 from optax_sam.engine.transformation import SharpnessAware
 
 try:
@@ -216,7 +216,7 @@ def _without_slices(before: Any, after: Any, weights: Any) -> Any:
         stacked = sharding.replicated(x).reshape(-1, *like.shape)
         number = stacked.shape[0]
         given = None if weights is None else jnp.asarray(weights)
-        of_slices = None if given is None else sharding.split_rows(given, number).sum(axis=1)
+        of_slices = None if given is None else batch_axis.split_rows(given, number).sum(axis=1)
         return means.mean(means.shares(of_slices, number, of_slices), stacked)
 
     return nnx.from_flat_state(

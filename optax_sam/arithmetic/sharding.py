@@ -1,4 +1,4 @@
-"""Moving rows between devices as little as possible, on meshes with automatic and explicit axes."""
+"""What lies where: on meshes with automatic and explicit axes, and inside shard_map."""
 
 import math
 from collections.abc import Callable
@@ -13,13 +13,13 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 def whole_over(x: jax.Array, axis_name: str) -> jax.Array:
     """`x` split no more over one mesh axis, where its type says that it is."""
-    spec = tuple(without(axis, axis_name) for axis in _spec(x))
-    return x if spec == _spec(x) else jax.sharding.reshard(x, PartitionSpec(*spec))
+    spec = tuple(without(axis, axis_name) for axis in spec_of(x))
+    return x if spec == spec_of(x) else jax.sharding.reshard(x, PartitionSpec(*spec))
 
 
 def replicated(x: jax.Array) -> jax.Array:
     """`x` whole on every device where its type says how it is split; else `x` itself."""
-    if any(axis is not None for axis in _spec(x)):
+    if any(axis is not None for axis in spec_of(x)):
         return jax.sharding.reshard(x, PartitionSpec(*(None,) * x.ndim))
     return x
 
@@ -53,7 +53,7 @@ def like_row(x: jax.Array) -> jax.ShapeDtypeStruct:
     if not _varying(aval):
         return jax.ShapeDtypeStruct(shape, x.dtype)
     manual = {"vma": aval.vma} if hasattr(aval, "vma") else {"manual_axis_type": aval.manual_axis_type}
-    place = NamedSharding(aval.sharding.mesh, PartitionSpec(*_spec(x)[1:]))
+    place = NamedSharding(aval.sharding.mesh, PartitionSpec(*spec_of(x)[1:]))
     return jax.ShapeDtypeStruct(shape, x.dtype, sharding=place, **manual)
 
 
@@ -172,94 +172,31 @@ def split_over(x: jax.Array, axis_name: str) -> jax.Array:
     """`x` with its first axis split over a mesh axis, where the type of `x` can say so."""
     mesh = jax.sharding.get_abstract_mesh()
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    return _split_along(x, axis_name) if kinds[axis_name] == AxisType.Explicit else x
+    return split_along(x, axis_name) if kinds[axis_name] == AxisType.Explicit else x
 
 
 def split_as(x: jax.Array, other: jax.Array) -> jax.Array:
     """`x` with its first axis split over devices as that of `other`, where its type says how."""
-    return _split_along(x, _spec(other)[0])
+    return split_along(x, spec_of(other)[0])
 
 
 def split_like(tree: Any, like: Any) -> Any:
     """The arrays of `tree` split over devices as those of `like`, where their types say how."""
 
     def on_leaf(x, y):
-        return x if _spec(x) == _spec(y) else jax.sharding.reshard(x, PartitionSpec(*_spec(y)))
+        return x if spec_of(x) == spec_of(y) else jax.sharding.reshard(x, PartitionSpec(*spec_of(y)))
 
     return jax.tree.map(on_leaf, tree, like)
 
 
-def take_rows(x: jax.Array, positions: jax.Array) -> jax.Array:
-    """Rows of `x` by their positions inside each of several contiguous parts.
-
-    Args:
-      x: `[batch, ...]`.
-      positions: `int[parts, drawn]`, from 0 to `batch / parts - 1`.
-
-    Returns:
-      `[parts * drawn, ...]`, split over devices as `x` is. Where the number of parts is a multiple
-      of the number of devices, no row moves.
-    """
-    num_parts, num_drawn = positions.shape
-    axis = _spec(x)[0]
-    if num_parts % _num_devices(axis) == 0:
-        positions = _split_along(positions, axis)
-        taken = jax.vmap(lambda rows, at: rows[at])(split_rows(x, num_parts), positions)
-        return taken.reshape(num_parts * num_drawn, *x.shape[1:])
-    part_size = x.shape[0] // num_parts
-    flat = (positions + part_size * jnp.arange(num_parts)[:, None]).reshape(-1)
-    axis = axis if flat.size % _num_devices(axis) == 0 else None
-    return x.at[flat].get(out_sharding=PartitionSpec(axis, *_spec(x)[1:]))
-
-
-def split_rows(x: jax.Array, num_parts: int) -> jax.Array:
-    """`[batch, ...]` as `[num_parts, batch / num_parts, ...]`, the parts contiguous.
-
-    Where the number of parts is a multiple of the number of devices, no row moves; else every part
-    is split over all devices, as far as it can be.
-    """
-    shape = (num_parts, x.shape[0] // num_parts, *x.shape[1:])
-    axis, *rest = _spec(x)
-    if num_parts % _num_devices(axis) == 0:
-        return x.reshape(shape)
-    parts = jax.sharding.reshard(x, PartitionSpec(None, *rest)).reshape(shape)
-    axis = axis if shape[1] % _num_devices(axis) == 0 else None
-    return jax.sharding.reshard(parts, PartitionSpec(None, axis, *rest))
-
-
-def whole_parts(x: jax.Array, num_parts: int) -> jax.Array:
-    """`[batch]` as `[num_parts, batch / num_parts]`, every part whole on a device that has it."""
-    is_whole = num_parts % _num_devices(_spec(x)[0]) == 0
-    return (x if is_whole else replicated(x)).reshape(num_parts, -1)
-
-
-def first_rows(x: jax.Array, number: int) -> jax.Array:
-    """`x[:number]`, whole on every device: the rows are looked up, which sends them once."""
-    if number == x.shape[0]:
-        return replicated(x)
-    return look_up(x, jnp.arange(number))
-
-
-def look_up(table: jax.Array, indices: jax.Array) -> jax.Array:
-    """`table[indices]`, its first axis split over devices as the indices are."""
-    spec = (*_spec(indices), *_spec(table)[1:])
-    is_split = any(axis is not None for axis in (*spec, *_spec(table)))
-    return table.at[indices].get(out_sharding=PartitionSpec(*spec)) if is_split else table[indices]
-
-
-def join_rows(parts: jax.Array, like: jax.Array) -> jax.Array:
-    """`[num_parts, rows]` as `[num_parts * rows]`, split over devices as `like` is."""
-    return split_as(replicated(parts).reshape(-1), like)
-
-
-def _split_along(x: jax.Array, axis: Any) -> jax.Array:
+def split_along(x: jax.Array, axis: Any) -> jax.Array:
     """`x` with its first axis split over a mesh axis."""
     if axis is None:
         return x
     return jax.sharding.reshard(x, PartitionSpec(axis, *(None,) * (x.ndim - 1)))
 
 
-def _spec(x: Any) -> tuple[Any, ...]:
+def spec_of(x: Any) -> tuple[Any, ...]:
     """The mesh axes along which the type of `x` says that it is split, one entry per axis of `x`."""
     sharding = getattr(jax.typeof(x), "sharding", None)
     spec = () if sharding is None else tuple(sharding.spec)
@@ -272,7 +209,7 @@ def without(axis: Any, axis_name: str) -> Any:
     return axis if axis_name not in names else tuple(n for n in names if n != axis_name) or None
 
 
-def _num_devices(axis: Any) -> int:
+def num_devices(axis: Any) -> int:
     """Over how many devices one entry of a spec splits; 1 for None."""
     if axis is None:
         return 1

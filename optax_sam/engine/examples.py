@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_sam.arithmetic import sharding, trees
+from optax_sam.arithmetic import batch_axis, sharding, trees
 from optax_sam.engine.aliases import Batch, Params
 
 
@@ -111,7 +111,7 @@ class Examples:
 
     def take(self, positions: jax.Array) -> "Examples":
         """The drawn examples only; `positions`: `int[strata, drawn]`, inside each contiguous part."""
-        rows = jax.tree.map(lambda x: sharding.take_rows(x, positions), self.rows)
+        rows = jax.tree.map(lambda x: batch_axis.take_rows(x, positions), self.rows)
         is_part = self.is_part or positions.size != self.size
         return self.but(
             rows=rows, fraction=self.fraction * positions.size / (self.size or 1), is_part=is_part
@@ -141,7 +141,7 @@ class Examples:
             f"num_microbatches={num_slices} does not divide",
             "choose a divisor, or pad the batch with examples of weight 0",
         )
-        rows = jax.tree.map(lambda x: sharding.split_rows(x, num_slices), self.rows)
+        rows = jax.tree.map(lambda x: batch_axis.split_rows(x, num_slices), self.rows)
         total = None if rows.weights is None else rows.weights.sum(axis=1)
         return Slices(rows, total, jnp.arange(num_slices))
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from optax_sam import per_example
-from optax_sam.arithmetic import means, sharding, trees
+from optax_sam.arithmetic import batch_axis, means, sharding, trees
 from optax_sam.engine import meter
 from optax_sam.engine.aliases import Grads, OptState, Params
 from optax_sam.engine.examples import ById, Examples
@@ -238,7 +238,7 @@ class StepOracle:
         num_parts = sharding.num_parts((self.batch, weights), point)
         number = min(num_samples, num_parts * (self.size or 1))
         rows = sharding.first_of_all_parts((real.rows.batch, weights), number, point)
-        first = jax.tree.map(lambda x: sharding.first_rows(x, number), rows)
+        first = jax.tree.map(lambda x: batch_axis.first_rows(x, number), rows)
 
         def add_one(total, row):
             example, weight = row
@@ -283,4 +283,4 @@ class StepOracle:
         return means.mean_by_scan(lambda part: function(shared.of_slice(part)), shares, parts)
 
     def _joined(self, losses: jax.Array) -> jax.Array:
-        return sharding.join_rows(losses, like=jax.tree.leaves(self.batch)[0])
+        return batch_axis.join_rows(losses, like=jax.tree.leaves(self.batch)[0])

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from optax_sam.arithmetic import sharding
+from optax_sam.arithmetic import batch_axis, sharding
 from optax_sam.engine import checks
 from optax_sam.engine.aliases import Params
 from optax_sam.engine.hyperparameters import Count, CountOrZero, Fraction
@@ -79,7 +79,7 @@ class DrawnByScore(Start):
     ) -> jax.Array:
         """`log q`, `float[batch]`: where each example stands between the batch's scores; -inf for padding."""
         real, indices = weights != 0, jnp.clip(indices, 0, self.num_examples - 1)
-        score_sum, times_scored = (sharding.look_up(x, indices) for x in state)
+        score_sum, times_scored = (batch_axis.look_up(x, indices) for x in state)
         seen = times_scored > 0
         scores = jnp.where(seen, score_sum / jnp.where(seen, times_scored, 1), 1.0)
         # Both ends of a split array are one maximum, which is sent once.

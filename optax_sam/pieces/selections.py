@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from optax_sam.arithmetic import sharding
+from optax_sam.arithmetic import batch_axis
 from optax_sam.engine import checks
 from optax_sam.engine.aliases import Batch
 from optax_sam.engine.examples import Examples
@@ -154,7 +154,7 @@ def take_highest(oracle: StepOracle, scores: jax.Array, fraction: float, strata:
     if oracle.weights is not None:
         scores = jnp.where(oracle.weights != 0, scores, -jnp.inf)
     number = number_of(fraction, oracle.examples, strata)
-    _, positions = lax.top_k(sharding.whole_parts(scores, strata), number)
+    _, positions = lax.top_k(batch_axis.whole_parts(scores, strata), number)
     return oracle.take(jnp.sort(positions, axis=1))
 
 
@@ -206,5 +206,5 @@ def draw(log_weights: jax.Array, num_drawn: int, strata: int, key: jax.Array) ->
       `int[strata, num_drawn]`: positions inside each part, in ascending order.
     """
     noisy = log_weights + jax.random.gumbel(key, log_weights.shape, log_weights.dtype)
-    _, positions = lax.top_k(sharding.whole_parts(noisy, strata), num_drawn)
+    _, positions = lax.top_k(batch_axis.whole_parts(noisy, strata), num_drawn)
     return jnp.sort(positions, axis=1)

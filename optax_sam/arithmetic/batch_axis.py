@@ -1,0 +1,70 @@
+"""Rows of a batch: taken, cut into parts and joined, moved between devices as little as possible."""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from optax_sam.arithmetic import sharding
+
+
+def take_rows(x: jax.Array, positions: jax.Array) -> jax.Array:
+    """Rows of `x` by their positions inside each of several contiguous parts.
+
+    Args:
+      x: `[batch, ...]`.
+      positions: `int[parts, drawn]`, from 0 to `batch / parts - 1`.
+
+    Returns:
+      `[parts * drawn, ...]`, split over devices as `x` is. Where the number of parts is a multiple
+      of the number of devices, no row moves.
+    """
+    num_parts, num_drawn = positions.shape
+    axis = sharding.spec_of(x)[0]
+    if num_parts % sharding.num_devices(axis) == 0:
+        positions = sharding.split_along(positions, axis)
+        taken = jax.vmap(lambda rows, at: rows[at])(split_rows(x, num_parts), positions)
+        return taken.reshape(num_parts * num_drawn, *x.shape[1:])
+    part_size = x.shape[0] // num_parts
+    flat = (positions + part_size * jnp.arange(num_parts)[:, None]).reshape(-1)
+    axis = axis if flat.size % sharding.num_devices(axis) == 0 else None
+    return x.at[flat].get(out_sharding=PartitionSpec(axis, *sharding.spec_of(x)[1:]))
+
+
+def split_rows(x: jax.Array, num_parts: int) -> jax.Array:
+    """`[batch, ...]` as `[num_parts, batch / num_parts, ...]`, the parts contiguous.
+
+    Where the number of parts is a multiple of the number of devices, no row moves; else every part
+    is split over all devices, as far as it can be.
+    """
+    shape = (num_parts, x.shape[0] // num_parts, *x.shape[1:])
+    axis, *rest = sharding.spec_of(x)
+    if num_parts % sharding.num_devices(axis) == 0:
+        return x.reshape(shape)
+    parts = jax.sharding.reshard(x, PartitionSpec(None, *rest)).reshape(shape)
+    axis = axis if shape[1] % sharding.num_devices(axis) == 0 else None
+    return jax.sharding.reshard(parts, PartitionSpec(None, axis, *rest))
+
+
+def whole_parts(x: jax.Array, num_parts: int) -> jax.Array:
+    """`[batch]` as `[num_parts, batch / num_parts]`, every part whole on a device that has it."""
+    is_whole = num_parts % sharding.num_devices(sharding.spec_of(x)[0]) == 0
+    return (x if is_whole else sharding.replicated(x)).reshape(num_parts, -1)
+
+
+def first_rows(x: jax.Array, number: int) -> jax.Array:
+    """`x[:number]`, whole on every device: the rows are looked up, which sends them once."""
+    if number == x.shape[0]:
+        return sharding.replicated(x)
+    return look_up(x, jnp.arange(number))
+
+
+def look_up(table: jax.Array, indices: jax.Array) -> jax.Array:
+    """`table[indices]`, its first axis split over devices as the indices are."""
+    spec = (*sharding.spec_of(indices), *sharding.spec_of(table)[1:])
+    is_split = any(axis is not None for axis in (*spec, *sharding.spec_of(table)))
+    return table.at[indices].get(out_sharding=PartitionSpec(*spec)) if is_split else table[indices]
+
+
+def join_rows(parts: jax.Array, like: jax.Array) -> jax.Array:
+    """`[num_parts, rows]` as `[num_parts * rows]`, split over devices as `like` is."""
+    return sharding.split_as(sharding.replicated(parts).reshape(-1), like)
