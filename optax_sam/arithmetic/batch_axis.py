@@ -39,7 +39,8 @@ def split_rows(x: jax.Array, num_parts: int) -> jax.Array:
     shape = (num_parts, x.shape[0] // num_parts, *x.shape[1:])
     axis, *rest = sharding.spec_of(x)
     if num_parts % sharding.num_devices(axis) == 0:
-        return x.reshape(shape)
+        parts = x.reshape(shape)  # with one device, the axis may stand at the rows
+        return parts if axis is None else jax.sharding.reshard(parts, PartitionSpec(axis, None, *rest))
     parts = jax.sharding.reshard(x, PartitionSpec(None, *rest)).reshape(shape)
     axis = axis if shape[1] % sharding.num_devices(axis) == 0 else None
     return jax.sharding.reshard(parts, PartitionSpec(None, axis, *rest))
@@ -47,8 +48,10 @@ def split_rows(x: jax.Array, num_parts: int) -> jax.Array:
 
 def whole_parts(x: jax.Array, num_parts: int) -> jax.Array:
     """`[batch]` as `[num_parts, batch / num_parts]`, every part whole on a device that has it."""
-    is_whole = num_parts % sharding.num_devices(sharding.spec_of(x)[0]) == 0
-    return (x if is_whole else sharding.replicated(x)).reshape(num_parts, -1)
+    axis = sharding.spec_of(x)[0]
+    if num_parts % sharding.num_devices(axis):
+        return sharding.replicated(x).reshape(num_parts, -1)
+    return sharding.split_along(x.reshape(num_parts, -1), axis)
 
 
 def first_rows(x: jax.Array, number: int) -> jax.Array:

@@ -12,7 +12,6 @@ differentiated on its own: solves, loops and rules of `custom_vjp` tell what may
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 
 from optax_sam.arithmetic import sharding, trees
-from optax_sam.arithmetic.ghost_rules import RULES, Sides, joined, squared_norm
+from optax_sam.arithmetic.ghost_rules import RULES, Sides, joined, norm_of
 from optax_sam.arithmetic.jaxprs import canonical_convolutions, evaluate_equation, inlined
 
 _SAME_ENTRIES = ("reshape", "transpose", "squeeze", "copy", "rev", "convert_element_type", "broadcast_in_dim")
@@ -121,7 +120,7 @@ def _sides(uses: list[Use], jaxpr: jex.Jaxpr, views: dict[Any, Any]) -> list[Sid
     for use in uses:
         equation = jaxpr.eqns[use.number]
         rule = RULES.get(equation.primitive.name)
-        sides = rule.sides(equation, use.position) if rule else None
+        sides = rule.sides(equation, use.position) if rule and not _is_complex(equation) else None
         if sides is None:
             return None
         found.append(sides)
@@ -133,6 +132,13 @@ def _sides(uses: list[Use], jaxpr: jex.Jaxpr, views: dict[Any, Any]) -> list[Sid
     known = [sides for sides in turned if sides]
     alike = len({frozenset([sides.left, sides.right]) for sides in known}) == 1
     return known if alike and len(known) == len(uses) else None
+
+
+def _is_complex(equation: Any) -> bool:
+    """Whether a real parameter meets complex numbers there: of its gradient only the real part counts."""
+    return any(
+        jnp.issubdtype(v.aval.dtype, jnp.complexfloating) for v in (*equation.invars, *equation.outvars)
+    )
 
 
 def _turned(sides: Sides, view: tuple[int, ...]) -> Sides | None:
@@ -157,31 +163,18 @@ def _of_example(plan: Plan, params: list[jax.Array], example: tuple[jax.Array, .
         loss, pull, read = jax.vjp(loss_and_read, probes, others, has_aux=True)
         return pull(jnp.ones_like(loss)), read
 
-    found, read = canonical_convolutions(backward)(probes, others)
-    largest, (cotangents, grads) = _in_units_of_the_largest(found)
-    total = jnp.zeros_like(largest)
+    (cotangents, grads), read = canonical_convolutions(backward)(probes, others)
 
     def rows_of(use):
         equation = plan.equations[use.number]
         rows = RULES[equation.primitive.name].rows
         return rows(equation, use.position, read[use.number][1 - use.position], cotangents[use.number])
 
+    found = [trees.norm(grads)] if grads else []
     for uses, sides in plan.by_rows:
         rows = [rows_of(use) for use in uses]
-        found = squared_norm(rows[0] if len(rows) == 1 else joined(rows, sides))
-        total += found.astype(total.dtype)
-    for gradient in grads:
-        total += jnp.sum(jnp.square(trees.widen(gradient))).astype(total.dtype)
-    return largest * jnp.sqrt(total)
-
-
-def _in_units_of_the_largest(tree: Any) -> tuple[jax.Array, Any]:
-    """The largest entry, and the tree divided by it: squares then neither overflow nor vanish."""
-    found = [x for x in jax.tree.leaves(tree) if x.size]
-    wide = jnp.float64 if any(x.dtype == jnp.float64 for x in found) else jnp.float32
-    sizes = [jnp.max(jnp.abs(x)).astype(wide) for x in found]
-    largest = functools.reduce(jnp.maximum, sizes) if sizes else jnp.zeros([], wide)
-    return largest, trees.divide(tree, largest)
+        found.append(norm_of(rows[0] if len(rows) == 1 else joined(rows, sides)))
+    return trees.norm(found)
 
 
 def _replaced(params: list[Any], leaves: list[int], others: list[Any]) -> list[Any]:

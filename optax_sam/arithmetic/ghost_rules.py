@@ -92,13 +92,19 @@ class Rule(NamedTuple):
     rows: Callable[[Any, int, Any, Any], Rows]
 
 
-def squared_norm(rows: Rows) -> jax.Array:
-    """`||sum_r a_r d_r^T||^2`, by whichever products are smaller."""
+def norm_of(rows: Rows) -> jax.Array:
+    """`||sum_r a_r d_r^T||`, by whichever products are smaller.
+
+    They are taken in units of the largest entries: squares then neither overflow nor vanish.
+    """
     inputs, d = rows.inputs, trees.widen(rows.cotangents)
+    unit = _largest(d)
+    d = trees.divide(d, unit)
     if isinstance(inputs, Picked):
         same = inputs.positions[:, None] == inputs.positions[None, :]
-        return jnp.sum(jnp.where(same, jnp.einsum("brn,bsn->rs", d, d), 0))
+        return unit * jnp.sqrt(jnp.sum(jnp.where(same, jnp.einsum("brn,bsn->rs", d, d), 0)))
     places = len(inputs.starts) if isinstance(inputs, Windows) else 1
+    input_unit = _largest(trees.widen(inputs.image if isinstance(inputs, Windows) else inputs))
 
     def at(place):
         return trees.widen(inputs.at(place) if isinstance(inputs, Windows) else inputs)
@@ -113,9 +119,20 @@ def squared_norm(rows: Rows) -> jax.Array:
     num_rows, n = d.shape[1:]
     m = places * jax.eval_shape(at, 0).shape[2]
     if num_rows * (m + n) <= 2 * m * n:
-        among = over_places(lambda x: jnp.einsum("brm,bsm->brs", x, x))
-        return jnp.sum(among * jnp.einsum("brn,bsn->brs", d, d))
-    return over_places(lambda x: jnp.sum(jnp.square(jnp.einsum("brm,brn->bmn", x, d))))
+
+        def among_rows(x):
+            x = trees.divide(x, input_unit)
+            return jnp.einsum("brm,bsm->brs", x, x)
+
+        squared = jnp.sum(over_places(among_rows) * jnp.einsum("brn,bsn->brs", d, d))
+    else:  # there are fewer cotangents to divide than inputs
+        d = trees.divide(d, input_unit)
+        squared = over_places(lambda x: jnp.sum(jnp.square(jnp.einsum("brm,brn->bmn", x, d))))
+    return input_unit * (unit * jnp.sqrt(squared))
+
+
+def _largest(x: jax.Array) -> jax.Array:
+    return jnp.max(jnp.abs(x), initial=0)
 
 
 def joined(rows: list[Rows], sides: list[Sides]) -> Rows:
@@ -141,6 +158,11 @@ def _written(inputs: Any) -> jax.Array:
     return inputs
 
 
+def _as_floats(other: jax.Array, d: jax.Array) -> jax.Array:
+    """What stands beside the parameter: integers and booleans too are multiplied with floats."""
+    return other if trees.is_inexact(other) else other.astype(trees.accumulator_dtype(d.dtype))
+
+
 def _sides_of_dot(equation: Any, position: int) -> Sides:
     contracted, batch = (axes[position] for axes in equation.params["dimension_numbers"])
     return _seen(equation.invars[position], contracted, not batch)
@@ -153,7 +175,7 @@ def _rows_of_dot(equation: Any, position: int, other: jax.Array, d: jax.Array) -
     shared = list(batch[1 - position])
     free = [n for n in range(other.ndim) if n not in (*summed, *shared)]
     blocks, num_rows, m = (math.prod(other.shape[n] for n in axes) for axes in (shared, free, summed))
-    inputs = lax.transpose(other, (*shared, *free, *summed)).reshape(blocks, num_rows, m)
+    inputs = lax.transpose(_as_floats(other, d), (*shared, *free, *summed)).reshape(blocks, num_rows, m)
     if position == 1:
         return Rows(inputs, d.reshape(blocks, num_rows, -1))
     return Rows(inputs, jnp.swapaxes(d.reshape(blocks, -1, num_rows), 1, 2))
@@ -174,7 +196,9 @@ def _rows_of_convolution(equation: Any, position: int, other: jax.Array, d: jax.
     del position
     params, groups = equation.params, equation.params["feature_group_count"]
     numbers, kernel = params["dimension_numbers"], equation.invars[1].aval
-    image = lax.transpose(other, (numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1]))
+    image = lax.transpose(
+        _as_floats(other, d), (numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1])
+    )
     image = jnp.pad(image, [(0, 0), *params["padding"], (0, 0)])
     d = lax.transpose(d, (numbers.out_spec[0], *numbers.out_spec[2:], numbers.out_spec[1]))
     space, strides = [kernel.shape[n] for n in numbers.rhs_spec[2:]], tuple(params["window_strides"])
@@ -208,6 +232,7 @@ def _sides_of_gather(equation: Any, position: int) -> Sides | None:
 def _rows_of_gather(equation: Any, position: int, other: jax.Array, d: jax.Array) -> Rows:
     del position
     size, at = equation.invars[0].aval.shape[0], other.reshape(-1)
+    at = at.astype(jnp.promote_types(at.dtype, jnp.int32))  # bytes cannot hold the size of a table
     d = d.reshape(1, at.size, -1)
     if equation.params["mode"] == lax.GatherScatterMode.CLIP:
         at = jnp.clip(at, 0, size - 1)

@@ -14,17 +14,21 @@ from jax import lax
 from optax_sam.arithmetic import sharding, trees
 
 
-def shares(weights: jax.Array | None, num_parts: int, params: Any) -> jax.Array:
+def shares(
+    weights: jax.Array | None, num_parts: int, params: Any, sizes: jax.Array | None = None
+) -> jax.Array:
     """How much of the mean each part is: its part of all weights, `float[num_parts]`.
 
-    Inside a `jax.shard_map`, of the weights on all devices with the same `params`.
+    Inside a `jax.shard_map`, of the weights on all devices with the same `params`. The `sizes` are what each
+    part's mean was divided by, where that is another number.
     """
     equal = jnp.full([num_parts], 1 / num_parts, float)
     if weights is None:
         return equal
-    weights = sharding.psum_over_replicas(sharding.replicated(weights), params).astype(float)
-    total = weights.sum()
-    return jnp.where(total != 0, weights / jnp.where(total != 0, total, 1), equal)
+    given = (weights,) if sizes is None else (weights, sizes)
+    given = sharding.psum_over_replicas(tuple(map(sharding.replicated, given)), params)
+    total, parts = given[0].astype(float).sum(), given[-1].astype(float)
+    return jnp.where(total != 0, parts / jnp.where(total != 0, total, 1), equal)
 
 
 def weighted(share: Any, tree: Any) -> Any:

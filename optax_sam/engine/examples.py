@@ -68,6 +68,7 @@ class Examples:
       needs_losses: whether one loss per example is wanted.
       whole_batch: whether every example is to be used in this step.
       is_part: whether they are only a part of what the user's batch holds.
+      by_size: whether a mean divides by the sizes of the weights: those of a slice may sum to 0.
     """
 
     rows: Rows
@@ -81,6 +82,7 @@ class Examples:
     needs_losses: bool = dataclasses.field(default=False, metadata={"static": True})
     whole_batch: bool = dataclasses.field(default=False, metadata={"static": True})
     is_part: bool = dataclasses.field(default=False, metadata={"static": True})
+    by_size: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @property
     def size(self) -> int | None:

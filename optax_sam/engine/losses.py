@@ -1,6 +1,7 @@
 """The user's loss function, as a step differentiates it: traced once, run again as it was."""
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -169,10 +170,11 @@ class Losses(Objective):
         def scaled_loss(floats, inputs):
             losses, aux = self._losses(layout, examples, floats, inputs)
             weights, emphasis = inputs.rows.weights, inputs.rows.emphasis
-            loss = emphasized = weighted_mean(losses, weights, floats)
+            mean = functools.partial(weighted_mean, params=floats, by_size=examples.by_size)
+            loss = emphasized = mean(losses, weights)
             if emphasis is not None:
                 chances = emphasis if weights is None else emphasis * weights.astype(emphasis.dtype)
-                emphasized = weighted_mean(losses, chances, floats)
+                emphasized = mean(losses, chances)
             scale = inputs.arguments.loss_scale
             return emphasized if scale is None else trees.times(scale, emphasized), (loss, losses, aux)
 
@@ -181,7 +183,8 @@ class Losses(Objective):
             scale = inputs.arguments.loss_scale
             return grads if scale is None else trees.divide(trees.widen(grads), scale), found
 
-        return ("gradient", self.structure, layout, examples.surrogate, examples.needs_losses), gradient
+        kind = examples.surrogate, examples.needs_losses, examples.by_size
+        return ("gradient", self.structure, layout, *kind), gradient
 
     def _losses(self, layout: Layout, examples: Examples, floats: Any, inputs: Inputs) -> tuple[Any, Any]:
         """The losses as floats, and aux."""
@@ -333,15 +336,21 @@ def checked(losses: Any, size: int | None, needed: str | None) -> jax.Array:
     return losses
 
 
-def weighted_mean(losses: jax.Array, weights: jax.Array | None, params: Any) -> jax.Array:
-    """The mean over the examples; inside a `shard_map`, over those of all devices with these `params`."""
+def weighted_mean(
+    losses: jax.Array, weights: jax.Array | None, params: Any, by_size: bool = False
+) -> jax.Array:
+    """The mean over the examples; inside a `shard_map`, over those of all devices with these `params`.
+
+    With `by_size`, the sum is divided by that of the weights' sizes.
+    """
     losses = losses.astype(trees.accumulator_dtype(losses.dtype))
     if weights is None:  # ones would be added up, and sent
         total, number = sharding.psum_over_replicas((jnp.sum(losses), float(losses.size)), params)
         return total / number
     weights = weights.astype(losses.dtype)
     kept = jnp.where(weights != 0, weights * losses, jnp.zeros_like(losses))
-    sums = sharding.psum_over_replicas((jnp.sum(kept), jnp.sum(weights)), params)
+    sizes = jnp.abs(weights) if by_size else weights
+    sums = sharding.psum_over_replicas((jnp.sum(kept), jnp.sum(sizes)), params)
     return sums[0] / jnp.where(sums[1] != 0, sums[1], jnp.ones_like(sums[1]))
 
 

@@ -166,7 +166,7 @@ class StepOracle:
         grads, (loss, losses, aux) = self._in_slices(on_slice)
         if losses is not None:
             losses = self._joined(losses)
-        shares = means.shares(self.examples.split(len(loss)).total, len(loss), self.given.params)
+        shares = self._shares(self.examples.split(len(loss)).rows.weights, len(loss))
         return Evaluation(grads, means.mean(shares, loss), losses, aux)
 
     def losses_at(self, point: Params) -> jax.Array:
@@ -272,15 +272,18 @@ class StepOracle:
     def _in_slices(self, function: Callable[[Examples], tuple[Any, Any]]) -> tuple[Any, Any]:
         """The mean of gradients over slices, and what else each gives."""
         number = self.examples.num_slices
-        parts, shared = self.examples.split(number), self.examples.shared_by(number)
-        rows, weights = parts.rows, parts.rows.weights
-        if rows.emphasis is not None:
-            weights = (
-                rows.emphasis if weights is None else rows.emphasis * weights.astype(rows.emphasis.dtype)
-            )
-        totals = None if weights is None else weights.sum(axis=1)
-        shares = means.shares(totals, number, self.given.params)
+        parts, shared = self.examples.split(number), self.examples.shared_by(number).but(by_size=True)
+        weights, emphasis = parts.rows.weights, parts.rows.emphasis
+        if emphasis is not None:
+            weights = emphasis if weights is None else emphasis * weights.astype(emphasis.dtype)
+        shares = self._shares(weights, number)
         return means.mean_by_scan(lambda part: function(shared.of_slice(part)), shares, parts)
+
+    def _shares(self, weights: jax.Array | None, number: int) -> jax.Array:
+        """What the mean of each slice, by the sizes of its weights, is worth in the whole; [slices, rows]."""
+        if weights is None:
+            return means.shares(None, number, self.given.params)
+        return means.shares(weights.sum(axis=1), number, self.given.params, jnp.abs(weights).sum(axis=1))
 
     def _joined(self, losses: jax.Array) -> jax.Array:
         return batch_axis.join_rows(losses, like=jax.tree.leaves(self.batch)[0])

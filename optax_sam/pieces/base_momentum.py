@@ -162,7 +162,11 @@ def _is_scaled(opt_state: OptState, momentum: Any) -> bool:
     """Whether anything stands behind a momentum in its chain, as the learning rate does."""
 
     def is_it(part):
-        return any(getattr(part, name, None) is momentum for name in ("trace", "mu"))
+        return any(same_arrays(getattr(part, name, None), momentum) for name in ("trace", "mu"))
+
+    def same_arrays(tree, other):  # what holds them is made anew in each search
+        leaves, others = jax.tree.leaves(tree), jax.tree.leaves(other)
+        return len(leaves) == len(others) and all(x is y for x, y in zip(leaves, others, strict=True))
 
     def is_several(node):  # an older Optax keeps the state of `named_chain` in a plain dict
         return states.is_chain(node) or isinstance(node, dict)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from optax_sam.arithmetic import trees
+from optax_sam.arithmetic import batch_axis, trees
 from optax_sam.arithmetic.jaxprs import canonical_convolutions
 from optax_sam.engine import checks
 from optax_sam.engine.arrays import as_arrays
@@ -180,7 +180,7 @@ class Problem:
                     "choose a divisor."
                 )
             for first in range(0, rows, step):
-                part = batch if step == rows else _rows(batch, slice(first, first + step))
+                part = batch if step == rows else _rows(batch, first, first + step)
                 yield dataclasses.replace(self, batches=[part]), step
 
     def mean(self, function: Callable[..., Any], *rest: Any, steps: Steps | None = None) -> Any:
@@ -237,8 +237,9 @@ class Problem:
         return self.mean(gradient_at)
 
 
-def _rows(batch: Any, rows: slice) -> Any:
-    return jax.tree.map(lambda x: x[rows], batch)
+def _rows(batch: Any, first: int, last: int) -> Any:
+    """Some rows; of a batch whose type says how it is split, whole on every device."""
+    return jax.tree.map(lambda x: batch_axis.look_up(x, jnp.arange(first, last)), batch)
 
 
 @functools.partial(jax.jit, donate_argnums=0)

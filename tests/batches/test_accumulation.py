@@ -35,6 +35,21 @@ def test_accumulated_is_the_big_batch(name):
     assert_trees_close(got, wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", over(["sam", "vsam", "tsam", "ausam", "esam"], ["sam", "ausam"]))
+@pytest.mark.parametrize("slices", [2, 8])
+def test_weights_of_both_signs_that_cancel_in_a_slice_count(name, slices):
+    """Advantages, or signs of pairs: a slice's weights may sum to 0, and its losses count all the same."""
+    weights = jnp.asarray([1, -1, 1, -1, 2, 1, -3, 0, 1, 1, 0, -2, 1, 1, 3, 1], jnp.float32)
+    method, found = METHODS[name].make(), []
+    for tx in (optax_sam.accumulated(method, slices), method):
+        step = jax.jit(optax_sam.step(optax.chain(tx, optax.sgd(1.0)), losses))
+        state = optax.chain(tx, optax.sgd(1.0)).init(init_params())
+        params, _, loss = step(init_params(), state, BATCH, indices=INDICES, weights=weights)
+        found.append((params, loss))
+    assert not np.allclose(found[0][0]["layer_0"]["kernel"], init_params()["layer_0"]["kernel"])
+    assert_trees_close(*found, rtol=1e-4, atol=1e-5)
+
+
 def test_scores_by_gradient_norm_are_accumulated_too():
     ausam = optax_sam.ausam(48, score="gradient_norm")
     state = one_step(optax_sam.accumulated(ausam, 4), init_params(), BATCH)[1]

@@ -171,6 +171,28 @@ def test_a_momentum_with_nothing_behind_it_may_point_either_way():
     np.testing.assert_allclose(*found, rtol=1e-5)
 
 
+BEFORE_THE_MOMENTUM = {
+    "a chain": lambda: optax.chain(optax.scale_by_learning_rate(0.1), optax.trace(0.9)),
+    "rmsprop": lambda: optax.rmsprop(0.05, momentum=0.9),
+    "lars": lambda: optax.lars(0.05),
+    "a trace alone": lambda: optax.trace(0.9),
+}
+TREES = {"an array": lambda w: w, "a dict": lambda w: {"w": w}, "a list": lambda w: [w, (w, {"v": w})]}
+
+
+@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("base", BEFORE_THE_MOMENTUM)
+def test_a_momentum_with_nothing_behind_it_is_refused_in_every_tree(base, tree, as_optax_promotes):
+    params = TREES[tree](jnp.asarray([0.3, -0.2, 0.5]))
+    losses = lambda params, batch: sum(jnp.square(batch @ w) for w in jax.tree.leaves(params))
+    tx = optax.chain(optax_sam.momentum_sam(0.5), BEFORE_THE_MOMENTUM[base]())
+    with pytest.raises(ValueError, match="which way is uphill, read_momentum="):
+        optax_sam.step(tx, losses)(params, tx.init(params), jnp.eye(3))
+    for behind in (optax.sgd(0.1, momentum=0.9), optax.adam(0.1), optax.nadamw(0.1)):
+        tx = optax.chain(optax_sam.momentum_sam(0.5), behind)
+        optax_sam.step(tx, losses)(params, tx.init(params), jnp.eye(3))
+
+
 def test_momentum_sam_follows_the_momentum_of_its_base_by_every_door_or_refuses():
     """With an oracle by hand it is in sight inside `followed_by`, and not in a chain."""
     rows, start = jnp.asarray([[1.0, 0.2, -0.5], [0.3, -1.2, 0.4]]), jnp.asarray([1.0, -0.5, 0.2])

@@ -196,3 +196,30 @@ def test_gradients_of_integer_leaves_may_be_those_of_jax():
     descent, _ = vsam.update(gradient(params), vsam.init(params), params, grad_fn=gradient, perturb=True)
     np.testing.assert_array_equal(descent["count"], [0, 0, 0])
     assert descent["count"].dtype == params["count"].dtype
+
+
+def test_the_derivative_by_an_example_s_weight_is_right_where_the_weight_is_not_zero():
+    """Learning to reweight: how a validation loss after one step depends on the weights of the step."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    params, batch, validation = (jax.random.normal(key, (4, n)) for key, n in zip(keys, (3, 4, 4), strict=True))
+    losses = lambda params, batch: jnp.sum(jnp.tanh(batch @ params) ** 2, -1)
+    tx = optax.chain(optax_sam.sam(0.1), optax.sgd(0.3))
+
+    def after(weights):
+        step = optax_sam.step(tx, losses)
+        return losses(step(params, tx.init(params), batch, weights=weights)[0], validation).mean()
+
+    def by_hand(weights):
+        gradient = jax.grad(lambda w: jnp.sum(weights * losses(w, batch)) / jnp.sum(weights))
+        g = gradient(params)
+        return losses(params - 0.3 * gradient(params + 0.1 * g / jnp.linalg.norm(g)), validation).mean()
+
+    for weights in ([1.0, 1.0, 1e-6, 1.0], [0.5, 2.0, 1.0, 0.3]):
+        got, wanted = (jax.grad(f)(jnp.array(weights)) for f in (after, by_hand))
+        np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-5)
+    padded = jax.grad(after)(jnp.array([1.0, 1.0, 0.0, 1.0]))
+    np.testing.assert_allclose(
+        padded[jnp.array([0, 1, 3])],
+        jax.grad(by_hand)(jnp.array([1.0, 1.0, 0.0, 1.0]))[jnp.array([0, 1, 3])],
+        rtol=1e-3,
+    )

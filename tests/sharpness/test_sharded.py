@@ -31,6 +31,7 @@ def test_measurements_keep_what_is_split_and_give_the_same_numbers(kind):
                 *found.values,
                 sharpness.trace(losses, params, batch, num_products=6).value,
                 sharpness.ascent_sharpness(losses, params, batch, 0.1, num_steps=2).value,
+                sharpness.ascent_sharpness(losses, params, batch, 0.1, microbatch_size=8).value,
                 sharpness.average_sharpness(losses, params, batch, 0.1, num_samples=2).value,
                 sharpness.psf_norm(losses, params, batch, 0.1).value,
                 *sharpness.landscape(losses, params, batch, [direction], num_points=2).losses,

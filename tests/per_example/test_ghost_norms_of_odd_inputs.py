@@ -1,0 +1,50 @@
+"""Norms of single examples' gradients where a layer is given integers, complex numbers, or any units."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from optax_sam import per_example
+from tests.per_example.test_ghost_norms import EXAMPLES, X, by_vmap, check, normal
+
+ODD = {
+    "bytes": lambda w, x: jnp.sin((jnp.abs(x) * 60).astype(jnp.uint8) @ w),
+    "int8": lambda w, x: jnp.sin((x * 30).astype(jnp.int8) @ w),
+    "int32": lambda w, x: jnp.sin((x * 1e5).astype(jnp.int32) @ w * 1e-5),
+    "booleans": lambda w, x: jnp.sin((x > 0) @ w),
+    "behind a Fourier transform": lambda w, x: jnp.abs(jnp.fft.rfft(x, 10) @ w) ** 2,
+    "an imaginary part": lambda w, x: (jnp.fft.rfft(x, 10) @ w).imag * x[:, :1],
+    "a complex table": lambda w, x: jnp.abs(w.astype(jnp.complex64)[(x > 0).astype(int)] * 1j).sum(-1),
+    "tiny activations": lambda w, x: jnp.sin((1e-23 * x) @ w * 1e23),
+    "huge activations": lambda w, x: jnp.sin((1e20 * x) @ w * 1e-20),
+    "tiny ones at many positions": lambda w, x: jnp.sin(
+        (1e-23 * x[:, None] * jnp.arange(1.0, 60)[:, None]) @ w * 1e23
+    ).mean(1),
+    "layers of different units": lambda w, x: (
+        jnp.sin((1e-20 * x) @ w * 1e20) + jnp.sin((1e15 * x) @ (w * 1e-15))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_integers_complex_numbers_and_any_units_beside_a_matrix(name, as_optax_promotes):
+    """What a layer is given may be of any dtype and any size."""
+    check(lambda p, b: jnp.sum(ODD[name](p["w"], b["x"]), -1), {"w": normal(9, 6, 7)}, X)
+
+
+@pytest.mark.parametrize("rows", [200, 256, 300])
+@pytest.mark.parametrize("mode", ["fill", "clip"])
+def test_a_table_that_is_read_by_bytes(rows, mode, as_optax_promotes):
+    """The reference multiplies with one-hot rows: without fusion, XLA's own scatter by bytes is wrong."""
+    text = {"x": jax.random.randint(jax.random.key(5), [EXAMPLES, 6], 0, 190).astype(jnp.uint8)}
+
+    def losses(params, batch):
+        return jnp.sum(jnp.sin(jnp.take(params["table"], batch["x"], axis=0, mode=mode)), (1, 2))
+
+    def by_one_hot(params, batch):
+        return jnp.sum(jnp.sin(jax.nn.one_hot(batch["x"].astype(int), rows) @ params["table"]), (1, 2))
+
+    params = {"table": normal(6, rows, 3)}
+    got = per_example.gradient_norms(losses, params, text)
+    np.testing.assert_allclose(got, by_vmap(by_one_hot, params, text), rtol=2e-5)
