@@ -201,7 +201,7 @@ def test_gradients_of_integer_leaves_may_be_those_of_jax():
 def test_the_derivative_by_an_example_s_weight_is_right_where_the_weight_is_not_zero():
     """Learning to reweight: how a validation loss after one step depends on the weights of the step."""
     keys = jax.random.split(jax.random.key(0), 3)
-    params, batch, validation = (jax.random.normal(key, (4, n)) for key, n in zip(keys, (3, 4, 4), strict=True))
+    params, batch, validation = (jax.random.normal(k, (4, n)) for k, n in zip(keys, (3, 4, 4), strict=True))
     losses = lambda params, batch: jnp.sum(jnp.tanh(batch @ params) ** 2, -1)
     tx = optax.chain(optax_sam.sam(0.1), optax.sgd(0.3))
 
