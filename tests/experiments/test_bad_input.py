@@ -19,6 +19,7 @@ BAD_INPUT = [
     (["--data", "nonsense"], "--data nonsense"),
     (["--data", "cifar10", "--data-dir", "/nowhere"], "--data-dir /nowhere"),
     (["--data", "cifar10", "--data-dir", str(Path(__file__).parent)], "holds no prepared cifar10"),
+    (["--data", "glue/sst2", "--data-dir", str(Path(__file__).parent)], "holds no prepared glue/sst2"),
     (["--rho", "-1"], "rho"),
     (["--rho", "nan"], "rho"),
     (["--method", "sgd", "--rho", "0.1"], "--rho 0.1"),
