@@ -43,6 +43,8 @@ BAD_INPUT = [
     (["--quantize-bits", "1"], "--quantize-bits 1"),
     (["--quantize-bits", "4", "--model", "conv_nnx"], "--quantize-bits 4"),
     (["--model", "text"], "--model text is not for --data digits: give conv"),
+    (["--model", "minilm"], "--model minilm is not for --data digits: give conv"),
+    (["--data", "trec", "--model", "minilm", "--quantize-bits", "4"], "for --model minilm: give text"),
     (["--data", "stick_figures", "--model", "conv"], "give simcc"),
     (["--data", "stick_figures", "--label-noise", "0.2"], "--label-noise 0.2"),
     (["--data", "stick_figures", "--method", "fgsam"], "--method fgsam"),
