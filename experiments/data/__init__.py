@@ -126,7 +126,7 @@ def _read(settings: Settings) -> Data:
         return in_memory[name]()
     builder = builder_of(name, settings.data_dir)
     if kind == "text":
-        return texts(builder, name)
+        return texts(builder, name, settings.model)
     if settings.stream or (settings.stream is None and is_large(builder.info)):
         train, test = streams(builder)
         return Data({}, {}, train.num_classes, (train, test))

@@ -18,6 +18,7 @@ def builder_of(name: str, data_dir: Path | None) -> Any:
       SettingsError: the set is not known, not in the folder, or cannot be downloaded.
     """
     import tensorflow_datasets as tfds  # here, because the digits do without it
+    import tensorflow_datasets.text  # noqa: F401  # makes GLUE known to TFDS, which loads its module late
 
     import experiments.data.tiny_imagenet  # noqa: F401  # makes it known to TFDS
 

@@ -1,9 +1,11 @@
-"""Sentences of a TFDS set as numbered words, read into memory."""
+"""Sentences of a TFDS set as numbered words or word pieces, read into memory."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from experiments.data import minilm
 from experiments.data.arrays import Batch, Data
 from experiments.data.prepared import test_split
 from experiments.settings import SettingsError
@@ -19,20 +21,38 @@ validation sentences and in 98 % of its training phrases."""
 WORD = r"n't|'?\w+|[^\w\s]+"
 
 
-def texts(builder: Any, name: str) -> Data:
-    """All sentences of both parts: `tokens` int32 [n, LENGTH], `label` int32 [n]."""
+def texts(builder: Any, name: str, model: str | None = None) -> Data:
+    """All sentences of both parts, in the tokens of a network.
+
+    Args:
+      builder: of a TFDS set.
+      name: of the set, for messages.
+      model: minilm has tokens of its own; those of all others are the words of the training part.
+
+    Returns:
+      `tokens` int32 [n, length], `label` int32 [n].
+
+    Raises:
+      SettingsError: the set is not one of sentences with labels, has no words, or minilm's package is not
+        installed.
+    """
     text, label = _features(builder, name)
     train, test = (_read(builder, split, text, label) for split in ("train", test_split(builder)))
+    number = minilm.tokens if model == "minilm" else partial(tokens, words=words_of(train[0], name))
+    train, test = ({"tokens": number(part[0]), "label": part[1]} for part in (train, test))
+    return Data(train, test, builder.info.features[label].num_classes)
+
+
+def words_of(sentences: list[str], name: str) -> Any:
+    """A fitted CountVectorizer, which knows the words that are not alone."""
     from sklearn.feature_extraction.text import CountVectorizer  # here, because it takes a second to load
 
     try:
-        words = CountVectorizer(token_pattern=WORD, max_features=VOCABULARY - 2, min_df=2).fit(train[0])
+        return CountVectorizer(token_pattern=WORD, max_features=VOCABULARY - 2, min_df=2).fit(sentences)
     except ValueError as error:
         raise SettingsError(
             f"--data {name} has no word in two of its training sentences: give a larger set"
         ) from error
-    train, test = ({"tokens": tokens(part[0], words), "label": part[1]} for part in (train, test))
-    return Data(train, test, builder.info.features[label].num_classes)
 
 
 def tokens(sentences: list[str], words: Any) -> np.ndarray:

@@ -9,7 +9,8 @@ from flax import linen as nn
 
 from experiments.data import Data
 from experiments.data.kinds import Kind, kind_of
-from experiments.models import small_nnx
+from experiments.data.minilm import check_installed
+from experiments.models import minilm, small_nnx
 from experiments.models.decoder import Decoder
 from experiments.models.mobile_net import MobileNet
 from experiments.models.network import NNX, Linen, Network
@@ -37,6 +38,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "vit_s": partial(VisionTransformer, width=384, heads=6),
     "simcc": SimCC,
     "text": TextTransformer,
+    "minilm": minilm.MiniLM,
     "mlp": Perceptron,
     "conv1d": SeriesConvNet,
     "samformer": SAMformer,
@@ -47,6 +49,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 SUITING: dict[str, tuple[Kind, ...]] = {
     "simcc": ("pose",),
     "text": ("text",),
+    "minilm": ("text",),
     "mlp": ("series", "image"),
     "conv1d": ("series",),
     "samformer": ("forecast",),
@@ -56,6 +59,9 @@ SUITING: dict[str, tuple[Kind, ...]] = {
 # Those with another first layer for ImageNet's images than for small ones.
 WITH_STEMS = ("resnet18", "resnet50", "mobilenet")
 SMALL_SIDE = 64
+
+# Those that do not train with few bits, and what to give instead.
+UNQUANTIZED = {"conv_nnx": "conv", "minilm": "text"}
 
 
 def make(settings: Setup, data: Data) -> Network:
@@ -71,13 +77,14 @@ def make(settings: Setup, data: Data) -> Network:
 
 
 def check_model(settings: Setup) -> None:
-    """Refuses a network that is not known, or not for these data."""
+    """Refuses a network that is not known, not for these data, or not installed."""
     names = (*MODELS, "conv_nnx")
     if settings.model not in names:
         raise SettingsError(f"--model {settings.model} is not known: give {', '.join(names)}")
-    if settings.model == "conv_nnx" and settings.quantize_bits:
+    instead = UNQUANTIZED.get(settings.model)
+    if instead and settings.quantize_bits:
         raise SettingsError(
-            f"--quantize-bits {settings.quantize_bits} is not for --model conv_nnx: give conv"
+            f"--quantize-bits {settings.quantize_bits} is not for --model {settings.model}: give {instead}"
         )
     kind = kind_of(settings.data)
     suiting = [name for name in names if kind in SUITING.get(name, ("image",))]
@@ -85,6 +92,13 @@ def check_model(settings: Setup) -> None:
         raise SettingsError(
             f"--model {settings.model} is not for --data {settings.data}: give {', '.join(suiting)}"
         )
+    if settings.model == "minilm":
+        check_installed()
+
+
+def pretrained(settings: Setup) -> dict[str, Any]:
+    """What takes the place of a network's drawn parameters, by the names of its parts; mostly nothing."""
+    return minilm.pretrained() if settings.model == "minilm" else {}
 
 
 def module(name: str, num_classes: int, side: int, dtype: Any) -> nn.Module:

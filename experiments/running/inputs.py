@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments import methods
+from experiments import methods, models
 from experiments.data.arrays import Batch, Data, in_batches
 from experiments.running.devices import everywhere, mesh_of
 from experiments.settings import Settings
@@ -36,10 +36,13 @@ class Inputs(NamedTuple):
     Attributes:
       examples: the data set.
       numbers: scalars: seed, learning rate, weight decay, the method's radii.
+      pretrained: parts of the first parameters that are not drawn. They are inputs because constants of this
+        size would be copied into every program.
     """
 
     examples: Examples
     numbers: dict[str, jax.Array]
+    pretrained: dict[str, Any]
 
 
 def make_inputs(settings: Settings, data: Data, task: Task) -> Inputs:
@@ -51,7 +54,8 @@ def make_inputs(settings: Settings, data: Data, task: Task) -> Inputs:
 def on_host(settings: Settings, data: Data, task: Task, mesh: Mesh) -> Inputs:
     """The same, not yet on the devices of a mesh."""
     test = in_batches(data.test, evaluation_batch(mesh)) if data.test else {}
-    return Inputs(Examples(data.train, test, task.constants(data.train)), numbers_of(settings))
+    examples = Examples(data.train, test, task.constants(data.train))
+    return Inputs(examples, numbers_of(settings), models.pretrained(settings))
 
 
 def with_numbers(inputs: Inputs, settings: Settings) -> Inputs:

@@ -23,7 +23,7 @@ from experiments.running.run import Listener, due, measured, summary, train_epoc
 from experiments.running.training import Trainer, TrainState, judged
 from experiments.settings import Settings, SettingsError
 
-NUMBERS: Any = Inputs(None, 0)  # pyrefly: ignore[bad-argument-type]  # axes: every run has the same examples
+NUMBERS: Any = Inputs(None, 0, None)  # pyrefly: ignore[bad-argument-type]  # axes: all but numbers is shared
 
 
 @dataclasses.dataclass(frozen=True)

@@ -101,6 +101,7 @@ class Trainer:
         first = rows(inputs.examples.train, slice(self.settings.batch_size))
         batch = self.task.prepare(first, inputs.examples.constants, None)
         params, batch_stats = self.network.init(_keys(inputs)[0], batch[self.task.inputs])
+        params = params | inputs.pretrained
         _, optimizer = self.optimizer(inputs)
         return TrainState(params, batch_stats, optimizer.init(params), jnp.int32(0), jnp.float32(0))
 
