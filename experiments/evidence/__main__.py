@@ -1,5 +1,6 @@
 """Tunes, tests and times the candidates on a task: `python -m experiments.evidence --help`."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -11,6 +12,7 @@ from typing import Any, Literal
 
 import jax
 import tyro
+from filelock import FileLock, Timeout
 from rich.progress import Progress
 
 from experiments.data import Data, load
@@ -68,8 +70,9 @@ def evidence(settings: EvidenceSettings) -> None:
             if name not in known:
                 raise SettingsError(f"{name} is not known: give {', '.join(known)}")
     require(bool(settings.candidates), settings, "candidates", "give some, or leave it out")
-    book = Book(settings.results / f"{settings.task}.jsonl")
-    with progress_bar() as bar:
+    file = settings.results / f"{settings.task}.jsonl"
+    with alone_with(file), progress_bar() as bar:
+        book = Book(file)
         if "tune" in settings.phases:
             for name in settings.candidates:
                 tune(settings, name, book, bar)
@@ -78,6 +81,20 @@ def evidence(settings: EvidenceSettings) -> None:
                 test(settings, name, book, bar)
         if "time" in settings.phases:
             time_steps(settings, book, bar)
+
+
+@contextlib.contextmanager
+def alone_with(file: Path) -> Iterator[None]:
+    """Keeps other processes from the same results: each would train what the other does."""
+    with records.disk_errors(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{file}.lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise SettingsError(f"another process adds to {file}: wait for it, or give another task") from None
+    with lock:
+        yield
 
 
 class Book:

@@ -16,7 +16,7 @@ from typing import Any
 from experiments.evidence.candidates import CANDIDATES, Candidate, Point
 from experiments.evidence.tasks import EvidenceTask
 from experiments.running.scores import score_of
-from experiments.settings import Settings
+from experiments.settings import Settings, SettingsError
 from experiments.settings.defaults import resolved
 from experiments.settings.of_method import MethodSettings
 
@@ -97,7 +97,13 @@ def worst_if_none(score: float | None) -> float:
 
 
 def best_point(task: EvidenceTask, rows: Iterable[Row], name: str) -> Point:
-    """The point with the best mean score; of equals, the first that was tried."""
+    """The point with the best mean score; of equals, the first that was tried.
+
+    Raises:
+      SettingsError: nothing was tried.
+    """
     sign = score_of(vars(task.setup)).sign
-    point, _ = max(tried(rows, name), key=lambda pair: sign * pair[1])
-    return point
+    points = tried(rows, name)
+    if not points:
+        raise SettingsError(f"the results hold no search of {name}: give --phases tune first")
+    return max(points, key=lambda pair: sign * pair[1])[0]

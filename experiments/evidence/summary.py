@@ -105,17 +105,32 @@ def summary(name: str, file: Path) -> Summary:
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     task = TASKS[name]
     score = score_of(vars(task.setup))
-    tested = {candidate: scores_of(rows, candidate, score) for candidate in CANDIDATES}
+    searched = {row["candidate"] for row in rows if row["phase"] == "tune"}
+    chosen = {
+        candidate: best_point(task, rows, candidate) for candidate in CANDIDATES if candidate in searched
+    }
+    tested = {candidate: scores_of(rows, candidate, point, score) for candidate, point in chosen.items()}
     whole = {candidate: scores for candidate, scores in tested.items() if len(scores) == task.seeds}
     kept = {candidate: kept_of(rows, candidate, whole, task) for candidate in whole}
     environments = [row for row in rows if row["phase"] == "environment"]
     return Summary(name, task, score, kept, environments[-1])
 
 
-def scores_of(rows: Sequence[Mapping[str, Any]], name: str, score: Score) -> dict[int, float]:
-    """A candidate's scores on the test part by seed, times -1 where less is better."""
-    mine = [row for row in rows if row["phase"] == "test" and row["candidate"] == name]
+def scores_of(
+    rows: Sequence[Mapping[str, Any]], name: str, point: Mapping[str, Any], score: Score
+) -> dict[int, float]:
+    """A candidate's scores on the test part by seed, at the chosen point, times -1 where less is better."""
+    mine = tests_of(rows, name, point)
     return {row["seed"]: score.sign * worst_if_none(row["score"]) for row in mine}
+
+
+def tests_of(
+    rows: Sequence[Mapping[str, Any]], name: str, point: Mapping[str, Any]
+) -> list[Mapping[str, Any]]:
+    """The tests of a candidate at a point."""
+    return [
+        row for row in rows if row["phase"] == "test" and row["candidate"] == name and row["point"] == point
+    ]
 
 
 def kept_of(
@@ -123,7 +138,8 @@ def kept_of(
 ) -> Kept:
     """What there is to say of a candidate."""
     sign = score_of(vars(task.setup)).sign
-    tests = [row for row in rows if row["phase"] == "test" and row["candidate"] == name]
+    point = best_point(task, rows, name)
+    tests = tests_of(rows, name, point)
     search = [row for row in rows if row["phase"] == "tune" and row["candidate"] == name]
     scores, base, sam = tested[name], tested.get("base"), tested.get("sam")
     gain = None if base is None or name == "base" else difference(scores, base)
@@ -136,7 +152,7 @@ def kept_of(
     own = interval(list(scores.values()))
     return Kept(
         name,
-        best_point(task, rows, name),
+        point,
         Interval(sign * own.mean, own.margin),
         gain,
         None if sam is None or name in ("base", "sam") else difference(scores, sam),

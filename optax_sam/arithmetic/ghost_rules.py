@@ -95,19 +95,23 @@ class Rule(NamedTuple):
 def norm_of(rows: Rows) -> jax.Array:
     """`||sum_r a_r d_r^T||`, by whichever products are smaller.
 
-    They are taken in units of the largest entries: squares then neither overflow nor vanish.
+    They are taken in units of the largest one, row by row: squares then neither overflow nor vanish, even
+    where a large `a_r` goes with a small `d_r`. The derivative at zero is zero.
     """
     inputs, d = rows.inputs, trees.widen(rows.cotangents)
-    unit = _largest(d)
-    d = trees.divide(d, unit)
+    sizes = _largest(d, 2)
     if isinstance(inputs, Picked):
+        unit = _largest(sizes)
+        d = trees.divide(d, unit)
         same = inputs.positions[:, None] == inputs.positions[None, :]
-        return unit * jnp.sqrt(jnp.sum(jnp.where(same, jnp.einsum("brn,bsn->rs", d, d), 0)))
-    places = len(inputs.starts) if isinstance(inputs, Windows) else 1
-    input_unit = _largest(trees.widen(inputs.image if isinstance(inputs, Windows) else inputs))
+        return unit * _root(jnp.sum(jnp.where(same, jnp.einsum("brn,bsn->rs", d, d), 0)))
+    is_seen = isinstance(inputs, Windows)
+    places = len(inputs.starts) if is_seen else 1
+    input_sizes = _largest(trees.widen(inputs.image)) if is_seen else _largest(trees.widen(inputs), 2)
+    unit = _largest(input_sizes * sizes)
 
     def at(place):
-        return trees.widen(inputs.at(place) if isinstance(inputs, Windows) else inputs)
+        return trees.widen(inputs.at(place) if is_seen else inputs)
 
     def over_places(of_one):
         def one_more(total, place):
@@ -121,18 +125,24 @@ def norm_of(rows: Rows) -> jax.Array:
     if num_rows * (m + n) <= 2 * m * n:
 
         def among_rows(x):
-            x = trees.divide(x, input_unit)
+            x = trees.divide(x, input_sizes)
             return jnp.einsum("brm,bsm->brs", x, x)
 
+        d = trees.divide(d, sizes) * trees.divide(input_sizes * sizes, unit)
         squared = jnp.sum(over_places(among_rows) * jnp.einsum("brn,bsn->brs", d, d))
     else:  # there are fewer cotangents to divide than inputs
-        d = trees.divide(d, input_unit)
+        d = trees.divide(d, unit)
         squared = over_places(lambda x: jnp.sum(jnp.square(jnp.einsum("brm,brn->bmn", x, d))))
-    return input_unit * (unit * jnp.sqrt(squared))
+    return unit * _root(squared)
 
 
-def _largest(x: jax.Array) -> jax.Array:
-    return jnp.max(jnp.abs(x), initial=0)
+def _largest(x: jax.Array, axis: int | None = None) -> jax.Array:
+    """The largest size, of all or along an axis that is kept: a unit, on which no result depends."""
+    return lax.stop_gradient(jnp.max(jnp.abs(x), axis=axis, keepdims=axis is not None, initial=0))
+
+
+def _root(x: jax.Array) -> jax.Array:
+    return jnp.where(x != 0, jnp.sqrt(jnp.where(x != 0, x, jnp.ones_like(x))), jnp.zeros_like(x))
 
 
 def joined(rows: list[Rows], sides: list[Sides]) -> Rows:

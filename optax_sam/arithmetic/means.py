@@ -28,7 +28,8 @@ def shares(
     given = (weights,) if sizes is None else (weights, sizes)
     given = sharding.psum_over_replicas(tuple(map(sharding.replicated, given)), params)
     total, parts = given[0].astype(float).sum(), given[-1].astype(float)
-    return jnp.where(total != 0, parts / jnp.where(total != 0, total, 1), equal)
+    without_total = equal if sizes is None else parts  # as `sum(w l)` is taken where the weights sum to 0
+    return jnp.where(total != 0, parts / jnp.where(total != 0, total, 1), without_total)
 
 
 def weighted(share: Any, tree: Any) -> Any:

@@ -347,7 +347,7 @@ def weighted_mean(
     if weights is None:  # ones would be added up, and sent
         total, number = sharding.psum_over_replicas((jnp.sum(losses), float(losses.size)), params)
         return total / number
-    weights = weights.astype(losses.dtype)
+    weights = sharding.split_like(weights.astype(losses.dtype), losses)
     kept = jnp.where(weights != 0, weights * losses, jnp.zeros_like(losses))
     sizes = jnp.abs(weights) if by_size else weights
     sums = sharding.psum_over_replicas((jnp.sum(kept), jnp.sum(sizes)), params)

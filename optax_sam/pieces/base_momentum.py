@@ -166,7 +166,8 @@ def _is_scaled(opt_state: OptState, momentum: Any) -> bool:
 
     def same_arrays(tree, other):  # what holds them is made anew in each search
         leaves, others = jax.tree.leaves(tree), jax.tree.leaves(other)
-        return len(leaves) == len(others) and all(x is y for x, y in zip(leaves, others, strict=True))
+        alike = len(leaves) == len(others) > 0
+        return alike and all(x is y for x, y in zip(leaves, others, strict=True))
 
     def is_several(node):  # an older Optax keeps the state of `named_chain` in a plain dict
         return states.is_chain(node) or isinstance(node, dict)

@@ -118,19 +118,23 @@ def test_a_loss_that_places_its_arrays_has_the_numbers_of_each_device(name, kind
     assert_trees_close(jax.device_get(params), by_hand(mesh.shape["data"]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("weights", [None, np.arange(32) % 3], ids=["", "weights"])
 @pytest.mark.parametrize("name", ["esam", "ksam"])
-def test_methods_that_choose_examples_are_given_such_losses_too(name):
+def test_methods_that_choose_examples_are_given_such_losses_too(name, weights):
     """All examples but a quarter are chosen, on each device: the numbers of slices on one device."""
+    weights = weights if weights is None else jnp.asarray(weights, jnp.float32)
     method = optax_sam.esam(RHO, 1.0, 0.75) if name == "esam" else optax_sam.ksam(RHO, 0.75)
     mesh = mesh_of("one axis", AxisType.Explicit)
     losses = functools.partial(losses_with, placing(mesh, AxisType.Explicit))
     plain = functools.partial(losses_with, lambda x, *axes: x)
     tx = optax.chain(optax_sam.per_microbatch(method, 8), optax.sgd(1.0))
-    wanted = jax.jit(optax_sam.step(tx, plain))(init_params(), tx.init(init_params()), make_batch())[0]
+    wanted = jax.jit(optax_sam.step(tx, plain))(
+        init_params(), tx.init(init_params()), make_batch(), weights=weights
+    )[0]
     with jax.set_mesh(mesh):
         _, (params, _, batch) = stepped(mesh, losses)
         tx = optax.chain(optax_sam.per_device(method), optax.sgd(1.0))
-        got = jax.jit(optax_sam.step(tx, losses))(params, tx.init(params), batch)[0]
+        got = jax.jit(optax_sam.step(tx, losses))(params, tx.init(params), batch, weights=weights)[0]
     assert_trees_close(jax.device_get(got), wanted, rtol=1e-4, atol=1e-5)
 
 

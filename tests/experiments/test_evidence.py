@@ -135,6 +135,11 @@ def test_what_is_not_known_is_named(tmp_path, capsys):
     assert "mnist is not known: give mnist1d" in message_of(lambda: evidence.main(["mnist"]), capsys)
     words = ["mnist1d", "--candidates", "adam"]
     assert "adam is not known: give base, sam" in message_of(lambda: evidence.main(words), capsys)
+    words = ["mnist1d", "--candidates", "sam", "--phases", "test", "--results", str(tmp_path / "none")]
+    assert "no search of sam: give --phases tune first" in message_of(lambda: evidence.main(words), capsys)
+    with evidence.alone_with(tmp_path / "mnist1d.jsonl"):
+        words = ["mnist1d", "--results", str(tmp_path)]
+        assert "another process adds to" in message_of(lambda: evidence.main(words), capsys)
     message = message_of(lambda: tables.main(["--results", str(tmp_path)]), capsys)
     assert "holds no tested task" in message
 

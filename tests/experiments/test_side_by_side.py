@@ -18,6 +18,7 @@ from experiments.settings import Settings
 from experiments.settings.defaults import resolved
 from experiments.settings.of_method import MethodSettings
 from tests.experiments.runs import message_of
+from tests.experiments.runs import run as train_alone
 from tests.registry import over
 
 SETUP = {
@@ -122,3 +123,11 @@ def test_the_average_of_weights_and_ham_are_their_equations():
             np.testing.assert_allclose(weights[name], exact[name], rtol=1e-4, atol=1e-5)
             if not is_ham:
                 np.testing.assert_allclose(state.average[name], average[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "words", ["averaged --average-steps 0.5", "averaged --average-steps nan", "ham --mirror-decay -1"]
+)
+def test_numbers_of_the_baselines_are_checked(words, tmp_path, capsys):
+    message = message_of(lambda: train_alone(tmp_path / "x", "--method", *words.split()), capsys)
+    assert words.split()[1].removeprefix("--").replace("-", "_") in message

@@ -193,6 +193,18 @@ def test_a_momentum_with_nothing_behind_it_is_refused_in_every_tree(base, tree, 
         optax_sam.step(tx, losses)(params, tx.init(params), jnp.eye(3))
 
 
+def test_a_momentum_of_no_parameters_is_no_reason_to_refuse():
+    """A group of a partition that nobody is in, a mask that hides all, a model without parameters."""
+    sam = optax.chain(optax_sam.momentum_sam(0.5), optax.sgd(0.1, momentum=0.9))
+    params, losses = {"w": jnp.array([0.3, -0.2, 0.5])}, lambda params, batch: jnp.square(batch @ params["w"])
+    for tx in (
+        optax.partition({"sam": sam, "other": optax.sgd(0.1)}, {"w": "other"}),
+        optax.masked(sam, {"w": False}),
+    ):
+        optax_sam.step(tx, losses)(params, tx.init(params), jnp.eye(3))
+    optax_sam.step(sam, lambda params, batch: jnp.sum(batch, -1))({}, sam.init({}), jnp.eye(3))
+
+
 def test_momentum_sam_follows_the_momentum_of_its_base_by_every_door_or_refuses():
     """With an oracle by hand it is in sight inside `followed_by`, and not in a chain."""
     rows, start = jnp.asarray([[1.0, 0.2, -0.5], [0.3, -1.2, 0.4]]), jnp.asarray([1.0, -0.5, 0.2])

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from optax_sam import per_example
+from optax_sam.arithmetic import trees
 from tests.per_example.test_ghost_norms import EXAMPLES, X, by_vmap, check, normal
+
+UNITS = jnp.array([1e10, 1e-10])
 
 ODD = {
     "bytes": lambda w, x: jnp.sin((jnp.abs(x) * 60).astype(jnp.uint8) @ w),
@@ -21,6 +24,16 @@ ODD = {
     "tiny ones at many positions": lambda w, x: jnp.sin(
         (1e-23 * x[:, None] * jnp.arange(1.0, 60)[:, None]) @ w * 1e23
     ).mean(1),
+    "positions of different units": lambda w, x: jnp.sin(
+        (x[:, None] * UNITS[:, None]) @ w / UNITS[:, None]
+    ).sum(1),
+    "many positions of different units": lambda w, x: jnp.sin(
+        (x[:, None] * jnp.tile(UNITS, 30)[:, None]) @ w / jnp.tile(UNITS, 30)[:, None]
+    ).mean(1),
+    "two uses of different units": lambda w, x: (
+        jnp.sin((1e10 * x) @ w * 1e-10) + jnp.sin((1e-10 * x) @ w * 1e10)
+    ),
+    "a tied table": lambda w, x: jnp.sin((w[(x[:, 0] > 0).astype(int)] * 1e10) @ w.T * 1e-10),
     "layers of different units": lambda w, x: (
         jnp.sin((1e-20 * x) @ w * 1e20) + jnp.sin((1e15 * x) @ (w * 1e-15))
     ),
@@ -48,3 +61,33 @@ def test_a_table_that_is_read_by_bytes(rows, mode, as_optax_promotes):
     params = {"table": normal(6, rows, 3)}
     got = per_example.gradient_norms(losses, params, text)
     np.testing.assert_allclose(got, by_vmap(by_one_hot, params, text), rtol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["a head of zeros", "dead units"])
+def test_derivatives_of_the_norms_are_finite_where_a_layer_has_no_gradient(kind):
+    params = {name: normal(number, 6, 6) for number, name in enumerate("uvw")}
+    if kind == "a head of zeros":
+        params["w"] = jnp.zeros([6, 6])
+    else:
+        params["v"] = -jnp.abs(params["v"])
+
+    def losses(params, batch):
+        hidden = jax.nn.relu(jnp.abs(jnp.tanh(batch["x"] @ params["u"])) @ params["v"])
+        return jnp.sum(jnp.sin(hidden @ params["w"] + 1), -1)
+
+    got, wanted = (
+        jax.grad(lambda params, f=f: jnp.sum(f(losses, params, X) * jnp.arange(1.0, EXAMPLES + 1)))(params)
+        for f in (per_example.gradient_norms, by_trees_norm)
+    )
+    for name in params:
+        np.testing.assert_allclose(got[name], wanted[name], rtol=1e-3, atol=1e-4)
+
+
+def by_trees_norm(losses, params, batch):
+    """The norms of gradients written out, whose derivative at zero is zero."""
+
+    def norm(row):
+        row = jax.tree.map(lambda x: x[None], row)
+        return trees.norm(jax.grad(lambda params: losses(params, row)[0])(params))
+
+    return jax.vmap(norm)(batch)
