@@ -34,7 +34,8 @@ def draw(summaries: Sequence[Summary], file: Path) -> None:
         panel.plot(*each.T, marker, color=colour, ms=4, alpha=0.5)
         panel.plot(*means[number], marker, color=colour, ms=10)
         name_at_margin(panel, CANDIDATES[name].title, tuple(means[number]), heights[number], colour)
-    panel.set(xlabel="time of a step / the base's", ylabel="share of SAM's gain that is kept, cut at -25 and 150 %")
+    panel.set_xlabel("time of a step / the base's")
+    panel.set_ylabel(f"share of SAM's gain that is kept, cut at {LOWEST} and {HIGHEST}")
     count = "one task" if len(gaining) == 1 else f"{len(gaining)} tasks"
     panel.set_title(f"What you keep, what you pay: {count} on which SAM gains, and the mean", loc="left")
     panel.grid(alpha=0.2)
