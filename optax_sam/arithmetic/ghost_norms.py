@@ -20,7 +20,7 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 
 from optax_sam.arithmetic import sharding, trees
-from optax_sam.arithmetic.ghost_rules import RULES, Sides, joined, norm_of
+from optax_sam.arithmetic.ghost_rules import RULES, Sides, joined, norm_of, norm_of_arrays
 from optax_sam.arithmetic.jaxprs import canonical_convolutions, evaluate_equation, inlined
 
 _SAME_ENTRIES = ("reshape", "transpose", "squeeze", "copy", "rev", "convert_element_type", "broadcast_in_dim")
@@ -170,11 +170,11 @@ def _of_example(plan: Plan, params: list[jax.Array], example: tuple[jax.Array, .
         rows = RULES[equation.primitive.name].rows
         return rows(equation, use.position, read[use.number][1 - use.position], cotangents[use.number])
 
-    found = [trees.norm(grads)] if grads else []
+    found = [norm_of_arrays(grads)]
     for uses, sides in plan.by_rows:
         rows = [rows_of(use) for use in uses]
         found.append(norm_of(rows[0] if len(rows) == 1 else joined(rows, sides)))
-    return trees.norm(found)
+    return norm_of_arrays(found)
 
 
 def _replaced(params: list[Any], leaves: list[int], others: list[Any]) -> list[Any]:

@@ -4,6 +4,7 @@ Each rule tells which axes of the parameter the left factors stand for, and make
 else the equation reads and the cotangent of what it gives.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -134,6 +135,17 @@ def norm_of(rows: Rows) -> jax.Array:
         d = trees.divide(d, unit)
         squared = over_places(lambda x: jnp.sum(jnp.square(jnp.einsum("brm,brn->bmn", x, d))))
     return unit * _root(squared)
+
+
+def norm_of_arrays(arrays: list[jax.Array]) -> jax.Array:
+    """`sqrt(sum x^2)`, in units of the largest entry; without a branch, for which devices would have to agree."""
+    arrays = [trees.widen(x) for x in arrays if x.size]
+    if not arrays:
+        return jnp.zeros([], jnp.float32)
+    wide = jnp.result_type(*arrays)
+    unit = functools.reduce(jnp.maximum, [_largest(x).astype(wide) for x in arrays])
+    squared = sum(jnp.sum(jnp.square(trees.divide(x, unit))).astype(wide) for x in arrays)
+    return unit * _root(jnp.asarray(squared))
 
 
 def _largest(x: jax.Array, axis: int | None = None) -> jax.Array:

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from experiments import train
-from experiments.methods import METHODS, accepted
+from experiments.methods import NAMES, accepted
 from experiments.settings import Settings, flag
 from experiments.settings.command_line import command_line
 from experiments.settings.of_method import MethodSettings
@@ -54,7 +54,7 @@ def test_the_test_part_is_looked_at_as_often_as_asked_and_at_the_end(tmp_path):
 
 def test_every_setting_of_a_method_is_some_methods():
     names = {field.name for field in dataclasses.fields(MethodSettings)}
-    assert names <= {name for method in METHODS for name in accepted(method)}
+    assert names <= {name for method in NAMES for name in accepted(method)}
 
 
 @pytest.mark.parametrize("method", ["sgd", "vsam", "sparse_sam", "bsam"])
