@@ -138,7 +138,7 @@ def norm_of(rows: Rows) -> jax.Array:
 
 
 def norm_of_arrays(arrays: list[jax.Array]) -> jax.Array:
-    """`sqrt(sum x^2)`, in units of the largest entry; without a branch, for which devices would have to agree."""
+    """`sqrt(sum x^2)`, in units of the largest entry; without a branch, on which devices would agree."""
     arrays = [trees.widen(x) for x in arrays if x.size]
     if not arrays:
         return jnp.zeros([], jnp.float32)
