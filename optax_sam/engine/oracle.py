@@ -54,7 +54,7 @@ class Oracle(metaclass=_OfOneTrace):
         `sum(w l) / sum(w)`; where the weights sum to 0, it is `sum(w l)`, which is 0 for padding alone, and
         slices count alike. Weights below 0 are taken as they are; each slice of `per_microbatch` and
         `per_device` has its own mean, and one whose weights sum to 0 counts nothing. The derivative by a
-        weight is right where the weight is not 0; there it is that of padding, which counts nothing.
+        weight of 0 is that of padding, which counts nothing; by all others it is the true one.
       whole_batch: every example is used and scored in this step.
       key: a PRNG key; `losses` then gets one as its last argument, another one for the gradient at the
         perturbed point than for the first one, whose key all other passes share. A key that `losses`

@@ -193,8 +193,6 @@ def test_tables_are_means_paired_differences_and_shares(tmp_path):
 def test_the_page_holds_what_the_results_say():
     """Nobody edits the tables by hand."""
     summaries = read(evidence.RESULTS)
-    if not summaries:
-        pytest.skip("no task has been tested yet")
     text = (tables.ROOT / "docs/results.md").read_text()
     made = text.partition(tables.BEGIN)[2].partition(tables.END)[0]
     assert made.strip() == tables.page(summaries).strip()

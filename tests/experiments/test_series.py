@@ -202,7 +202,9 @@ def test_labels_come_from_a_file(tmp_path, capsys):
 def test_cifar10n_is_in_the_order_of_tfds(tfds_dir):
     labels = Path(tfds_dir).parent / "cifar10n/labels_tfds_order.npz"
     if not labels.is_file():
-        pytest.skip("no file of CIFAR-10N's labels on this machine")
+        pytest.skip(
+            "no file of CIFAR-10N's labels on this machine; the test above reads labels from a file of its own"
+        )
     args = {"data": "cifar10", "data_dir": Path(tfds_dir), "stream": False}
     clean = load(**args)
     found = {
