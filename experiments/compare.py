@@ -25,6 +25,7 @@ from experiments.running.run import Listener, run
 from experiments.running.scores import Score, score_of
 from experiments.running.sharpness import MEASURED, measured
 from experiments.running.timing import step_seconds
+from experiments.running.training import judged
 from experiments.settings import Settings, Setup, require, setup_of
 from experiments.settings.command_line import command_line, program
 from experiments.settings.defaults import resolved
@@ -156,7 +157,7 @@ def result_of(settings: Settings, data: Data, programs: Programs, listener: List
     recorded = {name: last[name] for name in MEASURED if last.get(name) is not None}
     if not recorded:
         examples = programs.inputs(settings, data).examples
-        recorded = measured(programs.trainer, state.params, state.batch_stats, examples)
+        recorded = measured(programs.trainer, judged(state), state.batch_stats, examples)
     result |= recorded
     records.write_json(settings.out / "result.json", result)
     return result

@@ -6,6 +6,7 @@ test part is never looked at. Every method has the same number of grid points.
 
 import dataclasses
 import itertools
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -260,13 +261,15 @@ def given_numbers(settings: TuneSettings) -> Point:
 
 
 def trained_score(settings: Settings, data: Data, programs: Programs) -> float:
-    """Trains one network; its accuracy or loss on the held-out part."""
+    """Trains one network; its accuracy or loss on the held-out part, infinite where it has diverged."""
     inputs = programs.inputs(settings, data)
     state = programs.init(inputs)
     for epoch in range(1, settings.epochs + 1):
         state, _ = train_epoch(programs, state, inputs, epoch, lambda **_: None)
     loss, accuracy = programs.evaluate(state.params, state.batch_stats, inputs.examples)
-    return float(accuracy if score_of(vars(settings)).metric == "accuracy" else loss)
+    if score_of(vars(settings)).metric == "accuracy":
+        return float(accuracy)
+    return math.inf if math.isnan(loss) else float(loss)
 
 
 def print_grid(method: str, entry: dict[str, Any], score: Score) -> None:

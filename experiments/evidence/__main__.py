@@ -27,8 +27,10 @@ from experiments.running.scores import score_of
 from experiments.running.sharpness import top_eigenvalues
 from experiments.running.side_by_side import compile_side_by_side, run_side_by_side
 from experiments.running.timing import step_seconds
+from experiments.running.training import judged
 from experiments.settings import Settings, SettingsError, require
 from experiments.settings.command_line import command_line, program
+from optax_sam.sharpness import NotFiniteError
 
 RESULTS = Path(__file__).parents[1] / "results"
 MEASURED_SEEDS = 3
@@ -70,6 +72,9 @@ def evidence(settings: EvidenceSettings) -> None:
             if name not in known:
                 raise SettingsError(f"{name} is not known: give {', '.join(known)}")
     require(bool(settings.candidates), settings, "candidates", "give some, or leave it out")
+    task = TASKS[settings.task]
+    if settings.data is None and task.folder == "ett":
+        raise SettingsError(f"{settings.task} reads files: give the folder of {task.folder}/ as --data")
     file = settings.results / f"{settings.task}.jsonl"
     with alone_with(file), progress_bar() as bar:
         book = Book(file)
@@ -88,12 +93,11 @@ def alone_with(file: Path) -> Iterator[None]:
     """Keeps other processes from the same results: each would train what the other does."""
     with records.disk_errors(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(f"{file}.lock", blocking=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise SettingsError(f"another process adds to {file}: wait for it, or give another task") from None
-    with lock:
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(FileLock(f"{file}.lock", blocking=False))
+        except Timeout:
+            raise SettingsError(f"another process adds to {file}: wait, or give another task") from None
         yield
 
 
@@ -112,12 +116,13 @@ class Book:
     def add(self, row: dict[str, Any]) -> None:
         """Adds a line, and before the first one what this process runs with."""
         with records.disk_errors(self.file.parent):
-            self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("a") as stream:
                 if self.environment is None:
                     self.environment = records.environment()
                     stream.write(json.dumps({"phase": "environment"} | self.environment) + "\n")
                 stream.write(json.dumps(records.finite(row)) + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
         self.rows.append(row)
 
     def has(self, phase: Phase, name: str, point: Point, seed: int) -> bool:
@@ -161,8 +166,13 @@ def train(
     ]
     for numbers, group in alike(runs):
         data = load(group[0])
-        done = side_by_side if task.side_by_side > 1 else one_by_one
-        for number, result in zip(numbers, done(group, data, task.side_by_side, bar, phase), strict=True):
+        several = task.side_by_side > 1
+        results = (
+            side_by_side(group, data, task.side_by_side, bar, phase)
+            if several
+            else one_by_one(group, data, bar, phase)
+        )
+        for number, result in zip(numbers, results, strict=True):
             point, seed = left[number]
             book.add({"phase": phase, "candidate": name, "point": point, "seed": seed} | result)
 
@@ -190,11 +200,8 @@ def side_by_side(
             yield kept(settings, result, data, programs, state)
 
 
-def one_by_one(
-    runs: Sequence[Settings], data: Data, count: int, bar: Progress, phase: Phase
-) -> Iterator[dict[str, Any]]:
+def one_by_one(runs: Sequence[Settings], data: Data, bar: Progress, phase: Phase) -> Iterator[dict[str, Any]]:
     """Results of runs, each with its folder and checkpoints."""
-    del count
     programs = compile_programs(runs[0], data)
     for settings in runs:
         task = bar.add_task(f"{phase} {settings.method}", total=settings.epochs * programs.steps_per_epoch)
@@ -210,8 +217,9 @@ def kept(settings: Settings, result: dict[str, Any], data: Data, programs: Any, 
     row = {"score": result[score.name]} | {name: result[name] for name in names if name in result}
     if score.part == "test" and settings.seed < plan.FIRST_TEST_SEED + MEASURED_SEEDS:
         examples = programs.inputs(settings, data).examples
-        values = top_eigenvalues(programs.trainer, state.params, state.batch_stats, examples).values
-        row["top_eigenvalue"] = float(jax.device_get(values)[0])
+        with contextlib.suppress(NotFiniteError):  # a run that has diverged has none
+            values = top_eigenvalues(programs.trainer, judged(state), state.batch_stats, examples).values
+            row["top_eigenvalue"] = float(jax.device_get(values)[0])
     return row
 
 

@@ -34,13 +34,18 @@ def coarse(task: EvidenceTask, candidate: Candidate) -> list[Point]:
 
 
 def refined(task: EvidenceTask, candidate: Candidate, best: Point) -> list[Point]:
-    """Points around the best one: each number halfway to its neighbours, or beyond the edge."""
+    """Points around the best one: each number halfway to its neighbours, or beyond the edge.
+
+    Whose grid has the decay already gets two points more, both numbers lower and both higher, so that every
+    search has as many.
+    """
     axes = candidate.grid(task)
     points = [best | {name: value} for name, values in axes.items() for value in around(best[name], values)]
     if "weight_decay" not in axes:
         low, _, high = task.decays
-        points += [best | {"weight_decay": decay} for decay in (low, high)]
-    return points
+        return points + [best | {"weight_decay": decay} for decay in (low, high)]
+    ends = ({name: around(best[name], values)[end] for name, values in axes.items()} for end in (0, -1))
+    return points + [point for point in ends if point not in points]
 
 
 def around(value: float, values: Sequence[float]) -> list[float]:

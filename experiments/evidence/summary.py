@@ -111,7 +111,7 @@ def summary(name: str, file: Path) -> Summary:
     }
     tested = {candidate: scores_of(rows, candidate, point, score) for candidate, point in chosen.items()}
     whole = {candidate: scores for candidate, scores in tested.items() if len(scores) == task.seeds}
-    kept = {candidate: kept_of(rows, candidate, whole, task) for candidate in whole}
+    kept = {name: kept_of(rows, name, chosen[name], whole, score) for name in whole}
     environments = [row for row in rows if row["phase"] == "environment"]
     return Summary(name, task, score, kept, environments[-1])
 
@@ -134,11 +134,13 @@ def tests_of(
 
 
 def kept_of(
-    rows: Sequence[Mapping[str, Any]], name: str, tested: Mapping[str, dict[int, float]], task: EvidenceTask
+    rows: Sequence[Mapping[str, Any]],
+    name: str,
+    point: dict[str, Any],
+    tested: Mapping[str, dict[int, float]],
+    score: Score,
 ) -> Kept:
     """What there is to say of a candidate."""
-    sign = score_of(vars(task.setup)).sign
-    point = best_point(task, rows, name)
     tests = tests_of(rows, name, point)
     search = [row for row in rows if row["phase"] == "tune" and row["candidate"] == name]
     scores, base, sam = tested[name], tested.get("base"), tested.get("sam")
@@ -153,7 +155,7 @@ def kept_of(
     return Kept(
         name,
         point,
-        Interval(sign * own.mean, own.margin),
+        Interval(score.sign * own.mean, own.margin),
         gain,
         None if sam is None or name in ("base", "sam") else difference(scores, sam),
         of_sam,
@@ -182,8 +184,9 @@ def difference(one: Mapping[int, float], other: Mapping[int, float]) -> Interval
 
 def time_of(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float, float] | None:
     """Median and quartiles of a step's time relative to the base's; twice the passes take twice the time."""
-    if name == "twice":
-        return 2.0, 2.0, 2.0
+    passes = float(CANDIDATES[name].passes)
+    if passes > 1:
+        return passes, passes, passes
     seconds = {row["candidate"]: np.array(row["rounds"]) for row in rows if row["phase"] == "time"}
     if name not in seconds or len(seconds[name]) != len(seconds["base"]):
         return None

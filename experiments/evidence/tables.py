@@ -125,7 +125,7 @@ def section(summary: Summary) -> str:
         f"### {summary.task.title}",
         "",
         "```sh",
-        f"python -m experiments.evidence {summary.name}" + (" --data DATA" if summary.task.folder else ""),
+        command(summary),
         "```",
         "",
         row([column.format(score=summary.score.label) for column in COLUMNS]),
@@ -138,6 +138,14 @@ def section(summary: Summary) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def command(summary: Summary) -> str:
+    """What makes a task's results."""
+    words = ["python -m experiments.evidence", summary.name]
+    words += ["--data DATA"] if summary.task.folder else []
+    words += [] if set(summary.kept) == set(CANDIDATES) else ["--candidates", *summary.kept]
+    return " ".join(words)
 
 
 def search_costs(summary: Summary) -> str:

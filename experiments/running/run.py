@@ -59,7 +59,7 @@ def run(
             before = lines[-1]["seconds"] if lines else 0.0
             state, seconds = train_epoch(programs, state, inputs, epoch, listener, profile)
             line = measured(
-                settings, programs, state, inputs, epoch, look(settings, programs, state, inputs, epoch)
+                settings, programs, state, inputs, epoch, evaluation(settings, programs, state, inputs, epoch)
             )
             steps = programs.steps_per_epoch
             lines.append(finite(line | {"step_seconds": seconds / steps, "seconds": before + seconds}))
@@ -107,7 +107,7 @@ def due(settings: Settings, epoch: int) -> bool:
     return epoch % settings.evaluate_every == 0 or epoch == settings.epochs
 
 
-def look(
+def evaluation(
     settings: Settings, programs: Programs, state: TrainState, inputs: Inputs, epoch: int
 ) -> tuple[Any, Any] | None:
     """Loss and accuracy on the test or the validation part, if it is time for them."""
@@ -136,7 +136,7 @@ def measured(
         line |= evaluated(settings, *map(float, look))
     every = settings.sharpness_every
     if every and epoch % every == 0:
-        line |= sharpness.measured(programs.trainer, state.params, state.batch_stats, inputs.examples)
+        line |= sharpness.measured(programs.trainer, judged(state), state.batch_stats, inputs.examples)
     return line
 
 

@@ -42,8 +42,10 @@ class Score(NamedTuple):
         """A difference that a picture should show, in its unit."""
         return 1.0 if self.metric == "accuracy" else 0.01
 
-    def text(self, mean: float, spread: float | None = None) -> str:
-        """A mean and its spread, in the unit."""
+    def text(self, mean: float | None, spread: float | None = None) -> str:
+        """A mean and its spread, in the unit; None is a number that is not finite, as in result.json."""
+        if mean is None:
+            return "not finite"
         form = "{:.1f}" if self.metric == "accuracy" else "{:.4f}"
         numbers = [mean] if spread is None else [mean, spread]
         return " ± ".join(form.format(self.unit * number) for number in numbers)

@@ -19,8 +19,8 @@ from experiments.running.devices import everywhere
 from experiments.running.inputs import Examples, Inputs, numbers_of
 from experiments.running.programs import Programs, compile_trainer, structure, trainer_of
 from experiments.running.records import finite
-from experiments.running.run import Listener, due, measured, summary, train_epoch
-from experiments.running.training import Trainer, TrainState, judged
+from experiments.running.run import Listener, evaluation, measured, summary, train_epoch
+from experiments.running.training import Trainer, TrainState
 from experiments.settings import Settings, SettingsError
 
 NUMBERS: Any = Inputs(None, 0, None)  # pyrefly: ignore[bad-argument-type]  # axes: all but numbers is shared
@@ -87,8 +87,8 @@ def run_side_by_side(
         states, seconds = train_epoch(programs, states, inputs, epoch, listener)
         passed += seconds
         times = {"step_seconds": seconds / programs.steps_per_epoch, "seconds": passed}
-        looks = programs.evaluate(judged(states), states.batch_stats, inputs.examples)
-        looks = list(zip(*map(np.asarray, looks), strict=True)) if due(first, epoch) else [None] * len(runs)
+        found = evaluation(first, programs, states, inputs, epoch)
+        looks = [None] * len(runs) if found is None else list(zip(*map(np.asarray, found), strict=True))
         on_host = jax.device_get(states)
         for settings, state, look, record in zip(runs, each(on_host), looks, lines, strict=True):
             record.append(finite(measured(settings, programs, state, inputs, epoch, look) | times))

@@ -97,8 +97,8 @@ def norm_of(rows: Rows) -> jax.Array:
     """`||sum_r a_r d_r^T||`, by whichever products are smaller.
 
     They are taken in units of the largest one, row by row: squares then neither overflow nor vanish, even
-    where a large `a_r` goes with a small `d_r`. (An image that a kernel slides over has one unit.) The derivative
-    at zero is zero.
+    where a large `a_r` goes with a small `d_r`. (An image that a kernel slides over has one unit.) The
+    derivative at zero is zero.
     """
     inputs, d = rows.inputs, trees.widen(rows.cotangents)
     sizes = _largest(d, 2)

@@ -202,9 +202,7 @@ def test_labels_come_from_a_file(tmp_path, capsys):
 def test_cifar10n_is_in_the_order_of_tfds(tfds_dir):
     labels = Path(tfds_dir).parent / "cifar10n/labels_tfds_order.npz"
     if not labels.is_file():
-        pytest.skip(
-            "no file of CIFAR-10N's labels on this machine; the test above reads labels from a file of its own"
-        )
+        pytest.skip("no file of CIFAR-10N's labels here; the test above reads labels that it wrote")
     args = {"data": "cifar10", "data_dir": Path(tfds_dir), "stream": False}
     clean = load(**args)
     found = {
@@ -213,3 +211,10 @@ def test_cifar10n_is_in_the_order_of_tfds(tfds_dir):
     }
     np.testing.assert_array_equal(found["clean_label"], clean.train["label"])
     assert 0.40 < (found["worse_label"] != clean.train["label"]).mean() < 0.41
+
+
+def test_a_forecast_that_diverged_is_said_to_be_not_finite(folder, tmp_path, capsys):
+    words = ["--data", "etth1", "--data-dir", str(folder), "--horizon", "8", "--train-examples", "40"]
+    words += ["--batch-size", "20", "--epochs", "2", "--method", "sgd", "--learning-rate", "1e20"]
+    assert run(tmp_path, *words)["test_loss"] is None
+    assert "test loss not finite after 4 steps" in capsys.readouterr().out
