@@ -18,7 +18,7 @@ from rich.progress import Progress
 from experiments.data import Data, load
 from experiments.evidence import plan
 from experiments.evidence.candidates import CANDIDATES, Point
-from experiments.evidence.tasks import TASKS
+from experiments.evidence.tasks import TASKS, EvidenceTask
 from experiments.running import records
 from experiments.running.programs import compile_programs, structure
 from experiments.running.progress import progress_bar
@@ -78,9 +78,11 @@ def evidence(settings: EvidenceSettings) -> None:
     file = settings.results / f"{settings.task}.jsonl"
     with alone_with(file), progress_bar() as bar:
         book = Book(file)
-        if "tune" in settings.phases:
+        if "tune" in settings.phases and task.searched_on is None:
             for name in settings.candidates:
                 tune(settings, name, book, bar)
+            if "base" in settings.candidates:
+                search_as_long(settings, book, bar)
         if "test" in settings.phases:
             for name in settings.candidates:
                 test(settings, name, book, bar)
@@ -139,12 +141,36 @@ def tune(settings: EvidenceSettings, name: str, book: Book, bar: Progress) -> No
     tried = [row for row in book.rows if row.get("point") in coarse]
     finer = plan.refined(task, candidate, plan.best_point(task, tried, name))
     train(settings, "tune", name, [*itertools.product(finer, range(task.trials))], book, bar)
+    while points := plan.beyond(task, candidate, *points_and_best(task, book, name)):
+        train(settings, "tune", name, [*itertools.product(points, range(task.trials))], book, bar)
+
+
+def search_as_long(settings: EvidenceSettings, book: Book, bar: Progress) -> None:
+    """Gives the base as many points as the method that has most."""
+    task = TASKS[settings.task]
+    most = max(len(plan.tried(book.rows, name)) for name in CANDIDATES)
+    finer = functools.partial(plan.finer, task, CANDIDATES["base"])
+    while len(plan.tried(book.rows, "base")) < most:
+        if not (points := finer(*points_and_best(task, book, "base"))):
+            break
+        train(settings, "tune", "base", [*itertools.product(points, range(task.trials))], book, bar)
+
+
+def points_and_best(task: EvidenceTask, book: Book, name: str) -> tuple[list[Point], Point]:
+    """All points that a search has tried, and the best of them."""
+    return [point for point, _ in plan.tried(book.rows, name)], plan.best_point(task, book.rows, name)
+
+
+def searched(settings: EvidenceSettings, book: Book) -> list[dict[str, Any]]:
+    """The rows that hold a task's search: its own, or another's."""
+    other = TASKS[settings.task].searched_on
+    return book.rows if other is None else records.read_metrics(settings.results / f"{other}.jsonl")
 
 
 def test(settings: EvidenceSettings, name: str, book: Book, bar: Progress) -> None:
     """Measures a candidate on the test part, with the numbers that were chosen."""
     task = TASKS[settings.task]
-    point = plan.best_point(task, book.rows, name)
+    point = plan.best_point(task, searched(settings, book), name)
     seeds = range(plan.FIRST_TEST_SEED, plan.FIRST_TEST_SEED + task.seeds)
     train(settings, "test", name, [(point, seed) for seed in seeds], book, bar)
 
@@ -229,7 +255,13 @@ def time_steps(settings: EvidenceSettings, book: Book, bar: Progress) -> None:
     names = [name for name in settings.candidates if CANDIDATES[name].passes == 1]
     runs = {
         name: plan.settings_of(
-            task, name, plan.best_point(task, book.rows, name), 0, "test", settings.data, settings.out
+            task,
+            name,
+            plan.best_point(task, searched(settings, book), name),
+            0,
+            "test",
+            settings.data,
+            settings.out,
         )
         for name in dict.fromkeys(("base", *names))
     }

@@ -1,8 +1,9 @@
 """The protocol: which runs a candidate needs, and which numbers are chosen.
 
 Learning rate and radius (of the base, learning rate and decay) are searched on validation examples: a coarse
-grid of twelve points, then up to six around its best. The test part is measured once, with seeds that the
-search has not seen, the same for every candidate.
+grid of twelve points, up to six around its best, and up to six more while the best one lies at an edge. The
+base gets as many points as any method. The test part is measured once, with seeds that the search has not
+seen, the same for every candidate.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from experiments.settings.defaults import resolved
 from experiments.settings.of_method import MethodSettings
 
 FIRST_TEST_SEED = 100
+MOST_POINTS = 24
 
 OF_METHOD = {field.name for field in dataclasses.fields(MethodSettings)}
 
@@ -46,6 +48,35 @@ def refined(task: EvidenceTask, candidate: Candidate, best: Point) -> list[Point
         return points + [best | {"weight_decay": decay} for decay in (low, high)]
     ends = ({name: around(best[name], values)[end] for name, values in axes.items()} for end in (0, -1))
     return points + [point for point in ends if point not in points]
+
+
+def beyond(task: EvidenceTask, candidate: Candidate, tried: Sequence[Point], best: Point) -> list[Point]:
+    """Points beyond the best one, for each of its numbers that lies at an edge of all that were tried."""
+    found = []
+    for name, values in (candidate.grid(task) | {"weight_decay": task.decays}).items():
+        seen = [number_of(point, name, task) for point in tried]
+        value = number_of(best, name, task)
+        if value == max(seen):
+            found.append(best | {name: float(f"{value * values[-1] / values[-2]:.3g}")})
+        elif value == min(seen) and values[0] > 0:
+            found.append(best | {name: float(f"{value * values[0] / values[1]:.3g}")})
+    return found[: MOST_POINTS - len(tried)]
+
+
+def finer(task: EvidenceTask, candidate: Candidate, tried: Sequence[Point], best: Point) -> list[Point]:
+    """Points halfway from the best one to the next that were tried, number by number."""
+    found = []
+    for name in candidate.grid(task):
+        values = sorted({number_of(point, name, task) for point in tried})
+        for value in around(best[name], values):
+            if values[0] < value < values[-1] and value not in values:
+                found.append(best | {name: value})
+    return found
+
+
+def number_of(point: Point, name: str, task: EvidenceTask) -> float:
+    """A point's number; the weight decay is the task's where the point has none."""
+    return point.get(name, task.decays[1])
 
 
 def around(value: float, values: Sequence[float]) -> list[float]:

@@ -1,6 +1,5 @@
 """From the lines of a task's results to what can be said of each candidate."""
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from experiments.evidence.candidates import CANDIDATES
 from experiments.evidence.plan import best_point, worst_if_none
 from experiments.evidence.tasks import TASKS, EvidenceTask
 from experiments.reports.intervals import margin, share
+from experiments.running.records import read_metrics
 from experiments.running.scores import Score, score_of
 
 # What the question asks of a method: so much of SAM's gain, in so many times the base's time.
@@ -102,16 +102,16 @@ def read(folder: Path) -> list[Summary]:
 
 def summary(name: str, file: Path) -> Summary:
     """What the results of a task say."""
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    task = TASKS[name]
+    task, rows = TASKS[name], read_metrics(file)
+    search = rows if task.searched_on is None else read_metrics(file.with_name(f"{task.searched_on}.jsonl"))
     score = score_of(vars(task.setup))
-    searched = {row["candidate"] for row in rows if row["phase"] == "tune"}
+    searched = {row["candidate"] for row in search if row["phase"] == "tune"}
     chosen = {
-        candidate: best_point(task, rows, candidate) for candidate in CANDIDATES if candidate in searched
+        candidate: best_point(task, search, candidate) for candidate in CANDIDATES if candidate in searched
     }
     tested = {candidate: scores_of(rows, candidate, point, score) for candidate, point in chosen.items()}
     whole = {candidate: scores for candidate, scores in tested.items() if len(scores) == task.seeds}
-    kept = {name: kept_of(rows, name, chosen[name], whole, score) for name in whole}
+    kept = {name: kept_of(rows, search, name, chosen[name], whole, score) for name in whole}
     environments = [row for row in rows if row["phase"] == "environment"]
     return Summary(name, task, score, kept, environments[-1])
 
@@ -135,6 +135,7 @@ def tests_of(
 
 def kept_of(
     rows: Sequence[Mapping[str, Any]],
+    search: Sequence[Mapping[str, Any]],
     name: str,
     point: dict[str, Any],
     tested: Mapping[str, dict[int, float]],
@@ -142,7 +143,7 @@ def kept_of(
 ) -> Kept:
     """What there is to say of a candidate."""
     tests = tests_of(rows, name, point)
-    search = [row for row in rows if row["phase"] == "tune" and row["candidate"] == name]
+    trials = [row for row in search if row["phase"] == "tune" and row["candidate"] == name]
     scores, base, sam = tested[name], tested.get("base"), tested.get("sam")
     gain = None if base is None or name == "base" else difference(scores, base)
     of_sam = (
@@ -163,7 +164,7 @@ def kept_of(
         time_of(rows, name),
         statistics.mean(eigenvalues) if eigenvalues else None,
         len(scores),
-        sum(row["gradients_per_step"] for row in search) * CANDIDATES[name].passes,
+        sum(row["gradients_per_step"] for row in trials) * CANDIDATES[name].passes,
     )
 
 
@@ -187,10 +188,16 @@ def time_of(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float,
     passes = float(CANDIDATES[name].passes)
     if passes > 1:
         return passes, passes, passes
-    seconds = {row["candidate"]: np.array(row["rounds"]) for row in rows if row["phase"] == "time"}
-    if name not in seconds or len(seconds[name]) != len(seconds["base"]):
+    ratios, base = None, np.array([])
+    for row in rows:
+        if row["phase"] == "time":
+            base = (
+                np.array(row["rounds"]) if row["candidate"] == "base" else base
+            )  # before those it is beside
+            ratios = row["rounds"] / base if row["candidate"] == name else ratios
+    if ratios is None:
         return None
-    low, middle, high = np.percentile(seconds[name] / seconds["base"], (25, 50, 75))
+    low, middle, high = np.percentile(ratios, (25, 50, 75))
     return float(middle), float(low), float(high)
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from experiments.settings import Setup
 
+HORIZONS = (96, 192, 336, 720)
+
 
 @dataclasses.dataclass(frozen=True)
 class EvidenceTask:
@@ -20,6 +22,7 @@ class EvidenceTask:
       trials: seeds of each point of a grid.
       side_by_side: runs in one program.
       folder: of the data, below the folder that is given on the command line; None reads none.
+      searched_on: the task whose search gives this one's numbers; None is its own.
     """
 
     title: str
@@ -31,6 +34,7 @@ class EvidenceTask:
     trials: int = 2
     side_by_side: int = 1
     folder: str | None = None
+    searched_on: str | None = None
 
     def with_data_in(self, folder: Path | None) -> Setup:
         """The setup, reading its data from below a folder."""
@@ -67,9 +71,11 @@ def _ett(name: str, horizon: int) -> EvidenceTask:
         f"{name.upper().replace('ETTH', 'ETTh')}, {horizon} hours",
         setup,
         rates=(0.0005, 0.001, 0.002),
-        decays=(0.0, 1e-3, 1e-2),
+        decays=(0.0, 0.1, 1.0),
         radii=(0.25, 0.5, 1.0, 2.0),
+        trials=1,
         folder="ett",
+        searched_on=None if horizon == HORIZONS[0] else f"{name}_{HORIZONS[0]}",
     )
 
 
@@ -78,11 +84,7 @@ TASKS = {
     "mnist1d_conv": _mnist1d("MNIST-1D, convolutional", model="conv1d"),
     "mnist1d_noise20": _mnist1d("MNIST-1D, 20 % wrong labels", label_noise=0.2),
     "mnist1d_noise40": _mnist1d("MNIST-1D, 40 % wrong labels", label_noise=0.4),
-    **{
-        f"{name}_{horizon}": _ett(name, horizon)
-        for name in ("etth1", "etth2")
-        for horizon in (96, 192, 336, 720)
-    },
+    **{f"{name}_{horizon}": _ett(name, horizon) for name in ("etth1", "etth2") for horizon in HORIZONS},
     "digits": EvidenceTask(
         "digits, 20 % wrong labels",
         Setup(data="digits", evaluate_every=60),

@@ -10,7 +10,7 @@ from scipy import stats
 from experiments.evidence import __main__ as evidence
 from experiments.evidence import plan, tables
 from experiments.evidence.candidates import CANDIDATES
-from experiments.evidence.summary import answering, read
+from experiments.evidence.summary import answering, read, time_of
 from experiments.evidence.tasks import TASKS, EvidenceTask
 from experiments.running.records import environment
 from experiments.settings import Setup
@@ -36,6 +36,28 @@ def test_points_around_the_best_are_halfway_or_beyond_the_edge():
     assert plan.around(0.4, (0.1, 0.2, 0.4)) == [0.283, 0.8]
     assert plan.around(0.0, (0.0, 0.01, 0.1)) == [0.005]
     assert plan.around(0.01, (0.0, 0.01, 0.1)) == [0.005, 0.0316]
+
+
+def test_a_search_goes_on_while_its_best_point_lies_at_an_edge():
+    sam = CANDIDATES["sam"]
+    tried = plan.coarse(MNIST1D, sam)
+    inside, edge = {"learning_rate": 0.2, "rho": 0.2}, {"learning_rate": 0.1, "rho": 0.8}
+    assert [point["weight_decay"] for point in plan.beyond(MNIST1D, sam, tried, inside)] == [1.5e-3]
+    tried += plan.refined(MNIST1D, sam, inside)
+    assert plan.beyond(MNIST1D, sam, tried, inside) == []
+    assert plan.beyond(MNIST1D, sam, tried, edge) == [edge | {"learning_rate": 0.05}, edge | {"rho": 1.6}]
+    assert plan.beyond(MNIST1D, sam, tried * 2, edge) == []  # no more than 24 points
+    ett = TASKS["etth1_96"]
+    zero = {"learning_rate": 0.001, "weight_decay": 0.0}
+    assert plan.beyond(ett, CANDIDATES["base"], plan.coarse(ett, CANDIDATES["base"]), zero) == []
+
+
+def test_finer_points_are_halfway_to_those_that_were_tried():
+    tried = [{"learning_rate": r, "weight_decay": d} for r in (0.1, 0.2, 0.4) for d in (1e-4, 1e-3)]
+    best = {"learning_rate": 0.2, "weight_decay": 1e-4}
+    found = plan.finer(MNIST1D, CANDIDATES["base"], tried, best)
+    rates = [best | {"learning_rate": rate} for rate in (0.141, 0.283)]
+    assert found == [*rates, best | {"weight_decay": 3.16e-4}]
 
 
 def test_settings_of_a_run(tmp_path):
@@ -108,7 +130,9 @@ def test_a_task_is_searched_tested_timed_and_goes_on_where_it_was(tiny, tmp_path
     evidence.main([*words, "--phases", "tune", "test"])
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     tuned = [row for row in rows if row["phase"] == "tune"]
-    assert 30 <= len(tuned) <= 36 and {row["seed"] for row in tuned} == {0}
+    counts = [len(plan.tried(tuned, name)) for name in ("base", "sam")]
+    assert 15 <= counts[1] <= 24 and counts[0] >= counts[1] and sum(counts) == len(tuned)
+    assert {row["seed"] for row in tuned} == {0}
     assert [row["seed"] for row in rows if row["phase"] == "test"] == [100, 101, 102] * 2
     assert len(trained) == len(tuned) + 6
     chosen = {row["candidate"]: row["point"] for row in rows if row["phase"] == "test"}
@@ -188,6 +212,27 @@ def test_tables_are_means_paired_differences_and_shares(tmp_path):
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
     assert f"| Momentum SAM | {100 * kept.share[0]:.0f}, 1.05 x | ?, 1.05 x | 105, 1.05 x | 2 |" in text
     assert "(within noise)" in text and (tmp_path / "p.png").stat().st_size > 10_000
+
+
+def test_times_are_compared_with_the_base_beside_which_they_were_measured():
+    def measured(candidate, seconds):
+        return {"phase": "time", "candidate": candidate, "rounds": [seconds] * 3}
+
+    rows = [measured("base", 1.0), measured("sam", 2.0), measured("base", 3.0), measured("rst", 4.5)]
+    assert time_of(rows, "sam") == (2, 2, 2) and time_of(rows, "rst") == (1.5, 1.5, 1.5)
+    assert time_of(rows, "base") == (1, 1, 1) and time_of(rows, "ham") is None
+
+
+def test_horizons_share_the_search_of_the_first(tmp_path):
+    write(tmp_path, "etth1_96", {"base": [0.4] * 9, "sam": [0.38] * 9}, {"base": 1.0, "sam": 2.0})
+    rows = [json.loads(line) for line in (tmp_path / "etth1_96.jsonl").read_text().splitlines()]
+    kept = [row for row in rows if row["phase"] != "tune"] + [
+        row | {"seed": 109} for row in rows if row["phase"] == "test" and row["seed"] == 100
+    ]
+    (tmp_path / "etth1_720.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    (found,) = read(tmp_path)  # one seed of the first horizon is missing
+    assert found.name == "etth1_720" and found.kept["sam"].cost == 2
+    assert found.kept["sam"].point == plan.best_point(TASKS["etth1_96"], rows, "sam")
 
 
 def test_the_page_holds_what_the_results_say():
