@@ -22,6 +22,7 @@ class EvidenceTask:
       trials: seeds of each point of a grid.
       side_by_side: runs in one program.
       folder: of the data, below the folder that is given on the command line; None reads none.
+      labels: FILE.npz:NAME, likewise.
       searched_on: the task whose search gives this one's numbers; None is its own.
     """
 
@@ -34,13 +35,15 @@ class EvidenceTask:
     trials: int = 2
     side_by_side: int = 1
     folder: str | None = None
+    labels: str | None = None
     searched_on: str | None = None
 
     def with_data_in(self, folder: Path | None) -> Setup:
         """The setup, reading its data from below a folder."""
         if self.folder is None or folder is None:
             return self.setup
-        return dataclasses.replace(self.setup, data_dir=folder / self.folder)
+        labels = None if self.labels is None else str(folder / self.labels)
+        return dataclasses.replace(self.setup, data_dir=folder / self.folder, labels=labels)
 
 
 def _mnist1d(title: str, **changes: object) -> EvidenceTask:
@@ -79,6 +82,44 @@ def _ett(name: str, horizon: int) -> EvidenceTask:
     )
 
 
+def _cifar10(title: str, labels: str | None = None) -> EvidenceTask:
+    setup = Setup(
+        data="cifar10", model="resnet8", train_examples=5000, batch_size=100, epochs=60, evaluate_every=60
+    )
+    return EvidenceTask(
+        title,
+        setup,
+        rates=(0.05, 0.1, 0.2),
+        decays=(2e-4, 1e-3, 4e-3),
+        radii=(0.05, 0.1, 0.2, 0.4),
+        seeds=5,
+        trials=1,
+        folder="tensorflow_datasets",
+        labels=None if labels is None else f"cifar10n/labels_tfds_order.npz:{labels}",
+    )
+
+
+def _minilm(title: str, data: str) -> EvidenceTask:
+    setup = Setup(
+        data=data,
+        model="minilm",
+        train_examples=1000,
+        optimizer="adamw",
+        batch_size=32,
+        epochs=3,
+        evaluate_every=3,
+    )
+    return EvidenceTask(
+        title,
+        setup,
+        rates=(2e-5, 5e-5, 1e-4),
+        decays=(0.0, 0.01, 0.1),
+        radii=(0.02, 0.05, 0.1, 0.2),
+        trials=1,
+        folder="tensorflow_datasets",
+    )
+
+
 TASKS = {
     "mnist1d": _mnist1d("MNIST-1D, dense"),
     "mnist1d_conv": _mnist1d("MNIST-1D, convolutional", model="conv1d"),
@@ -99,5 +140,27 @@ TASKS = {
         decays=(0.01, 0.1, 1.0),
         radii=(0.05, 0.1, 0.2, 0.4),
         folder="tensorflow_datasets",
+    ),
+    "cifar10_5000": _cifar10("CIFAR-10, 5,000 images"),
+    "cifar10n_aggregate": _cifar10("CIFAR-10N, 5,000 images, 9 % wrong", "aggre_label"),
+    "cifar10n_random1": _cifar10("CIFAR-10N, 5,000 images, 17 % wrong", "random_label1"),
+    "cifar10n_worse": _cifar10("CIFAR-10N, 5,000 images, 40 % wrong", "worse_label"),
+    "minilm_sst2": _minilm("SST-2, MiniLM, 1,000 sentences", "glue/sst2"),
+    "minilm_trec": _minilm("TREC, MiniLM, 1,000 sentences", "trec"),
+    "characters": EvidenceTask(
+        "Shakespeare, character by character",
+        Setup(
+            data="tinyshakespeare",
+            model="decoder",
+            optimizer="adamw",
+            batch_size=32,
+            epochs=2,
+            evaluate_every=2,
+        ),
+        rates=(5e-4, 1e-3, 2e-3),
+        decays=(0.0, 0.1, 1.0),
+        radii=(0.05, 0.1, 0.2, 0.4),
+        trials=1,
+        folder="text",
     ),
 }
