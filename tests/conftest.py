@@ -1,5 +1,6 @@
 """Every test runs strictly: implicit dtype and rank promotion are errors, as are warnings."""
 
+import collections
 import gc
 import os
 import tempfile
@@ -32,8 +33,23 @@ gc.set_threshold(1_000_000, 20, 100)
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from tests.fast_part import FIRST_CASES  # noqa: E402
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Marks what `fast_part.py` leaves to `make test-slow`."""
+    seen = collections.Counter()
+    for item in items:
+        file = item.nodeid.partition("::")[0].removeprefix("tests/")
+        name = getattr(item, "originalname", None)  # an example of a docstring has none
+        if name in FIRST_CASES.get(file, {}) and item.get_closest_marker("slow") is None:
+            seen[file, name] += 1
+            if seen[file, name] > FIRST_CASES[file][name]:
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import optax_sam
 from optax_sam import flax
 from optax_sam.pieces import bases
 from optax_sam.sharpness import plots
+from tests.fast_part import FIRST_CASES
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/what_happens.md").read_text()
@@ -28,6 +29,11 @@ def names_in(file):
 @pytest.mark.parametrize("file", sorted({file for file, _ in NAMED}))
 def test_every_test_that_is_named_exists(file):
     assert {test for other, test in NAMED if other == file} <= names_in(file)
+
+
+@pytest.mark.parametrize("file", FIRST_CASES)
+def test_every_test_that_is_cut_short_exists(file):
+    assert set(FIRST_CASES[file]) <= names_in(f"tests/{file}")
 
 
 def test_every_row_says_what_is_done_what_happens_and_which_test_shows_it():
