@@ -42,7 +42,7 @@ class CompareSettings(Setup):
     """
 
     methods: tuple[str, ...] = ("demo",)
-    """Methods by name; demo: sgd, sam, rst, grst, vsam, pugd, tsam and ausam; or all."""
+    """Methods by name; demo: sgd, sam, momentum_sam, rst, grst, vsam, pugd, tsam and ausam; or all."""
     seeds: int = 3
     """Runs per method, with seeds 0, 1, ..."""
     out: Path = Path("runs/demo")

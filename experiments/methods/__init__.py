@@ -25,6 +25,7 @@ def decoupled_wsam(base: Any, learning_rate: Any, rho: float = 0.05, gamma: floa
 METHODS: dict[str, Factory | None] = {
     "sgd": None,
     "sam": optax_sam.sam,
+    "momentum_sam": optax_sam.momentum_sam,
     "rst": optax_sam.rst,
     "grst": optax_sam.grst,
     "vsam": optax_sam.vsam,
@@ -54,7 +55,6 @@ METHODS: dict[str, Factory | None] = {
     "wsam": optax_sam.wsam,
     "decoupled_wsam": decoupled_wsam,
     "bilateral_sam": optax_sam.bilateral_sam,
-    "momentum_sam": optax_sam.momentum_sam,
     "single_step_sam": optax_sam.single_step_sam,
     "extrapolation": optax_sam.extrapolation,
     "graphsam": optax_sam.graphsam,
@@ -71,7 +71,7 @@ METHODS: dict[str, Factory | None] = {
     "sharded_gsam": compositions.sharded_gsam,
 }
 
-DEMO = ("sgd", "sam", "rst", "grst", "vsam", "pugd", "tsam", "ausam")
+DEMO = ("sgd", "sam", "momentum_sam", "rst", "grst", "vsam", "pugd", "tsam", "ausam")
 
 # Variants of the base optimizer, which take its gradient.
 BASELINES: dict[str, Factory] = {"averaged": baselines.averaged, "ham": baselines.ham}

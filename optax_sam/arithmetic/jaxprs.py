@@ -60,7 +60,9 @@ def canonical_convolutions(fn: Callable[..., Any]) -> Callable[..., Any]:
     def rewritten(*args, **kwargs):
         if jax.default_backend() != "cpu":
             return fn(*args, **kwargs)
-        jaxpr, shape = jax.make_jaxpr(fn, return_shape=True)(*args, **kwargs)
+        # As a new function: of one that it knows JAX returns the old trace, whatever the function reads now.
+        traced = jax.make_jaxpr(lambda *args, **kwargs: fn(*args, **kwargs), return_shape=True)
+        jaxpr, shape = traced(*args, **kwargs)
         jaxpr = with_arrays(jaxpr)
         flat = canonical(jaxpr)(*jaxpr.consts, *jax.tree.leaves((args, kwargs)))
         return jax.tree.unflatten(jax.tree.structure(shape), flat)

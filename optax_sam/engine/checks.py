@@ -1,5 +1,6 @@
 """Errors for bad arguments: each names the argument, its value, the reason and the repair."""
 
+import contextlib
 import inspect
 import numbers
 from typing import Any
@@ -8,17 +9,21 @@ import jax
 import numpy as np
 
 
-def number(name: str, value: Any, low: float = -np.inf, high: float = np.inf) -> None:
-    """Refuses what is no real number, and Python numbers outside `[low, high]`; arrays pass.
-
-    Arrays pass unread because `optax.inject_hyperparams` and `jit` hand in traced ones.
-    """
+def number(
+    name: str, value: Any, low: float = -np.inf, high: float = np.inf, infinite_too: bool = False
+) -> None:
+    """Refuses what is no real number, or is outside `[low, high]`; values of traced arrays pass unread."""
     if isinstance(value, jax.Array | np.ndarray):
         if value.shape != ():
             raise ValueError(f"{name} has shape {value.shape}: pass one number.")
-        return
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        if not any(jax.numpy.issubdtype(value.dtype, kind) for kind in (np.integer, np.floating)):
+            raise TypeError(f"{name} has dtype {value.dtype}: pass a real number.")
+        if not is_readable(value):
+            return
+    elif isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}={value!r} is {_article(value)}: pass a number.")
+    if np.isinf(float(value)) and not infinite_too:
+        raise ValueError(f"{name}={value!r} is infinite: pass a finite number.")
     if not low <= float(value) <= high:
         raise ValueError(f"{name}={value!r} is outside [{low:g}, {high:g}]: {_repair(low, high)}.")
 
@@ -27,13 +32,27 @@ def number_or_schedule(name: str, value: Any, low: float = -np.inf, high: float 
     """As `number`; functions of the step count pass."""
     if not callable(value):
         number(name, value, low, high)
+        return
+    with contextlib.suppress(ValueError):  # a builtin that tells nothing of its arguments
+        try:
+            inspect.signature(value).bind(0)
+        except TypeError as error:
+            raise TypeError(
+                f"{name}={value!r} takes other arguments than the step count ({error}): pass a number, or a "
+                "function of the step count."
+            ) from None
 
 
 def positive(name: str, value: Any, or_none: str = "") -> None:
-    """Refuses what is no number above 0; arrays pass."""
+    """Refuses what is no number above 0; the values of traced arrays pass unread."""
     number(name, value, low=0)
-    if isinstance(value, numbers.Real) and value == 0:
+    if is_readable(value) and float(value) == 0:
         raise ValueError(f"{name}={value!r} is not above 0: pass a positive number{or_none}.")
+
+
+def is_readable(value: Any) -> bool:
+    """Whether a number has a value here: it is not traced, nor on other hosts alone."""
+    return not isinstance(value, jax.core.Tracer) and getattr(value, "is_fully_addressable", True)
 
 
 def optional_positive(name: str, value: Any) -> None:
@@ -51,10 +70,12 @@ def integer(name: str, value: Any, low: int, high: float = np.inf) -> None:
         raise ValueError(f"{name}={value!r} is outside [{low}, {high}]: {_repair(low, high)}.")
 
 
-def static_number(name: str, value: Any, low: float, high: float = np.inf) -> None:
+def static_number(
+    name: str, value: Any, low: float, high: float = np.inf, infinite_too: bool = False
+) -> None:
     """Refuses what is no Python number in `[low, high]`: such arguments shape the program."""
     _static(name, value)
-    number(name, value, low, high)
+    number(name, value, low, high, infinite_too)
 
 
 def frequencies(name: str, value: Any) -> list[float]:

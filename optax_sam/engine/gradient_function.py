@@ -30,7 +30,7 @@ def check_mean(grad_fn: Callable[[Params], Grads], params: Params) -> None:
     """
     if not sharding.is_inside_shard_map():
         return
-    traced = jax.make_jaxpr(grad_fn)(params)
+    traced = jax.make_jaxpr(lambda params: grad_fn(params))(params)  # not a trace of before
     check_own_parameters(traced, params)
     for axis in sharding.unchecked_axes():
         if not replicas.is_same_on_all(traced, axis):

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optax_sam.engine import checks
+
 Scalar = float | int | jax.Array | np.ndarray
 """A real number: Python's, or an array of shape `[]`, traced or not."""
 
@@ -43,7 +45,7 @@ class SeedOfDraws:
     """An argument that takes an integer, or an array of one integer, which may change between runs."""
 
 
-# Numbers and schedules of the step, or numbers alone ("fixed"): arrays too, which are not read.
+# Numbers and schedules of the step, or numbers alone ("fixed"): arrays too.
 Number = Annotated[ScalarOrSchedule, Range()]
 NotNegative = Annotated[ScalarOrSchedule, Range(0)]
 Radius = NotNegative
@@ -85,8 +87,16 @@ def declared(annotation: Any) -> tuple[Any, Range | SeedOfDraws | None]:
 
 
 def at_step(value: ScalarOrSchedule, step: Any) -> Any:
-    """The number, or what the schedule gives at `step`."""
-    return value(step) if callable(value) else value
+    """The number, or what the schedule gives at `step`.
+
+    Raises:
+      TypeError, ValueError: the schedule gives no real number.
+    """
+    if not callable(value):
+        return value
+    given = value(step)
+    checks.number(f"what the schedule {value!r} gives", given)
+    return given
 
 
 @dataclasses.dataclass(frozen=True)

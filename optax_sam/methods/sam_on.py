@@ -57,7 +57,7 @@ def sam_on(
       of the authors' variants the elementwise ones are here; others are
       `sharpness_aware(chained(only(mask), to_radius(rho, geometry)))`.
     """
-    checks.static_number("order", order, low=2)
+    checks.static_number("order", order, low=2, infinite_too=True)
     if order not in (2, float("inf")):
         raise ValueError(f'order={order!r} is neither 2 nor infinite: pass 2, or float("inf").')
     geometry = elementwise(eta, biases=True) if order == 2 else signs(eta)

@@ -6,14 +6,15 @@ its progress; what is done on one batch is one compiled program.
 
 import dataclasses
 import functools
+import hashlib
 import operator
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 
 from optax_sam.arithmetic import batch_axis, trees
 from optax_sam.arithmetic.jaxprs import canonical_convolutions
@@ -113,13 +114,13 @@ class Problem:
       loss_fn: `loss_fn(params, batch)`.
       point: the parameters.
       batches: as the user handed them in.
-      programs: compiled for this loss, by function.
+      programs: compiled for this loss, by function; and what the loss looks like, by the shapes of a batch.
     """
 
     loss_fn: Any
     point: Point
     batches: Any
-    programs: dict[Any, Callable[..., Any]] = dataclasses.field(default_factory=dict)
+    programs: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, loss_fn: Any, params: Any, batches: Any) -> "Problem":
@@ -197,15 +198,31 @@ class Problem:
     def program(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function` with the loss function, compiled; on a CPU at full speed anywhere.
 
-        A `jax.tree_util.Partial` is compiled once for each function in it; what any other loss function
-        closes over may have changed since the last measurement.
+        What a loss function reads may have changed since the last measurement: it is compiled anew. A
+        `jax.tree_util.Partial` is traced anew, and compiled where it is another program than before.
         """
         if _is_reusable(self.loss_fn):
-            return Partial(_shared(function), self.loss_fn)
+            return lambda point, batch, *rest: _shared(function, self._traced(batch))(
+                self.loss_fn, point, batch, *rest
+            )
         if function not in self.programs:
             alone = functools.partial(function, self.loss_fn)
             self.programs[function] = jax.jit(canonical_convolutions(alone))
         return self.programs[function]
+
+    def _traced(self, batch: Any) -> str:
+        """A digest of the loss as a program, and of the arrays that it reads beside its arguments."""
+        shapes = jax.tree.map(lambda x: (np.shape(x), x.dtype), batch)
+        key = ("traced", str(shapes))
+        if key not in self.programs:
+            arguments = self.loss_fn, self.point.params(), batch
+            traced = jax.make_jaxpr(lambda loss_fn, *rest: alone(loss_fn, *rest))(*arguments)
+            text = re.sub(r" at 0x[0-9a-f]+", "", str(traced.jaxpr))  # of functions in derivative rules
+            digest = hashlib.sha256(text.encode())
+            for x in traced.consts:
+                digest.update(np.asarray(x).tobytes())
+            self.programs[key] = digest.hexdigest()
+        return self.programs[key]
 
     def at(self, point: Point) -> "Problem":
         """The same loss at another point."""
@@ -254,7 +271,8 @@ def _is_reusable(loss_fn: Any) -> bool:
 
 
 @functools.cache
-def _shared(function: Callable[..., Any]) -> Callable[..., Any]:
+def _shared(function: Callable[..., Any], traced: str) -> Callable[..., Any]:
+    del traced  # what was compiled serves the same program alone
     return jax.jit(canonical_convolutions(function))
 
 

@@ -69,7 +69,8 @@ def hessian_vector_product(
       loss_fn: `loss_fn(params, batch)` returns one loss per example, shape `[batch]`, or their mean, or
         either with auxiliary values, `(losses, aux)`, which are not read. A `GaussNewton` loss makes this
         the product with its Gauss-Newton matrix. It is compiled anew in each call, because what it closes
-        over may have changed; a `jax.tree_util.Partial` of a function and arrays is compiled once.
+        over may have changed; a `jax.tree_util.Partial` of a function and arrays is compiled
+        where its trace is a new one.
       params: the parameters. Integer leaves, `None` and zero-size leaves stay as they are.
       batches: one batch, a tree whose leaves have the batch axis first; or many: a list, or anything that
         can be iterated over again. The loss is the mean over all examples, however many a batch has.

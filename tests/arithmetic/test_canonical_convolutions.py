@@ -206,3 +206,11 @@ def test_other_backends_get_the_function_itself(monkeypatch):
     image, kernel = normal(0, 3, 2, 5, 6), normal(1, 2, 2, 3, 3)
     got = jax.make_jaxpr(canonical_convolutions(block))(image, kernel)
     assert str(got) == str(jax.make_jaxpr(block)(image, kernel))
+
+
+def test_what_the_function_reads_may_change_between_calls():
+    held = {"scale": 1.0}
+    gradient = canonical_convolutions(jax.grad(lambda w: held["scale"] * w**2))
+    assert gradient(1.0) == 2
+    held["scale"] = 5.0
+    assert gradient(1.0) == 10

@@ -244,3 +244,23 @@ def test_inject_hyperparams_needs_static_arguments_only_where_there_are_structur
             tx.init(init_params())
     else:
         assert_trees_equal(tx.init(init_params()).inner_state, case.make().init(init_params()))
+
+
+@pytest.mark.parametrize(("argument", "wrong"), [("rho", -0.5), ("probability", 50.0), ("rho", float("inf"))])
+def test_an_injected_number_is_refused_as_if_it_were_given_directly(argument, wrong):
+    tx = optax.inject_hyperparams(optax_sam.rst)(**{argument: wrong})
+    with pytest.raises(ValueError, match=rf"^{argument}=Array.*: pass "):
+        tx.init(init_params())
+
+
+@pytest.mark.parametrize(
+    ("given", "error"), [(jnp.array([0.05]), ValueError), ("0.05", TypeError), (0.05 + 0.1j, TypeError)]
+)
+def test_a_schedule_that_gives_no_number_is_named(given, error):
+    def falling(step):
+        return given
+
+    tx = optax.chain(optax_sam.sam(falling), optax.sgd(0.1))
+    step = jax.jit(optax_sam.step(tx, losses))
+    with pytest.raises(error, match=r"^what the schedule <function .*falling.* gives.*: pass .*number"):
+        step(init_params(), tx.init(init_params()), make_batch())

@@ -63,7 +63,7 @@ def outside(kind, bounds):
         wrong += [(jnp.array(0.5), TypeError)]
     else:
         wrong += [(np.ones(2), ValueError)]
-        wrong += [] if kind == ScalarOrSchedule else [(lambda step: 0.1, TypeError)]
+        wrong += [(lambda: 0.1, TypeError)] if kind == ScalarOrSchedule else [(lambda step: 0.1, TypeError)]
     step = 1 if kind is int else 0.5
     if np.isfinite(bounds.low):
         below = bounds.low if bounds.without_low else bounds.low - step
@@ -73,6 +73,12 @@ def outside(kind, bounds):
         wrong += [(above, ValueError), (bounds.high + 3, ValueError)]
     if kind is not int and (np.isfinite(bounds.low) or np.isfinite(bounds.high)):
         wrong += [(float("nan"), ValueError)]
+    if kind is not int:
+        wrong += [(float("inf"), ValueError), (-float("inf"), ValueError)]
+    if kind not in (int, float):  # as `optax.inject_hyperparams` makes arrays of numbers
+        numbers = [(x, error) for x, error in wrong if isinstance(x, int | float) and not isinstance(x, bool)]
+        wrong += [(of(x), error) for x, error in numbers for of in (jnp.asarray, np.asarray)]
+        wrong += [(jnp.array(1j), TypeError), (np.array(True), TypeError)]
     return wrong
 
 

@@ -1,5 +1,7 @@
 """Products, eigenvalues, trace and density against Hessians that are written out."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -167,9 +169,41 @@ def test_what_a_loss_closes_over_is_read_anew_and_a_partial_is_compiled_once():
     assert top(Partial(of, jnp.array(1.0))) == pytest.approx(2)
     count = len(traces)
     assert count and top(Partial(of, jnp.array(5.0))) == pytest.approx(10)
-    assert len(traces) == count
+    assert len(traces) == count + 1  # looked at, not compiled
     flagged = Partial(lambda w, batch, square: batch * (w**2 if square else w), square=True)
     assert top(flagged) == pytest.approx(2)  # what is no array may shape the program
+
+
+DECAY = 0.0
+
+
+class Trainer:
+    decay = 0.0
+
+    def losses(self, w, batch):
+        return batch * w**2 + self.decay * w**2
+
+
+def test_what_the_function_of_a_partial_reads_may_change(monkeypatch):
+    def of_a_global(scale, w, batch):
+        return scale * batch * w**2 + DECAY * w**2
+
+    def of_an_array(w, batch):
+        return batch * w**2 + held["decay"] * w**2
+
+    def top(loss_fn):
+        return sharpness.top_eigenvalues(loss_fn, jnp.array(0.0), ONE).values[0]
+
+    trainer, held = Trainer(), {"decay": jnp.array(0.0)}
+    assert top(Partial(trainer.losses)) == pytest.approx(2)
+    trainer.decay = 10.0
+    assert top(Partial(trainer.losses)) == pytest.approx(22)
+    assert top(Partial(of_a_global, jnp.array(1.0))) == pytest.approx(2)
+    monkeypatch.setattr(sys.modules[__name__], "DECAY", 10.0)
+    assert top(Partial(of_a_global, jnp.array(1.0))) == pytest.approx(22)
+    assert top(Partial(of_an_array)) == pytest.approx(2)
+    held["decay"] = jnp.array(10.0)
+    assert top(Partial(of_an_array)) == pytest.approx(22)
 
 
 def test_low_precision_parameters_are_measured_in_float32():
