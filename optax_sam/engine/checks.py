@@ -36,6 +36,13 @@ def positive(name: str, value: Any, or_none: str = "") -> None:
         raise ValueError(f"{name}={value!r} is not above 0: pass a positive number{or_none}.")
 
 
+def above_one(name: str, value: Any) -> None:
+    """Refuses what is no number above 1; arrays pass."""
+    number(name, value, low=1)
+    if isinstance(value, numbers.Real) and value == 1:
+        raise ValueError(f"{name}={value!r} is not above 1: pass a larger number.")
+
+
 def optional_positive(name: str, value: Any) -> None:
     """As `positive`; None passes."""
     if value is not None:

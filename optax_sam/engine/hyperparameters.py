@@ -52,6 +52,7 @@ Probability = Annotated[ScalarOrSchedule, Range(0, 1)]
 FixedNumber = Annotated[Scalar, Range()]
 FixedNotNegative = Annotated[Scalar, Range(0)]
 FixedPositive = Annotated[Scalar, Range(0, without_low=True)]
+FixedAboveOne = Annotated[Scalar, Range(1, without_low=True)]
 FixedProbability = Annotated[Scalar, Range(0, 1)]
 FixedBelowOne = Annotated[Scalar, Range(0, 1, without_high=True)]
 Seed = Annotated[Scalar, SeedOfDraws()]
@@ -94,14 +95,14 @@ class Scaled:
     """A schedule times a number."""
 
     schedule: optax.Schedule
-    factor: float
+    factor: Scalar
 
     def __call__(self, step: Any) -> Any:
         return self.schedule(step) * self.factor
 
 
-def scaled(value: ScalarOrSchedule, factor: float) -> ScalarOrSchedule:
-    """A number, or a schedule, times a Python number."""
+def scaled(value: ScalarOrSchedule, factor: Scalar) -> ScalarOrSchedule:
+    """A number, or a schedule, times a number."""
     return Scaled(value, factor) if callable(value) else value * factor
 
 

@@ -152,5 +152,6 @@ REQUIRED = {
     "scale": 0.1, "num_steps": 2, "max_norm": 0.1, "fraction": 0.5, "sparsity": 0.5, "num_samples": 2,
     "drop_rate": 0.5, "threshold": 0.0, "part": 0, "num_parts": 2, "mix": 0.5, "lower_rho": 0.1,
     "emphasis": losses, "class_frequencies": [3, 2, 1], "labels": losses, "gamma": 1.0,
-    "quantile": 0.5, "tx": optax_sam.sam(), "opt_state": (), "state": (),
+    "quantile": 0.5, "budget": 0.1, "max_rho": 0.1, "p": 3.0, "value": 0.1,
+    "tx": optax_sam.sam(), "opt_state": (), "state": (),
 }  # fmt: skip
