@@ -58,6 +58,7 @@ def sam_sps(
       behind the method with a rate of its own. The code takes 1e-12 for a smaller `||g'||^2`; here any
       length counts, and zero gives no step.
     """
+    checks.number_or_schedule("rho", rho, low=0)
     checks.number("normalization", normalization, low=0, high=1)
     ascent = to_radius_less(scaled(rho, normalization), alpha=scaled(rho, normalization - 1))
     return sharpness_aware(ascent, combination=polyak(max_step, lower_bound))

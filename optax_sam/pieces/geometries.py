@@ -213,7 +213,7 @@ class PNorm(Geometry):
         power = 1 / (jnp.asarray(self.p).astype(largest.dtype) - 1)  # q - 1, of the dual norm
 
         def on_leaf(d):
-            return _sign(d) * _power_of_ratio(jnp.abs(d), largest, power)
+            return trees.times(_power_of_ratio(jnp.abs(d), largest, power), _sign(d))
 
         dual = trees.map_inexact(on_leaf, wide)
         # `|d|^q`, in units of the largest entry.
