@@ -87,7 +87,8 @@ def test_zero_layers_stay_zero_and_have_a_derivative(geometry):
     def of(tree):
         return climb(ascent, tree, jitted=False)[0]
 
-    found = of(tree)
+    with jax.debug_nans(True):
+        found = of(tree)
     assert not found["dense"].any() and not found["bias"].any() and found["wide"].any()
     weights = layers()
     slope = jax.grad(lambda tree: optax.tree.vdot(of(tree), weights))(tree)
