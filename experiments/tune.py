@@ -58,8 +58,9 @@ GRIDS = {
 }
 
 # In the other geometries a radius is another thing: in units of the weights (asam, graphsam,
-# look_layersam), of the few scales and biases of batch norm (sam_on), of the noise (the random
-# perturbations), or of the gradient, whose norm falls by orders of magnitude (usam, extrapolation).
+# look_layersam), of the outputs of a layer (fan_scaled_sam, spectral_sam), of the few scales and biases of
+# batch norm (sam_on), of the noise (the random perturbations), or of the gradient, whose norm falls by orders
+# of magnitude (usam, extrapolation).
 # Methods that perturb few steps, or mix in the plain gradient, stand larger radii.
 GRIDS |= {
     "asam": grid(rho=doubling(0.5, 12, 2**0.5)),
@@ -89,6 +90,10 @@ GRIDS |= {
     "single_step_sam": grid(rho=RADII),
     "extrapolation": grid(step_size=doubling(0.05, 12)),
     "graphsam": grid(rho=RADII),
+    "lesam": grid(budget=doubling(0.05, 4), max_rho=[0.2, 0.8, 3.2]),
+    "fan_scaled_sam": grid(rho=doubling(0.005, 12, 2**0.5)),
+    "spectral_sam": grid(rho=doubling(0.002, 12, 2**0.5)),
+    "sam_sps": grid(rho=doubling(0.1, 4), max_step=[0.1, 0.3, 1.0]),
     "fgsam": grid(rho=doubling(0.2, 12, 2**0.5)),
     "fgsam_plus": grid(rho=RADII),
     "random_perturbation": grid(noise_scale=doubling(0.002, 12, 1.6)),
@@ -108,7 +113,7 @@ GRIDS |= {
 WIDE = doubling(0.02, 12, 1.5)
 GRIDS |= {name: grid(rho=RADII) for name in methods.METHODS if name not in GRIDS}
 
-OTHER_GEOMETRIES = ("asam", "graphsam", "look_layersam", "sam_on", "usam")
+OTHER_GEOMETRIES = ("asam", "graphsam", "look_layersam", "sam_on", "usam", "fan_scaled_sam", "spectral_sam")
 
 
 # Adam and LAMB know learning rates of another order; they alone decide how far a normalized gradient leads.

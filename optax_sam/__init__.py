@@ -28,6 +28,7 @@ from optax_sam.methods.bsam import bsam as bsam
 from optax_sam.methods.eigen_sam import eigen_sam as eigen_sam
 from optax_sam.methods.esam import esam as esam
 from optax_sam.methods.extrapolation import extrapolation as extrapolation
+from optax_sam.methods.fan_scaled_sam import fan_scaled_sam as fan_scaled_sam
 from optax_sam.methods.fgsam import fgsam as fgsam
 from optax_sam.methods.fgsam import fgsam_plus as fgsam_plus
 from optax_sam.methods.fisher_sam import fisher_sam as fisher_sam
@@ -38,6 +39,7 @@ from optax_sam.methods.graphsam import graphsam as graphsam
 from optax_sam.methods.gsam import gsam as gsam
 from optax_sam.methods.ksam import ksam as ksam
 from optax_sam.methods.late_sam import late_sam as late_sam
+from optax_sam.methods.lesam import lesam as lesam
 from optax_sam.methods.looksam import look_layersam as look_layersam
 from optax_sam.methods.looksam import looksam as looksam
 from optax_sam.methods.momentum_sam import momentum_sam as momentum_sam
@@ -53,9 +55,11 @@ from optax_sam.methods.sagm import sagm as sagm
 from optax_sam.methods.sam import sam as sam
 from optax_sam.methods.sam_on import is_normalization as is_normalization
 from optax_sam.methods.sam_on import sam_on as sam_on
+from optax_sam.methods.sam_sps import sam_sps as sam_sps
 from optax_sam.methods.single_step_sam import single_step_sam as single_step_sam
 from optax_sam.methods.sparse_sam import fisher_mask_sam as fisher_mask_sam
 from optax_sam.methods.sparse_sam import sparse_sam as sparse_sam
+from optax_sam.methods.spectral_sam import spectral_sam as spectral_sam
 from optax_sam.methods.tsam import tsam as tsam
 from optax_sam.methods.usam import usam as usam
 from optax_sam.methods.vasso import vasso as vasso

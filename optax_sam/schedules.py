@@ -1,15 +1,15 @@
-"""Schedules of RST's probability: the families of its paper, as Optax schedules of the step count.
+"""Schedules of RST's probability, and one of LE-SAM's budget, as Optax schedules of the step count.
 
-In every formula `t` is the step, `T` is `total_steps`, and `p` is `probability`. In brackets stands
-the name of the family in the authors' code, and the mean over training, which is what the perturbed
-gradients cost: a step takes `1 + mean` gradients.
+Those of the probability are the families of RST's paper. In each of their formulas `t` is the step, `T` is
+`total_steps`, and `p` is `probability`. In brackets stands the name of the family in the authors' code, and
+the mean over training, which is what the perturbed gradients cost: a step takes `1 + mean` gradients.
 """
 
 import jax.numpy as jnp
 import optax
 
 from optax_sam.engine import checks
-from optax_sam.engine.hyperparameters import Count, Share
+from optax_sam.engine.hyperparameters import Count, FixedNotNegative, Share
 
 
 def constant(probability: Share) -> optax.Schedule:
@@ -55,6 +55,22 @@ def cosine(total_steps: Count) -> optax.Schedule:
     checks.integer("total_steps", total_steps, low=1)
     decay = optax.cosine_decay_schedule(1.0, total_steps)
     return lambda step: decay(jnp.asarray(step, float))
+
+
+def cosine_at_end(value: FixedNotNegative, total_steps: Count, start: Share = 0.8) -> optax.Schedule:
+    """`value` for `t < start T`, then along half a cosine to 0 at `T`, where it stays.
+
+    Args:
+      value: 0 or more: a budget or a radius.
+      total_steps: of the training.
+      start: the part of them after which the value falls.
+    """
+    checks.number("value", value, low=0)
+    checks.static_number("start", start, 0, 1)
+    checks.integer("total_steps", total_steps, low=1)
+    first = int(start * total_steps)
+    falling = optax.cosine_decay_schedule(1.0, max(total_steps - first, 1))
+    return lambda step: value * falling(jnp.maximum(jnp.asarray(step, float) - first, 0))
 
 
 def _switch(before: float, after: float, total_steps: int, at: float) -> optax.Schedule:

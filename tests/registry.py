@@ -146,6 +146,10 @@ FAMILY: dict[str, Case] = {
         ),
     ),
     "zsharp": Case(optax_sam.zsharp),
+    "lesam": Case(optax_sam.lesam, {"budget": 0.1}, is_scale_free=False, without_radius={"budget": 0.0}),
+    "fan_scaled_sam": Case(optax_sam.fan_scaled_sam),
+    "spectral_sam": Case(optax_sam.spectral_sam, loops=2),
+    "sam_sps": Case(optax_sam.sam_sps, needs_oracle=True, without_radius=None),
     "fgsam": Case(
         optax_sam.fgsam,
         required={"surrogate_losses": surrogate_losses},

@@ -51,7 +51,7 @@ class Case:
       perturbs_by_gradient: whether a zero gradient gives no perturbation; noise does not ask.
       is_scale_free: whether the perturbation is as long for a gradient of any scale.
       hessian_products: those of the first step; each counts as two gradients.
-      loops: that the program has: over samples, slices, steps.
+      loops: that the program has: over samples, slices, steps; those of Optax are unrolled when compiled.
       conditionals: that it has beside the gate's: what is renewed in some steps alone.
       timed: how the benchmarks time it.
     """

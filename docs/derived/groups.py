@@ -7,8 +7,10 @@ GROUPS = {
         "adaptive_random_perturbation random_perturbation extrapolation graphsam ksam esam fgsam fgsam_plus"
     ),
     "Another direction": "friendly_sam vasso reweighted_sam random_sam multistep_sam eigen_sam",
-    "Another ball, or a part of it": "fisher_sam usam sam_on sparse_sam fisher_mask_sam zsharp",
-    "Another sum of the gradients": "gsam gradient_norm_penalty wsam sagm bilateral_sam focal_sam",
+    "Another ball, or a part of it": (
+        "fisher_sam usam sam_on sparse_sam fisher_mask_sam zsharp lesam fan_scaled_sam spectral_sam"
+    ),
+    "Another sum of the gradients": "gsam gradient_norm_penalty wsam sagm bilateral_sam focal_sam sam_sps",
     "Whole optimizers": "adasam bsam",
 }
 OTHERS = "Newer methods"

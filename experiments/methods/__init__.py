@@ -21,6 +21,11 @@ def decoupled_wsam(base: Any, learning_rate: Any, rho: float = 0.05, gamma: floa
     return optax_sam.decoupled(optax_sam.wsam(rho, gamma), base, learning_rate)
 
 
+def lesam(total_steps: int, budget: Any = 0.35, max_rho: Any = 0.3) -> optax_sam.SharpnessAware:
+    """LE-SAM whose budget falls to 0 in the last fifth of the run, as the authors' does."""
+    return optax_sam.lesam(optax_sam.schedules.cosine_at_end(budget, total_steps), max_rho)
+
+
 # Those of `make demo` first.
 METHODS: dict[str, Factory | None] = {
     "sgd": None,
@@ -58,6 +63,7 @@ METHODS: dict[str, Factory | None] = {
     "single_step_sam": optax_sam.single_step_sam,
     "extrapolation": optax_sam.extrapolation,
     "graphsam": optax_sam.graphsam,
+    "lesam": lesam,
     "fgsam": optax_sam.fgsam,
     "fgsam_plus": optax_sam.fgsam_plus,
     "random_perturbation": optax_sam.random_perturbation,
@@ -93,6 +99,9 @@ TRACED = (
     "radius",
     "tilt",
     "lower_rho",
+    "budget",
+    "max_rho",
+    "max_step",
     "step_size",
     "noise_scale",
     "average_steps",

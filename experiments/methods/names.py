@@ -47,6 +47,7 @@ NOTES = {
     "fgsam": "the surrogate is the network on images of half the side",
     "fgsam_plus": "the same surrogate, alone in every second step",
     "late_sam": "in the last fifth of the steps",
+    "lesam": "the budget falls to 0 in the last fifth of the steps",
     "sam_on": "perturbs the scales and biases of batch norm",
     "extrapolation": "along the previous gradient",
     "sharded_gsam": "slices of 10 examples at batch size 50",

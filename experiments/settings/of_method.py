@@ -10,7 +10,13 @@ class MethodSettings:
 
     # How far
     rho: float | None = None
-    """Radius of the perturbation (all but sgd, pugd, extrapolation and the random perturbations)."""
+    """Radius of the perturbation (all but sgd, pugd, lesam, extrapolation and the random perturbations)."""
+    budget: float | None = None
+    """How far the loss may rise; it falls to 0 in the last fifth of the steps (lesam)."""
+    max_rho: float | None = None
+    """Largest radius (lesam)."""
+    normalization: float | None = None
+    """From 0, a perturbation as long as the gradient says, to 1, one of the radius (sam_sps)."""
     radius: float | None = None
     """Radius of the perturbation (pugd), or of the random start (tsam)."""
     lower_rho: float | None = None
@@ -94,6 +100,10 @@ class MethodSettings:
     """Weight of the network's own gradient beside the surrogate's (fgsam, fgsam_plus)."""
     minimize_clean: bool | None = None
     """Whether the clean gradient is the main one (gsam)."""
+    max_step: float | None = None
+    """Largest step size; the learning rate multiplies it (sam_sps)."""
+    lower_bound: float | None = None
+    """Of the loss of any batch (sam_sps)."""
     tilt: float | None = None
     """How strongly samples with a large loss dominate; 0 is their plain mean (tsam)."""
 

@@ -28,10 +28,12 @@ def number(
         raise ValueError(f"{name}={value!r} is outside [{low:g}, {high:g}]: {_repair(low, high)}.")
 
 
-def number_or_schedule(name: str, value: Any, low: float = -np.inf, high: float = np.inf) -> None:
+def number_or_schedule(
+    name: str, value: Any, low: float = -np.inf, high: float = np.inf, infinite_too: bool = False
+) -> None:
     """As `number`; functions of the step count pass."""
     if not callable(value):
-        number(name, value, low, high)
+        number(name, value, low, high, infinite_too)
         return
     with contextlib.suppress(ValueError):  # a builtin that tells nothing of its arguments
         try:
@@ -44,7 +46,7 @@ def number_or_schedule(name: str, value: Any, low: float = -np.inf, high: float 
 
 
 def positive(name: str, value: Any, or_none: str = "") -> None:
-    """Refuses what is no number above 0; the values of traced arrays pass unread."""
+    """Refuses what is no number above 0; values of traced arrays pass unread."""
     number(name, value, low=0)
     if is_readable(value) and float(value) == 0:
         raise ValueError(f"{name}={value!r} is not above 0: pass a positive number{or_none}.")
@@ -53,6 +55,13 @@ def positive(name: str, value: Any, or_none: str = "") -> None:
 def is_readable(value: Any) -> bool:
     """Whether a number has a value here: it is not traced, nor on other hosts alone."""
     return not isinstance(value, jax.core.Tracer) and getattr(value, "is_fully_addressable", True)
+
+
+def above_one(name: str, value: Any) -> None:
+    """Refuses what is no number above 1, infinity permitted; values of traced arrays pass unread."""
+    number(name, value, low=1, infinite_too=True)
+    if is_readable(value) and float(value) == 1:
+        raise ValueError(f"{name}={value!r} is not above 1: pass a larger number.")
 
 
 def optional_positive(name: str, value: Any) -> None:

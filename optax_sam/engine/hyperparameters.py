@@ -32,12 +32,14 @@ class Range:
       high: the largest.
       without_low: whether the smallest itself is refused.
       without_high: whether the largest itself is refused.
+      infinite_too: whether infinity is a number here.
     """
 
     low: float = -float("inf")
     high: float = float("inf")
     without_low: bool = False
     without_high: bool = False
+    infinite_too: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +51,13 @@ class SeedOfDraws:
 Number = Annotated[ScalarOrSchedule, Range()]
 NotNegative = Annotated[ScalarOrSchedule, Range(0)]
 Radius = NotNegative
+Cap = Annotated[ScalarOrSchedule, Range(0, infinite_too=True)]
 PositiveNumber = Annotated[ScalarOrSchedule, Range(0, without_low=True)]
 Probability = Annotated[ScalarOrSchedule, Range(0, 1)]
 FixedNumber = Annotated[Scalar, Range()]
 FixedNotNegative = Annotated[Scalar, Range(0)]
 FixedPositive = Annotated[Scalar, Range(0, without_low=True)]
+FixedAboveOne = Annotated[Scalar, Range(1, without_low=True, infinite_too=True)]
 FixedProbability = Annotated[Scalar, Range(0, 1)]
 FixedBelowOne = Annotated[Scalar, Range(0, 1, without_high=True)]
 Seed = Annotated[Scalar, SeedOfDraws()]
@@ -104,14 +108,14 @@ class Scaled:
     """A schedule times a number."""
 
     schedule: optax.Schedule
-    factor: float
+    factor: Scalar
 
     def __call__(self, step: Any) -> Any:
         return self.schedule(step) * self.factor
 
 
-def scaled(value: ScalarOrSchedule, factor: float) -> ScalarOrSchedule:
-    """A number, or a schedule, times a Python number."""
+def scaled(value: ScalarOrSchedule, factor: Scalar) -> ScalarOrSchedule:
+    """A number, or a schedule, times a number."""
     return Scaled(value, factor) if callable(value) else value * factor
 
 

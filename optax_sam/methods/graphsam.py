@@ -2,7 +2,7 @@
 
 from optax_sam.engine import checks
 from optax_sam.engine.assembly import SharpnessAware, sharpness_aware
-from optax_sam.engine.hyperparameters import Count, FixedProbability, Radius
+from optax_sam.engine.hyperparameters import Cap, Count, FixedProbability, Radius
 from optax_sam.pieces.ascents import chained, to_radius, within_leaf_norm
 from optax_sam.pieces.directions import mean_of_perturbed
 from optax_sam.pieces.geometries import elementwise, euclidean
@@ -12,7 +12,7 @@ from optax_sam.pieces.starts import ahead
 def graphsam(
     refresh_steps: Count,
     rho: Radius = 0.05,
-    max_leaf_norm: Radius = 0.05,
+    max_leaf_norm: Cap = 0.05,
     decay: FixedProbability = 0.99,
     adaptive: bool = True,
 ) -> SharpnessAware:
@@ -58,7 +58,7 @@ def graphsam(
       the authors' code normalizes by the gradient that its last backward pass left behind, not by `d`,
       and moves biases as weights; both radii fall by its own schedule, which is a schedule here.
     """
-    checks.number_or_schedule("max_leaf_norm", max_leaf_norm, low=0)
+    checks.number_or_schedule("max_leaf_norm", max_leaf_norm, low=0, infinite_too=True)
     checks.boolean("adaptive", adaptive)
     ascent = chained(
         to_radius(rho, elementwise() if adaptive else euclidean()), within_leaf_norm(max_leaf_norm)

@@ -10,10 +10,19 @@ import optax
 from optax_sam.arithmetic import trees
 from optax_sam.engine import checks
 from optax_sam.engine.aliases import Grads, Params
-from optax_sam.engine.hyperparameters import Count, Number, Radius, ScalarOrSchedule, at_step
+from optax_sam.engine.hyperparameters import (
+    Cap,
+    Count,
+    NotNegative,
+    Number,
+    Radius,
+    ScalarOrSchedule,
+    at_step,
+)
 from optax_sam.pieces import left_out
 from optax_sam.pieces.bases import Ascent, asks_anew, climb, says_how_far, transformation
 from optax_sam.pieces.geometries import Geometry, euclidean, filter_norms
+from optax_sam.pieces.intervals import times_interval
 from optax_sam.pieces.masks import dynamic_mask, fisher_mask, keep_outliers, keep_random_fraction, only
 
 __all__ = [
@@ -25,9 +34,11 @@ __all__ = [
     "keep_random_fraction",
     "only",
     "repeated",
+    "times_interval",
     "to_radius",
     "to_radius_less",
     "within_leaf_norm",
+    "within_loss_budget",
 ]
 
 
@@ -109,6 +120,51 @@ def to_radius_less(rho: Radius, alpha: Number) -> optax.GradientTransformationEx
     checks.number_or_schedule("rho", rho, low=0)
     checks.number_or_schedule("alpha", alpha)
     return transformation(ToRadiusLess(rho, alpha))
+
+
+@dataclasses.dataclass(frozen=True)
+class WithinLossBudget(Ascent):
+    """See `within_loss_budget`."""
+
+    budget: ScalarOrSchedule
+    max_rho: ScalarOrSchedule
+
+    asks_anew: ClassVar[bool] = False
+
+    def update(
+        self, updates: Grads, state: Any, params: Params = None, *, step: Any = None, **extra_args: Any
+    ) -> tuple[Grads, Any]:
+        return self.climb(updates, state, params, step=step, **extra_args)[:2]
+
+    def climb(
+        self, updates: Grads, state: Any, params: Params = None, *, step: Any = None, **extra_args: Any
+    ) -> tuple[Grads, Any, jax.Array]:
+        del params, extra_args
+        norm = trees.norm(updates)
+        budget = jnp.asarray(_at_given_step("budget", self.budget, step)).astype(norm.dtype)
+        largest = jnp.asarray(_at_given_step("max_rho", self.max_rho, step)).astype(norm.dtype)
+        is_capped = largest * norm < budget
+        # Where the cap holds, the quotient may overflow: it is not computed there.
+        rho = jnp.where(
+            is_capped, largest, trees.divide(budget, jnp.where(is_capped, jnp.ones_like(norm), norm))
+        )
+        unit = trees.divide(updates, norm)
+        return trees.map_wide(lambda u: trees.times(rho, u), unit), state, rho * (norm > 0).astype(rho.dtype)
+
+
+def within_loss_budget(budget: NotNegative, max_rho: Cap) -> optax.GradientTransformationExtraArgs:
+    """`e = min(budget / ||d||, max_rho) d / ||d||`: as far as the loss rises by the budget (LE-SAM).
+
+    Along the gradient the loss rises by `<g, e>` to first order: the budget, or less where the radius is at
+    its cap. Zero where the direction is zero.
+
+    Args:
+      budget: 0 or more, in the units of the loss; a number, or a schedule of the step count.
+      max_rho: largest radius, 0 or more, in the L2 norm; a number, or a schedule of the step count.
+    """
+    checks.number_or_schedule("budget", budget, low=0)
+    checks.number_or_schedule("max_rho", max_rho, low=0, infinite_too=True)
+    return transformation(WithinLossBudget(budget, max_rho))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,13 +328,13 @@ class WithinLeafNorm(Ascent):
         return trees.map_wide(on_leaf, updates), state
 
 
-def within_leaf_norm(max_norm: Radius) -> optax.GradientTransformationExtraArgs:
+def within_leaf_norm(max_norm: Cap) -> optax.GradientTransformationExtraArgs:
     """Each leaf shortened to the L2 norm `max_norm`, where it is longer (GraphSAM).
 
     Args:
       max_norm: 0 or more; a number, or a schedule of the step count.
     """
-    checks.number_or_schedule("max_norm", max_norm, low=0)
+    checks.number_or_schedule("max_norm", max_norm, low=0, infinite_too=True)
     return transformation(WithinLeafNorm(max_norm))
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from optax_sam.arithmetic import trees
 from optax_sam.engine import checks
 from optax_sam.engine.aliases import Batch, Grads
-from optax_sam.engine.hyperparameters import Number, Radius, ScalarOrSchedule, at_step
+from optax_sam.engine.hyperparameters import Cap, Number, Radius, ScalarOrSchedule, at_step
 from optax_sam.pieces.bases import Combination, Step
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "perturbed",
     "plus",
     "plus_emphasized_rise",
+    "polyak",
     "surrogate_gap",
     "unit",
     "unit_sum",
@@ -214,3 +215,52 @@ def plus_emphasized_rise(emphasis: Callable[[Batch], jax.Array]) -> PlusEmphasiz
     """
     checks.function("emphasis", emphasis, "emphasis(batch) -> float[batch]")
     return PlusEmphasizedRise(emphasis)
+
+
+@dataclasses.dataclass(frozen=True)
+class Polyak(Combination):
+    """See `polyak`."""
+
+    max_step: ScalarOrSchedule
+    lower_bound: ScalarOrSchedule
+
+    needs_oracle: ClassVar[bool] = True
+    asks_anew: ClassVar[bool] = False
+
+    def combine(self, step: Step) -> Grads:
+        norm = step.perturbed.norm
+        max_step, bound, loss = (
+            jnp.asarray(x).astype(norm.dtype)
+            for x in (
+                at_step(self.max_step, step.count),
+                at_step(self.lower_bound, step.count),
+                step.perturbed.loss,
+            )
+        )
+        unit = trees.divide(trees.widen(step.perturbed_grads), norm)
+        rise = norm * trees.inner(trees.conjugate(unit), step.perturbation).astype(norm.dtype)
+        # Squares of norms overflow and underflow: the length of the descent is bounded in their place.
+        length = jnp.clip(trees.divide(loss - bound - rise, norm), 0, max_step * norm)
+        return trees.map_wide(lambda u: trees.times(length, u), unit)
+
+
+def polyak(max_step: Cap = 1.0, lower_bound: Number = 0.0) -> Polyak:
+    """`gamma g'`, `gamma = clip((L(w + e) - lower_bound - <g', e>) / ||g'||^2, 0, max_step)` (SAM-SPS).
+
+    Polyak's step along the perturbed gradient: down to where the tangent at the perturbed point, drawn back
+    to the parameters, meets the lower bound. `optax.sgd(1.0)` behind the method takes it as it is.
+
+    It is a combination, and no transformation behind the method in the chain. What stands there is given the
+    descent alone: neither the perturbation nor the loss at its end. All three are of the same examples here,
+    in slices and draws too: each has a step of its own, and the descent is the mean of these. Choose
+    no selection whose gradient is not that of its loss (`selections.emphasized`). A step that a gate
+    leaves unperturbed descends along the gradient as it is.
+
+    Args:
+      max_step: 0 or more; a number, or a schedule of the step count.
+      lower_bound: of the loss of any batch: 0 for losses that may vanish; a number, or a schedule of the step
+        count.
+    """
+    checks.number_or_schedule("max_step", max_step, low=0, infinite_too=True)
+    checks.number_or_schedule("lower_bound", lower_bound)
+    return Polyak(max_step, lower_bound)

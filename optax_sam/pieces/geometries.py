@@ -6,17 +6,30 @@ forget the other.
 
 import abc
 import dataclasses
+import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from optax_sam.arithmetic import trees
+from optax_sam.arithmetic import sharding, trees
+from optax_sam.arithmetic.newton_schulz import orthogonalized
 from optax_sam.engine import checks
 from optax_sam.engine.aliases import Grads, Params
-from optax_sam.engine.hyperparameters import FixedNotNegative, Scalar
+from optax_sam.engine.hyperparameters import FixedAboveOne, FixedNotNegative, Scalar
 
-__all__ = ["elementwise", "euclidean", "fisher", "layerwise", "magnitude", "signs"]
+__all__ = [
+    "elementwise",
+    "euclidean",
+    "fan_scaled",
+    "fisher",
+    "layerwise",
+    "magnitude",
+    "p_norm",
+    "signs",
+    "spectral",
+]
 
 
 class Steepest(NamedTuple):
@@ -185,6 +198,143 @@ def signs(eta: FixedNotNegative = 0.0) -> Signs:
     """
     checks.number("eta", eta, low=0)
     return Signs(eta)
+
+
+@dataclasses.dataclass(frozen=True)
+class PNorm(Geometry):
+    """See `p_norm`."""
+
+    p: Scalar
+
+    def steepest(self, direction: Grads, params: Params) -> Steepest:
+        del params
+        wide = trees.widen(direction)
+        largest = _largest_entry(wide)
+        power = 1 / (jnp.asarray(self.p).astype(largest.dtype) - 1)  # q - 1, of the dual norm
+
+        def on_leaf(d):
+            return trees.times(_power_of_ratio(jnp.abs(d), largest, power), _sign(d))
+
+        dual = trees.map_inexact(on_leaf, wide)
+        # `|d|^q`, in units of the largest entry.
+        parts = trees.map_inexact(lambda d, x: jnp.abs(x) * trees.divide(jnp.abs(d), largest), wide, dual)
+        total = _sum_of(parts, largest.dtype)
+        norm = jnp.where(total > 0, jnp.where(total > 0, total, 1) ** (power / (1 + power)), 0)
+        return Steepest(dual, norm, trees.norm(dual))
+
+
+def p_norm(p: FixedAboveOne) -> PNorm:
+    """`e = rho sign(d) |d|^(q - 1) / ||d||_q^(q - 1)`: the ball of the norm of order `p`, `1/p + 1/q = 1`.
+
+    The larger `p`, the more alike all entries move: at 2 the ball is Euclidean, at infinity each entry moves
+    by `rho`. Below 2 few entries move, those of the largest gradient. The norm is over all parameters; of
+    complex entries it takes the absolute value.
+
+    Args:
+      p: above 1; infinity is permitted.
+    """
+    checks.above_one("p", p)
+    return PNorm(p)
+
+
+@dataclasses.dataclass(frozen=True)
+class FanScaled(Geometry):
+    """See `fan_scaled`."""
+
+    def steepest(self, direction: Grads, params: Params) -> Steepest:
+        del params
+
+        def on_leaf(d):
+            return trees.times(root_of_fans(d), trees.divide(d, trees.norm(d)))
+
+        return _of_size_one(trees.map_inexact(on_leaf, trees.widen(direction)))
+
+
+def fan_scaled() -> FanScaled:
+    """`e = rho sqrt(fan_out / fan_in) d / ||d||` in each leaf: the radius does not hang on the width.
+
+    The last axis of a leaf is `fan_out`, and the product of all others `fan_in`, as Flax and Haiku shape the
+    kernels of dense and convolutional layers. A leaf of one axis, a bias or a scale, has `fan_in = 1`: the
+    input that a bias meets is one number, and each of its `n` entries should move by `rho`, so that its norm
+    is `rho sqrt(n)`. The same holds for a scale, which multiplies entries of size one. A number moves by
+    `rho`.
+
+    A layer of rank one then moves the entries of its output by `rho` times those of its input, whatever
+    its width. Gradients of few examples are nearly of rank one; of others that is the most.
+
+    Kernels with several output axes (the heads of `nn.MultiHeadDotProductAttention`), layers stacked along a
+    first axis, and look-up tables, whose input is one row, have other fans than their shapes say: their
+    radius is wrong by a factor. `optax.partition` gives them one of their own.
+    """
+    return FanScaled()
+
+
+@dataclasses.dataclass(frozen=True)
+class Spectral(Geometry):
+    """See `spectral`."""
+
+    def steepest(self, direction: Grads, params: Params) -> Steepest:
+        del params
+
+        def on_leaf(d):
+            if d.ndim < 2 or not d.size:
+                return trees.times(root_of_fans(d), trees.divide(d, trees.norm(d)))
+            whole = sharding.replicated(d)
+            found = orthogonalized(whole.reshape(-1, d.shape[-1])).reshape(d.shape)
+            return trees.times(root_of_fans(d), found)
+
+        return _of_size_one(trees.map_inexact(on_leaf, trees.widen(direction)))
+
+
+def spectral() -> Spectral:
+    """`e = rho sqrt(fan_out / fan_in) U V^T` in each leaf, `d = U S V^T`: the spectral ball.
+
+    The steepest perturbation of each matrix whose largest singular value is `rho sqrt(fan_out / fan_in)`: no
+    layer moves its output by more than `rho` times its input, entry for entry. `U V^T` is found as
+    Muon finds it, by five Newton-Schulz steps of `optax.contrib`: its singular values are about one, between
+    0.6 and 1.2, and smaller where those of `d` are below a few hundredths of `||d||`.
+
+    Fans and leaves of one axis are those of `fan_scaled`: a vector is a matrix of one row, of rank one, and
+    its norm is `rho sqrt(n)`.
+    """
+    return Spectral()
+
+
+def root_of_fans(leaf: jax.Array) -> float:
+    """`sqrt(fan_out / fan_in)`: the last axis, and the product of all others; a vector is one row."""
+    return math.sqrt(math.prod(leaf.shape[-1:]) / max(math.prod(leaf.shape[:-1]), 1))
+
+
+def _of_size_one(dual: Grads) -> Steepest:
+    """A perturbation whose layers have size one, each in its own norm."""
+    length = trees.norm(dual)
+    return Steepest(dual, jnp.ones([], length.dtype), length)
+
+
+def _largest_entry(tree: Grads) -> jax.Array:
+    """The largest absolute value of all inexact leaves."""
+    found = [jnp.max(jnp.abs(x)) for x in jax.tree.leaves(tree) if trees.is_inexact(x) and x.size]
+    return functools.reduce(jnp.maximum, found, jnp.zeros([], jnp.float32))
+
+
+def _sum_of(tree: Grads, dtype: Any) -> jax.Array:
+    """The sum of all entries of the inexact leaves."""
+    parts = [jnp.sum(x).astype(dtype) for x in jax.tree.leaves(tree) if trees.is_inexact(x)]
+    return sum(parts, jnp.zeros([], dtype))
+
+
+def _sign(leaf: jax.Array) -> jax.Array:
+    """`x / |x|`, and 0 at 0."""
+    return trees.divide(leaf, jnp.abs(leaf)) if jnp.iscomplexobj(leaf) else jnp.sign(leaf)
+
+
+def _power_of_ratio(size: jax.Array, largest: jax.Array, power: jax.Array) -> jax.Array:
+    """`(size / largest)^power` of numbers whose ratio may underflow where its root does not; 0 at 0."""
+    low = jnp.minimum(power, 1).astype(size.dtype)
+    is_zero = size == 0
+    root = jnp.where(is_zero, jnp.ones_like(size), size) ** low
+    ratio = trees.divide(root, jnp.where(largest > 0, largest, 1) ** low)
+    return jnp.where(is_zero, jnp.zeros_like(size), ratio ** jnp.maximum(power, 1).astype(size.dtype))
 
 
 def filter_norms(leaf: jax.Array) -> jax.Array:

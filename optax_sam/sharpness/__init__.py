@@ -22,6 +22,9 @@ from optax_sam.sharpness.problem import NotFiniteError as NotFiniteError
 from optax_sam.sharpness.products import GaussNewton as GaussNewton
 from optax_sam.sharpness.products import gauss_newton_vector_product as gauss_newton_vector_product
 from optax_sam.sharpness.products import hessian_vector_product as hessian_vector_product
+from optax_sam.sharpness.radius import RADII as RADII
+from optax_sam.sharpness.radius import RadiusTest as RadiusTest
+from optax_sam.sharpness.radius import radius_test as radius_test
 from optax_sam.sharpness.spectrum import SpectralDensity as SpectralDensity
 from optax_sam.sharpness.spectrum import Trace as Trace
 from optax_sam.sharpness.spectrum import spectral_density as spectral_density

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from optax_sam.sharpness.landscapes import Landscape
+from optax_sam.sharpness.radius import RadiusTest
 from optax_sam.sharpness.spectrum import SpectralDensity
 
 try:
@@ -153,6 +154,28 @@ def spectral_density(
         panel.plot(grid, heights, color=colour, linewidth=1.3, label=name)
         panel.fill_between(grid, floor, heights, color=colour, alpha=0.15, linewidth=0)
     return _finished(panel, densities)
+
+
+def radius_test(test: RadiusTest, axes: Axes | None = None) -> Axes:
+    """How much the loss rises with the radius, beside its first-order prediction.
+
+    Args:
+      test: from `radius_test`.
+      axes: where; a new figure by default.
+
+    Returns:
+      The axes, both logarithmic. A line stands at the recommended radius.
+    """
+    panel = _axes(axes, (5.6, 3.6))
+    rises = np.where(np.isfinite(test.rises) & (test.rises > 0), test.relative_rises, np.nan)
+    panel.plot(test.radii, rises, "o-", color=COLOURS[2], markersize=4, label="measured")
+    panel.plot(test.radii, test.predicted / test.loss, "--", color=COLOURS[1], label="first order")
+    if np.isfinite(test.recommended):
+        panel.axvline(test.recommended, color="0.5", linewidth=1)
+        text = f" rho = {test.recommended:.2g}"
+        panel.text(test.recommended, 0.02, text, transform=panel.get_xaxis_transform(), color="0.3")
+    panel.set(xscale="log", yscale="log", xlabel="radius", ylabel="rise of a batch's loss / loss")
+    return _finished(panel, ("measured", "first order"))
 
 
 def trajectories(

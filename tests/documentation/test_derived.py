@@ -68,7 +68,9 @@ def test_every_method_can_be_cited(method):
     entries = optax_sam.citation(method.function)
     for paper in method.papers:
         assert f"url = {{{paper.url}}}" in entries
-        assert re.search(rf"^@misc{{[a-z]+\d{{4}}[a-z]+,\n  author = {{.*{paper.authors[0]}", entries, re.M)
+        assert re.search(
+            rf"^@misc{{[a-z]+\d{{4}}[a-z0-9]+,\n  author = {{.*{paper.authors[0]}", entries, re.M
+        )
     assert entries.count("@misc") == len(method.papers) >= 1
 
 

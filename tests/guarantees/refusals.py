@@ -74,7 +74,7 @@ def outside(kind, bounds):
     if kind is not int and (np.isfinite(bounds.low) or np.isfinite(bounds.high)):
         wrong += [(float("nan"), ValueError)]
     if kind is not int:
-        wrong += [(float("inf"), ValueError), (-float("inf"), ValueError)]
+        wrong += [(-float("inf"), ValueError)] + [(float("inf"), ValueError)] * (not bounds.infinite_too)
     if kind not in (int, float):  # as `optax.inject_hyperparams` makes arrays of numbers
         numbers = [(x, error) for x, error in wrong if isinstance(x, int | float) and not isinstance(x, bool)]
         wrong += [(of(x), error) for x, error in numbers for of in (jnp.asarray, np.asarray)]
@@ -158,5 +158,6 @@ REQUIRED = {
     "scale": 0.1, "num_steps": 2, "max_norm": 0.1, "fraction": 0.5, "sparsity": 0.5, "num_samples": 2,
     "drop_rate": 0.5, "threshold": 0.0, "part": 0, "num_parts": 2, "mix": 0.5, "lower_rho": 0.1,
     "emphasis": losses, "class_frequencies": [3, 2, 1], "labels": losses, "gamma": 1.0,
-    "quantile": 0.5, "tx": optax_sam.sam(), "opt_state": (), "state": (),
+    "quantile": 0.5, "budget": 0.1, "max_rho": 0.1, "p": 3.0, "value": 0.1,
+    "tx": optax_sam.sam(), "opt_state": (), "state": (),
 }  # fmt: skip

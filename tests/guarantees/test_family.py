@@ -295,6 +295,7 @@ def test_what_perturbs_at_its_start_cannot_be_left_unperturbed(name):
 
 # What looks at single entries or leaves, or draws, sees a complex leaf as one, not as two.
 BY_ENTRY = {"sam_on", "fisher_sam", "sparse_sam", "fisher_mask_sam", "zsharp", "graphsam", "look_layersam"}
+BY_ENTRY |= {"fan_scaled_sam", "spectral_sam"}
 DRAWING = {"esam", "reweighted_sam", "random_sam", "random_perturbation", "adaptive_random_perturbation"}
 DRAWING |= {"eigen_sam"}
 COMPLEX = {*REPRESENTATIVE, "gsam", "friendly_sam", "looksam"}  # which take products and lengths
