@@ -20,8 +20,13 @@ def number(
             raise TypeError(f"{name} has dtype {value.dtype}: pass a real number.")
         if not is_readable(value):
             return
-    elif isinstance(value, bool) or not isinstance(value, numbers.Real):
+    elif isinstance(value, bool) or not isinstance(value, int | float | np.generic):
         raise TypeError(f"{name}={value!r} is {_article(value)}: pass a number.")
+    elif isinstance(value, np.generic):
+        number(name, np.asarray(value), low, high, infinite_too)
+        return
+    if value != value:
+        raise ValueError(f"{name}={value!r} is not a number: pass one.")
     if np.isinf(float(value)) and not infinite_too:
         raise ValueError(f"{name}={value!r} is infinite: pass a finite number.")
     if not low <= float(value) <= high:

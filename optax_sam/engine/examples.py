@@ -127,6 +127,12 @@ class Examples:
 
     def emphasized(self, emphasis: jax.Array) -> "Examples":
         """Examples that count `emphasis` times their weight in a gradient; its loss stays the same mean."""
+        emphasis = jnp.asarray(emphasis)
+        if self.size is not None and emphasis.shape != (self.size,):
+            raise ValueError(
+                f"emphasis has the shape {emphasis.shape} for a batch of {self.size} examples: return one "
+                "number for each."
+            )
         if self.rows.weights is not None:  # what padding says is no number to multiply with
             emphasis = jnp.where(self.rows.weights != 0, emphasis, jnp.zeros_like(emphasis))
         return self.but(rows=self.rows._replace(emphasis=emphasis), needs_losses=True)

@@ -24,8 +24,16 @@ class OfRareClasses:
     gamma: float
 
     def __call__(self, batch: Batch) -> jax.Array:
+        labels = jnp.asarray(self.labels(batch))
+        if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
+            raise ValueError(
+                f"labels returned the shape {labels.shape} and the dtype {labels.dtype}: return the class of "
+                "each example, int[batch]."
+            )
         of_class = self.weight * (1 - jnp.asarray(self.shares)) ** self.gamma
-        return of_class.at[self.labels(batch)].get(out_sharding=jax.typeof(self.labels(batch)).sharding)
+        found = of_class.at[labels].get(out_sharding=jax.typeof(labels).sharding)
+        known = (labels >= 0) & (labels < len(self.shares))
+        return jnp.where(known, found, jnp.full_like(found, jnp.nan))
 
 
 def focal_sam(
@@ -46,7 +54,7 @@ def focal_sam(
 
     Args:
       class_frequencies: how often each class is seen, counts or shares; one number for each.
-      labels: `labels(batch) -> int[batch]`, the classes of the examples, such as
+      labels: `labels(batch) -> int[batch]`, the classes of the examples from 0 on, such as
         `lambda batch: batch["label"]`.
       weight: of the sharpness, 0 or more.
       gamma: how much more a rare class counts, 0 or more; 0 counts all alike.

@@ -1,6 +1,7 @@
 """Whether a step pays for a second gradient."""
 
 import dataclasses
+import math
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -92,12 +93,19 @@ class After(Gate):
 
     def due(self, state: Any, step: Step) -> jax.Array:
         del state
-        return step.count >= jnp.asarray(self.start_step).astype(step.count.dtype)
+        start, largest = self.start_step, jnp.iinfo(step.count.dtype).max
+        start = min(math.ceil(start), largest) if checks.is_readable(start) else jnp.ceil(start)
+        return step.count >= jnp.asarray(start).astype(step.count.dtype)
 
 
 def after(start_step: FixedNotNegative) -> After:
     """Perturb after `start_step` steps that are not perturbed: the steps `start_step` and later."""
     checks.number("start_step", start_step, low=0)
+    if checks.is_readable(start_step) and 0 < start_step < 1:
+        raise ValueError(
+            f"start_step={start_step!r} is a part of a step: pass a number of steps, such as "
+            "int(0.8 * total_steps)."
+        )
     return After(start_step)
 
 

@@ -6,9 +6,7 @@ its progress; what is done on one batch is one compiled program.
 
 import dataclasses
 import functools
-import hashlib
 import operator
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,6 +21,7 @@ from optax_sam.engine.arrays import as_arrays
 from optax_sam.engine.examples import Rows, check_rows, size_of
 from optax_sam.engine.losses import mean_loss
 from optax_sam.sharpness.progress import Steps
+from optax_sam.sharpness.reuse import traced_anew
 
 Floats = list[jax.Array]
 """The float leaves of the parameters, or a vector with as many entries, in float32 or wider."""
@@ -114,13 +113,13 @@ class Problem:
       loss_fn: `loss_fn(params, batch)`.
       point: the parameters.
       batches: as the user handed them in.
-      programs: compiled for this loss, by function; and what the loss looks like, by the shapes of a batch.
+      programs: compiled for this loss, by function.
     """
 
     loss_fn: Any
     point: Point
     batches: Any
-    programs: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    programs: dict[Any, Callable[..., Any]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, loss_fn: Any, params: Any, batches: Any) -> "Problem":
@@ -201,28 +200,12 @@ class Problem:
         What a loss function reads may have changed since the last measurement: it is compiled anew. A
         `jax.tree_util.Partial` is traced anew, and compiled where it is another program than before.
         """
-        if _is_reusable(self.loss_fn):
-            return lambda point, batch, *rest: _shared(function, self._traced(batch))(
-                self.loss_fn, point, batch, *rest
-            )
-        if function not in self.programs:
+        if function not in self.programs and _is_reusable(self.loss_fn):
+            self.programs[function] = traced_anew(function, self.loss_fn)
+        elif function not in self.programs:
             alone = functools.partial(function, self.loss_fn)
             self.programs[function] = jax.jit(canonical_convolutions(alone))
         return self.programs[function]
-
-    def _traced(self, batch: Any) -> str:
-        """A digest of the loss as a program, and of the arrays that it reads beside its arguments."""
-        shapes = jax.tree.map(lambda x: (np.shape(x), x.dtype), batch)
-        key = ("traced", str(shapes))
-        if key not in self.programs:
-            arguments = self.loss_fn, self.point.params(), batch
-            traced = jax.make_jaxpr(lambda loss_fn, *rest: alone(loss_fn, *rest))(*arguments)
-            text = re.sub(r" at 0x[0-9a-f]+", "", str(traced.jaxpr))  # of functions in derivative rules
-            digest = hashlib.sha256(text.encode())
-            for x in traced.consts:
-                digest.update(np.asarray(x).tobytes())
-            self.programs[key] = digest.hexdigest()
-        return self.programs[key]
 
     def at(self, point: Point) -> "Problem":
         """The same loss at another point."""
@@ -268,12 +251,6 @@ def _mixed(mean: Any, part: Any, share: Any) -> Any:
 def _is_reusable(loss_fn: Any) -> bool:
     """Whether all that a loss function closes over are arrays of a tree; a flag shapes the program."""
     return all(isinstance(x, jax.Array | np.ndarray) for x in jax.tree.leaves(loss_fn))
-
-
-@functools.cache
-def _shared(function: Callable[..., Any], traced: str) -> Callable[..., Any]:
-    del traced  # what was compiled serves the same program alone
-    return jax.jit(canonical_convolutions(function))
 
 
 def check_product(number: float) -> None:

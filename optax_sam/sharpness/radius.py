@@ -156,6 +156,8 @@ def radius_test(
     with np.errstate(invalid="ignore"):  # where a rise is infinite
         errors = [standard_error(list(each), sizes) for each in np.transpose(rises)]
     length, loss = (float(np.average(x, weights=sizes)) for x in (norms, losses))
+    if loss <= 0:
+        raise ValueError(f"the loss at params is {loss:g}: it must be above 0 to rise by a part of itself.")
     top = top_eigenvalues(loss_fn, params, batches).values[0] if eigenvalue else np.nan
     return RadiusTest(
         distances,

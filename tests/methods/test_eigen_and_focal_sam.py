@@ -32,6 +32,44 @@ def test_focal_sam_of_equal_classes_is_sam_and_without_weight_the_base_optimizer
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), got, wanted)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda batch: batch["label"][:, None],
+        lambda batch: batch["label"][:1],
+        lambda batch: batch["image"][:, 0],
+    ],
+)
+def test_labels_of_another_shape_or_kind_are_refused(wrong):
+    tx = optax.chain(optax_sam.focal_sam([3, 2, 1], wrong, weight=1.0, gamma=1.0), optax.sgd(0.1))
+    with pytest.raises(ValueError, match=r"^(labels returned|emphasis has) the shape .*: return (the|one)"):
+        optax_sam.step(tx, losses)(init_params(), tx.init(init_params()), make_batch())
+
+
+@pytest.mark.parametrize("wrong", [3, -1])
+def test_a_label_beyond_the_classes_gives_nan_and_no_other_class(wrong):
+    tx = optax.chain(
+        optax_sam.focal_sam([3, 2, 1], lambda batch: batch["label"].at[0].set(wrong), weight=1.0, gamma=1.0),
+        optax.sgd(0.1),
+    )
+    params, state, _ = optax_sam.step(tx, losses)(init_params(), tx.init(init_params()), make_batch())
+    assert np.isnan(optax_sam.info(state)["sharpness"]) and np.isnan(ravel_pytree(params)[0]).all()
+
+
+def test_a_start_that_is_a_part_of_a_step_is_refused_and_one_that_never_comes_is_not():
+    with pytest.raises(ValueError, match=r"^start_step=0.8 is a part of a step: pass a number of steps"):
+        optax_sam.late_sam(0.8)
+    for start, due in ((2**40, False), (1.9, False), (1.0, True), (0, True)):
+        gate = optax_sam.gates.after(start)
+        tx = optax.chain(
+            optax_sam.sharpness_aware(optax_sam.ascents.to_radius(0.1), gate=gate), optax.sgd(0.1)
+        )
+        state = tx.init(init_params())
+        for _ in range(2):  # the second step is number 1
+            _, state, _ = optax_sam.step(tx, losses)(init_params(), state, make_batch())
+        assert bool(optax_sam.info(state)["perturbed"]) == due, start
+
+
 def vector_after(method, steps=3):
     tx = optax.chain(method, optax.sgd(0.1))
     step, run = jax.jit(optax_sam.step(tx, losses)), (init_params(), tx.init(init_params()))

@@ -9,6 +9,7 @@ import pytest
 from jax.tree_util import Partial
 
 from optax_sam import sharpness
+from optax_sam.sharpness import reuse
 from tests.registry import over
 from tests.sharpness.problems import (
     dense_gauss_newton,
@@ -167,9 +168,9 @@ def test_what_a_loss_closes_over_is_read_anew_and_a_partial_is_compiled_once():
     scale = jnp.array(5.0)
     assert top(loss_fn) == pytest.approx(10)
     assert top(Partial(of, jnp.array(1.0))) == pytest.approx(2)
-    count = len(traces)
-    assert count and top(Partial(of, jnp.array(5.0))) == pytest.approx(10)
-    assert len(traces) == count + 1  # looked at, not compiled
+    count = len(reuse._COMPILED)
+    assert traces and top(Partial(of, jnp.array(5.0))) == pytest.approx(10)
+    assert len(reuse._COMPILED) == count  # traced, not compiled
     flagged = Partial(lambda w, batch, square: batch * (w**2 if square else w), square=True)
     assert top(flagged) == pytest.approx(2)  # what is no array may shape the program
 
@@ -204,6 +205,36 @@ def test_what_the_function_of_a_partial_reads_may_change(monkeypatch):
     assert top(Partial(of_an_array)) == pytest.approx(2)
     held["decay"] = jnp.array(10.0)
     assert top(Partial(of_an_array)) == pytest.approx(22)
+
+
+def test_what_an_inner_jit_a_derivative_rule_or_a_key_reads_may_change():
+    held = {"scale": jnp.ones(2), "slope": 1.0, "key": jax.random.key(0)}
+
+    @jax.custom_vjp
+    def reversed_gradient(x):
+        return x
+
+    reversed_gradient.defvjp(lambda x: (x, None), lambda _, g: (-held["slope"] * g,))
+
+    def of_an_inner_jit(w, batch):
+        return batch * jax.jit(lambda x: x * held["scale"][0])(w) ** 2
+
+    def of_a_rule(w, batch):
+        return batch * reversed_gradient(w) ** 2
+
+    def of_a_key(w, batch):
+        return batch * (w + jax.random.normal(held["key"])) ** 2
+
+    def length(losses):
+        return sharpness.psf_norm(Partial(losses), jnp.array(3.0), ONE, rho=0.0).grad_norm
+
+    before = [length(losses) for losses in (of_an_inner_jit, of_a_rule, of_a_key)]
+    assert before[:2] == pytest.approx([6, 6])
+    held |= {"scale": 2 * jnp.ones(2), "slope": -3.0, "key": jax.random.key(1)}
+    after = [length(losses) for losses in (of_an_inner_jit, of_a_rule, of_a_key)]
+    assert after[:2] == pytest.approx([24, 18])
+    drawn = float(jax.random.normal(jax.random.key(1)))
+    assert after[2] == pytest.approx(abs(2 * (3 + drawn)), rel=1e-5) and after[2] != before[2]
 
 
 def test_low_precision_parameters_are_measured_in_float32():

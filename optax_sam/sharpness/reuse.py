@@ -1,0 +1,73 @@
+"""Programs of a loss that is measured again and again: traced each time, compiled where the trace is new."""
+
+import functools
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+import numpy as np
+
+from optax_sam.arithmetic.jaxprs import canonical_convolutions
+
+_COMPILED: dict[Any, Callable[..., Any]] = {}
+
+
+def traced_anew(function: Callable[..., Any], loss_fn: Any) -> Callable[..., Any]:
+    """`function(loss_fn, *args)`, traced at the first arguments of each shape.
+
+    What the loss reads beside its arguments, an attribute, a global, an array, is that of the trace. An equal
+    trace runs what was compiled for an earlier one; its constants are arguments.
+    """
+    seen: dict[Any, Any] = {}
+
+    def run(*args: Any) -> Any:
+        leaves, treedef = jax.tree.flatten((loss_fn, *args))
+        key = treedef, tuple(map(jax.typeof, leaves)), jax.sharding.get_abstract_mesh()
+        if key not in seen:
+            seen[key] = _trace(function, loss_fn, *args)
+        program, constants, structure = seen[key]
+        return jax.tree.unflatten(structure, program(constants, leaves))
+
+    return run
+
+
+def _trace(function: Callable[..., Any], *args: Any) -> tuple[Callable[..., Any], list[Any], Any]:
+    # As a new function: of one that it knows JAX returns the old trace.
+    rewritten = canonical_convolutions(lambda *args: function(*args))
+    closed, shapes = jax.make_jaxpr(lambda *args: rewritten(*args), return_shape=True)(*args)
+    key = _digest(closed), jax.sharding.get_abstract_mesh()
+    if key not in _COMPILED:
+        _COMPILED[key] = jax.jit(functools.partial(_run, closed.jaxpr))
+    return _COMPILED[key], closed.consts, jax.tree.structure(shapes)
+
+
+def _run(jaxpr: Any, constants: list[Any], leaves: list[Any]) -> list[Any]:
+    return jax.core.eval_jaxpr(jaxpr, constants, *leaves)
+
+
+def _digest(closed: jex.ClosedJaxpr) -> str:
+    """Of the equations, and of the arrays inside them; the outermost are arguments."""
+    text = re.sub(r" at 0x[0-9a-f]+", "", str(closed.jaxpr))  # of functions that have been traced already
+    digest = hashlib.sha256(text.encode())
+    for constant in _inner_constants(closed.jaxpr):
+        is_key = jax.dtypes.issubdtype(constant.dtype, jax.dtypes.prng_key)
+        digest.update(np.asarray(jax.random.key_data(constant) if is_key else constant).tobytes())
+    return digest.hexdigest()
+
+
+def _inner_constants(jaxpr: Any) -> Iterator[Any]:
+    for equation in jaxpr.eqns:
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
+            if isinstance(value, jex.ClosedJaxpr):
+                yield from value.consts
+            if _is_jaxpr(value):
+                yield from _inner_constants(getattr(value, "jaxpr", value))
+            elif isinstance(value, np.ndarray | jax.Array):
+                yield value
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return isinstance(value, jex.ClosedJaxpr | jex.Jaxpr)
