@@ -70,11 +70,13 @@ def fits(value: Any, kind: str, *bounds: Any) -> bool:
         return kind == "schedule"
     is_array = isinstance(value, jax.Array | np.ndarray)
     if is_array and kind in ("number", "schedule"):
-        return value.shape == ()  # read when the program runs
+        if value.shape != () or not jnp.issubdtype(value.dtype, jnp.number) or jnp.iscomplexobj(value):
+            return False
+        value, is_array = value.item(), False
     wanted = numbers.Integral if kind == "integer" else numbers.Real
     if is_array or isinstance(value, bool) or not isinstance(value, wanted):
         return False
-    return bounds[0] <= value <= bounds[1]
+    return bounds[0] <= value <= bounds[1] and abs(value) < INF
 
 
 def wrong(method: str, arguments: dict[str, Any]) -> set[str]:
