@@ -41,7 +41,7 @@ def test_accumulated_is_the_big_batch(name):
 def test_weights_of_both_signs_that_cancel_in_a_slice_count(name, slices, last):
     """Advantages, or signs of pairs: a slice's weights may sum to 0, and its losses count all the same."""
     weights = jnp.asarray([1, -1, 1, -1, 2, 1, -3, 0, 1, 1, 0, -2, 1, 1, 3, last], jnp.float32)
-    method, found = METHODS[name].make(), []
+    method, found = CASES[name].make(), []
     for tx in (optax_sam.accumulated(method, slices), method):
         step = jax.jit(optax_sam.step(optax.chain(tx, optax.sgd(1.0)), losses))
         state = optax.chain(tx, optax.sgd(1.0)).init(init_params())
