@@ -13,6 +13,8 @@ def number(
     name: str, value: Any, low: float = -np.inf, high: float = np.inf, infinite_too: bool = False
 ) -> None:
     """Refuses what is no real number, or is outside `[low, high]`; values of traced arrays pass unread."""
+    if isinstance(value, np.generic):
+        value = np.asarray(value)
     if isinstance(value, jax.Array | np.ndarray):
         if value.shape != ():
             raise ValueError(f"{name} has shape {value.shape}: pass one number.")
@@ -20,11 +22,8 @@ def number(
             raise TypeError(f"{name} has dtype {value.dtype}: pass a real number.")
         if not is_readable(value):
             return
-    elif isinstance(value, bool) or not isinstance(value, int | float | np.generic):
+    elif isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name}={value!r} is {_article(value)}: pass a number.")
-    elif isinstance(value, np.generic):
-        number(name, np.asarray(value), low, high, infinite_too)
-        return
     if value != value:
         raise ValueError(f"{name}={value!r} is not a number: pass one.")
     if np.isinf(float(value)) and not infinite_too:

@@ -22,7 +22,7 @@ def late_sam(start_step: FixedNotNegative, rho: Radius = 0.05) -> SharpnessAware
       A `SharpnessAware` transformation, to stand first in an `optax.chain`.
 
     Raises:
-      ValueError: `start_step` or `rho` is negative.
+      ValueError: `start_step` or `rho` is negative, or `start_step` a part of a step, as 0.8 is.
 
     Cost:
       1 gradient per step, then 2; no parameter-sized buffer.

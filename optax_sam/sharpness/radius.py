@@ -76,7 +76,7 @@ class RadiusTest:
             )
         return (
             f"Begin with rho = {self.recommended:.2g}: a batch's loss rises there by {RELATIVE_RISE:.0%}, as "
-            "at the radii that were best on other tasks."
+            "about at the radii that were best on three small tasks."
         )
 
 
@@ -113,8 +113,8 @@ def radius_test(
       A `RadiusTest`, on the host. `print` shows its table and the reason of what is recommended.
 
     Raises:
-      ValueError: the loss or its gradient is not finite at the parameters, or the gradient is zero; an
-        argument out of range; what `hessian_vector_product` refuses.
+      ValueError: the loss or its gradient is not finite at the parameters, the loss not above 0, or the
+        gradient zero; an argument out of range; what `hessian_vector_product` refuses.
       TypeError: an argument of another kind.
 
     Cost:

@@ -45,7 +45,7 @@ def _trace(function: Callable[..., Any], *args: Any) -> tuple[Callable[..., Any]
 
 
 def _run(jaxpr: Any, constants: list[Any], leaves: list[Any]) -> list[Any]:
-    return jax.core.eval_jaxpr(jaxpr, constants, *leaves)
+    return jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, constants))(*leaves)
 
 
 def _digest(closed: jex.ClosedJaxpr) -> str:
