@@ -88,6 +88,7 @@ GRIDS |= {
     "bilateral_sam": grid(rho=doubling(0.1, 4), lower_rho=[0.02, 0.1, 0.4]),
     "momentum_sam": grid(rho=doubling(0.4, 12, 2**0.5)),
     "single_step_sam": grid(rho=RADII),
+    "persistent_sam": grid(rho=doubling(0.4, 4), ascent_rate=[0.1, 0.3, 1.0]),
     "extrapolation": grid(step_size=doubling(0.05, 12)),
     "graphsam": grid(rho=RADII),
     "lesam": grid(budget=doubling(0.05, 4), max_rho=[0.2, 0.8, 3.2]),

@@ -44,6 +44,7 @@ from optax_sam.methods.looksam import look_layersam as look_layersam
 from optax_sam.methods.looksam import looksam as looksam
 from optax_sam.methods.momentum_sam import momentum_sam as momentum_sam
 from optax_sam.methods.multistep_sam import multistep_sam as multistep_sam
+from optax_sam.methods.persistent_sam import persistent_sam as persistent_sam
 from optax_sam.methods.pugd import pugd as pugd
 from optax_sam.methods.random_perturbation import adaptive_random_perturbation as adaptive_random_perturbation
 from optax_sam.methods.random_perturbation import random_perturbation as random_perturbation

@@ -189,6 +189,9 @@ FAMILY: dict[str, Case] = {
     ),
     "momentum_sam": Case(optax_sam.momentum_sam, **AHEAD, timed=Timed(**ONE_GRADIENT)),
     "single_step_sam": Case(optax_sam.single_step_sam, **AHEAD, timed=Timed(**ONE_GRADIENT)),
+    "persistent_sam": Case(
+        optax_sam.persistent_sam, **AHEAD, is_scale_free=False, timed=Timed(**ONE_GRADIENT)
+    ),
     "extrapolation": Case(
         optax_sam.extrapolation,
         required={"step_size": 0.05},

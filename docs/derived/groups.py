@@ -3,7 +3,7 @@
 GROUPS = {
     "SAM, and the methods of the demo": "sam asam rst grst vsam pugd tsam ausam",
     "Fewer gradients": (
-        "looksam look_layersam aesam aelooksam late_sam momentum_sam single_step_sam "
+        "looksam look_layersam aesam aelooksam late_sam momentum_sam single_step_sam persistent_sam "
         "adaptive_random_perturbation random_perturbation extrapolation graphsam ksam esam fgsam fgsam_plus"
     ),
     "Another direction": "friendly_sam vasso reweighted_sam random_sam multistep_sam eigen_sam",

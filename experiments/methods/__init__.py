@@ -103,6 +103,7 @@ TRACED = (
     "max_rho",
     "max_step",
     "step_size",
+    "ascent_rate",
     "noise_scale",
     "average_steps",
     "mirror_strength",

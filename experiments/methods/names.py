@@ -35,6 +35,7 @@ NAMES = {
     "decoupled_wsam": "WSAM, decoupled",
     "bilateral_sam": "Bilateral SAM",
     "momentum_sam": "Momentum SAM",
+    "persistent_sam": "Persistent SAM",
     "drawn_vsam": "AUSAM + vSAM",
     "friendly_looksam": "Friendly + LookSAM",
     "adaptive_rst": "ASAM + RST",

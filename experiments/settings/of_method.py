@@ -23,6 +23,8 @@ class MethodSettings:
     """Radius of the second, downhill perturbation (bilateral_sam)."""
     step_size: float | None = None
     """How far ahead the gradient is taken; None is the learning rate (extrapolation)."""
+    ascent_rate: float | None = None
+    """How far one gradient lifts the perturbation (persistent_sam)."""
     max_leaf_norm: float | None = None
     """Largest norm of one array's perturbation; None is rho (graphsam)."""
     num_steps: int | None = None
@@ -38,7 +40,8 @@ class MethodSettings:
     sigma: float | None = None
     """Share of the mean gradient that is taken out of the direction (friendly_sam)."""
     decay: float | None = None
-    """Of a running mean of gradients (friendly_sam, single_step_sam, graphsam, aesam, aelooksam)."""
+    """Of a running mean of gradients (friendly_sam, single_step_sam, graphsam, aesam, aelooksam), or of the
+    perturbation (persistent_sam)."""
     theta: float | None = None
     """Weight of the new gradient in the direction (vasso)."""
     friendly: bool | None = None
