@@ -24,7 +24,7 @@ from experiments.running.queue import finished, set_aside_if_different
 from experiments.running.run import Listener, run
 from experiments.running.scores import Score, score_of
 from experiments.running.sharpness import MEASURED, measured
-from experiments.running.timing import step_seconds
+from experiments.running.timing import relative_time, step_seconds
 from experiments.running.training import judged
 from experiments.settings import Settings, Setup, require, setup_of
 from experiments.settings.command_line import command_line, program
@@ -69,7 +69,7 @@ def compare(settings: CompareSettings) -> None:
         results = {name: results_of(runs[name], data, programs[name], bar) for name in names(settings)}
         first_runs = {name: group[0] for name, group in runs.items()}
         seconds = step_seconds(first_runs, data, programs, settings.timing_rounds, bar)
-    ratios = {name: statistics.median(each / seconds["sgd"]) for name, each in seconds.items()}
+    ratios = {name: relative_time(each, seconds["sgd"]) for name, each in seconds.items()}
     score = score_of(vars(settings))
     methods = {name: summary(results[name], ratios[name], score) for name in results}
     extra = {

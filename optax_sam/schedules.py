@@ -5,6 +5,8 @@ Those of the probability are the families of RST's paper. In each of their formu
 the mean over training, which is what the perturbed gradients cost: a step takes `1 + mean` gradients.
 """
 
+import math
+
 import jax.numpy as jnp
 import optax
 
@@ -68,14 +70,24 @@ def cosine_at_end(value: FixedNotNegative, total_steps: Count, start: Share = 0.
     checks.number("value", value, low=0)
     checks.static_number("start", start, 0, 1)
     checks.integer("total_steps", total_steps, low=1)
-    first = int(start * total_steps)
+    first = _whole(start * total_steps)
     falling = optax.cosine_decay_schedule(1.0, max(total_steps - first, 1))
-    return lambda step: value * falling(jnp.maximum(jnp.asarray(step, float) - first, 0))
+
+    def schedule(step):
+        part = falling(jnp.maximum(jnp.asarray(step, float) - first, 0))
+        return value * jnp.where(jnp.asarray(step) >= total_steps, 0.0, part)
+
+    return schedule
 
 
 def _switch(before: float, after: float, total_steps: int, at: float) -> optax.Schedule:
     halves = [optax.constant_schedule(before), optax.constant_schedule(after)]
-    return optax.join_schedules(halves, [int(at * total_steps) + 1])
+    return optax.join_schedules(halves, [_whole(at * total_steps) + 1])
+
+
+def _whole(steps: float) -> int:
+    """The steps that are over; 0.29 times 100 are 29, whatever rounding makes of it."""
+    return math.floor(round(steps, 6))
 
 
 def _check(probability: float, total_steps: int) -> None:

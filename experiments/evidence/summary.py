@@ -13,6 +13,7 @@ from experiments.evidence.tasks import TASKS, EvidenceTask
 from experiments.reports.intervals import margin, share
 from experiments.running.records import read_metrics
 from experiments.running.scores import Score, score_of
+from experiments.running.timing import relative_time
 
 # What the question asks of a method: so much of SAM's gain, in so many times the base's time.
 ENOUGH, AS_CHEAP = 0.9, 1.1
@@ -41,7 +42,8 @@ class Kept(NamedTuple):
       over_sam: over SAM, likewise.
       share: of SAM's gain, and its interval; None where SAM's own gain is within its interval.
       gradients: per step.
-      time: per step, relative to the base's, and its quartiles; None where it was not measured.
+      time: of a training, relative to the base's, and the quartiles of its steps; None where it was not
+        measured.
       eigenvalue: the largest, mean over the seeds in which it was measured.
       seeds: how many.
       cost: gradients that the search took, in runs of the base.
@@ -184,21 +186,20 @@ def difference(one: Mapping[int, float], other: Mapping[int, float]) -> Interval
 
 
 def time_of(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float, float] | None:
-    """Median and quartiles of a step's time relative to the base's; twice the passes take twice the time."""
+    """A training's time relative to the base's, and the quartiles of its steps; twice the passes take two."""
     passes = float(CANDIDATES[name].passes)
     if passes > 1:
         return passes, passes, passes
-    ratios, base = None, np.array([])
+    own, base = None, np.array([])
     for row in rows:
         if row["phase"] == "time":
-            base = (
-                np.array(row["rounds"]) if row["candidate"] == "base" else base
-            )  # before those it is beside
-            ratios = row["rounds"] / base if row["candidate"] == name else ratios
-    if ratios is None:
+            rounds = np.array(row["rounds"])
+            base = rounds if row["candidate"] == "base" else base  # before those it is beside
+            own = (rounds, base) if row["candidate"] == name else own
+    if own is None:
         return None
-    low, middle, high = np.percentile(ratios, (25, 50, 75))
-    return float(middle), float(low), float(high)
+    low, high = np.percentile(own[0] / own[1], (25, 75))
+    return relative_time(*own), float(low), float(high)
 
 
 def answering(summaries: Sequence[Summary]) -> dict[str, list[str]]:

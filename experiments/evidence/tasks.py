@@ -123,18 +123,18 @@ def _minilm(title: str, data: str) -> EvidenceTask:
 TASKS = {
     "mnist1d": _mnist1d("MNIST-1D, dense"),
     "mnist1d_conv": _mnist1d("MNIST-1D, convolutional", model="conv1d"),
-    "mnist1d_noise20": _mnist1d("MNIST-1D, 20 % wrong labels", label_noise=0.2),
-    "mnist1d_noise40": _mnist1d("MNIST-1D, 40 % wrong labels", label_noise=0.4),
+    "mnist1d_noise20": _mnist1d("MNIST-1D, 20 % random labels", label_noise=0.2),
+    "mnist1d_noise40": _mnist1d("MNIST-1D, 40 % random labels", label_noise=0.4),
     **{f"{name}_{horizon}": _ett(name, horizon) for name in ("etth1", "etth2") for horizon in HORIZONS},
     "digits": EvidenceTask(
-        "digits, 20 % wrong labels",
+        "digits, 20 % random labels",
         Setup(data="digits", evaluate_every=60),
         rates=(0.01, 0.025, 0.06),
         decays=(0.008, 0.03, 0.1),
         radii=(0.3, 0.6, 1.2, 2.4),
     ),
     "trec": EvidenceTask(
-        "TREC, 20 % wrong labels",
+        "TREC, 20 % random labels",
         Setup(data="trec", optimizer="adamw", label_noise=0.2, epochs=6, evaluate_every=6),
         rates=(0.001, 0.002, 0.004),
         decays=(0.01, 0.1, 1.0),

@@ -85,8 +85,11 @@ BASELINES: dict[str, Factory] = {"averaged": baselines.averaged, "ham": baseline
 # They stand in the place of SGD, not before it.
 WHOLE_OPTIMIZERS = ("decoupled_wsam", "adasam", "bsam")
 
-# Settings of the base optimizer that they do without; the prior of bSAM is its decay.
+# Settings of the base optimizer that they do without; the prior of bSAM is its decay. What `decoupled_wsam`
+# and `ham` add to the step is not bounded by what clips the gradient.
 UNUSED = {
+    "decoupled_wsam": ("clip_norm",),
+    "ham": ("clip_norm",),
     "adasam": ("optimizer", "momentum", "nesterov", "clip_norm"),
     "bsam": ("optimizer", "momentum", "nesterov", "clip_norm", "decay_in_loss"),
 }

@@ -43,7 +43,8 @@ def draw_ranking(rows: Mapping[str, Mapping[str, Any]], score: Score, heading: s
 
 def draw_scores(panel: Axes, rows: Mapping[str, Mapping[str, Any]], score: Score) -> None:
     """Means with standard deviations; SGD's and SAM's as lines through all."""
-    worst = score.unit * (rows["sgd"]["score_mean"] - score.sign * SHOWN)
+    first = rows.get("sgd") or max(rows.values(), key=lambda row: score.sign * row["score_mean"])
+    worst = score.unit * (first["score_mean"] - score.sign * SHOWN)
     for name, row in rows.items():
         mean, spread = score.unit * row["score_mean"], score.unit * row["score_std"]
         at = list(rows).index(name)

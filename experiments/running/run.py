@@ -162,7 +162,7 @@ def summary(
             "steps": last["step"],
             "gradients": last["gradients"],
             "gradients_per_step": last["gradients"] / last["step"],
-            "step_seconds": statistics.median(line["step_seconds"] for line in lines),
+            "step_seconds": statistics.mean(line["step_seconds"] for line in lines),
             "seconds": last["seconds"],
             "compile_seconds": programs.compile_seconds,
             "params_sha256": sha256(state.params),

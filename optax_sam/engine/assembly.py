@@ -180,6 +180,12 @@ class Assembly(Method):
                 seen = self.selection.select(step._replace(kind="selection"))
                 repair = "return step.oracle, or the oracle of other examples that its methods make"
                 checks.instance("selection", self.selection, seen, StepOracle, repair)
+                if self.combination.reads_loss and seen.examples.rows.emphasis is not None:
+                    raise ValueError(
+                        f"combination={self.combination!r} reads the loss of the second gradient, but "
+                        f"start={self.start!r} or selection={self.selection!r} weighs examples in the "
+                        "gradient alone: choose starts.at_params() and selections.everything()."
+                    )
                 there = seen.with_key(1).evaluate(point)
                 same = seen.examples.see_the_same(step.oracle.examples)
                 if self.start.compares and not same:
@@ -339,8 +345,8 @@ def sharpness_aware(
       ValueError: two pieces contradict each other: `starts.ahead()` with a direction that needs the step's
         gradient or with a gate, selection, combination or reuse; a start that follows the gate with a
         gate that must see the gradient. In a step, a start that compares losses meets a selection of other
-        examples or of another loss; a piece returns a tree that is not like the parameters, or
-        a state that is not like its state before.
+        examples or of another loss, or a combination that reads the loss meets a gradient of other weights;
+        a piece returns a tree that is not like the parameters, or a state that is not like its state before.
 
     Example:
       >>> from optax_sam import ascents, gates, sharpness_aware

@@ -90,8 +90,8 @@ def declared(annotation: Any) -> tuple[Any, Range | SeedOfDraws | None]:
     return annotation, None
 
 
-def at_step(value: ScalarOrSchedule, step: Any) -> Any:
-    """The number, or what the schedule gives at `step`.
+def at_step(value: ScalarOrSchedule, step: Any, infinite_too: bool = False) -> Any:
+    """The number, or what the schedule gives at `step`; infinity where the number may be infinite.
 
     Raises:
       TypeError, ValueError: the schedule gives no real number.
@@ -99,7 +99,7 @@ def at_step(value: ScalarOrSchedule, step: Any) -> Any:
     if not callable(value):
         return value
     given = value(step)
-    checks.number(f"what the schedule {value!r} gives", given)
+    checks.number(f"what the schedule {value!r} gives", given, infinite_too=infinite_too)
     return given
 
 
@@ -111,7 +111,7 @@ class Scaled:
     factor: Scalar
 
     def __call__(self, step: Any) -> Any:
-        return self.schedule(step) * self.factor
+        return jnp.asarray(at_step(self.schedule, step), float) * jnp.asarray(self.factor, float)
 
 
 def scaled(value: ScalarOrSchedule, factor: Scalar) -> ScalarOrSchedule:

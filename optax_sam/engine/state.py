@@ -220,8 +220,9 @@ def info(state: Any) -> dict[str, Any]:
     difference), `grad_norm`, `perturbed_grad_norm`, `perturbation_norm` (global L2 norms), `perturbed`
     (0 or 1: whether the step paid for a perturbed gradient), `gradients` (evaluations of all steps
     so far, in units of one full batch; float64 outside of `jit`, so that it is exact in long runs).
-    What the step did not compute is NaN (so call it outside `jit` under `jax_debug_nans`). For tilted
-    SAM all are means over its samples, and seen from their random starts.
+    All but `gradients` are in single precision, where double is enabled too: a `sharpness` smaller than the
+    rounding of the loss is lost. What the step did not compute is NaN (so call it outside `jit` under
+    `jax_debug_nans`). For tilted SAM all are means over its samples, and seen from their random starts.
 
     Args:
       state: any optimizer state that holds one of ours.

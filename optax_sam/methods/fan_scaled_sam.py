@@ -6,7 +6,7 @@ from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.geometries import fan_scaled
 
 
-def fan_scaled_sam(rho: Radius = 0.01) -> SharpnessAware:
+def fan_scaled_sam(rho: Radius = 0.01, outputs_first: bool = False) -> SharpnessAware:
     """Fan-scaled SAM: each layer has a radius of its own, by the sizes of its input and output.
 
     In a wide network, SAM's one radius moves the outputs of the last layer alone. With these radii all layers
@@ -18,12 +18,15 @@ def fan_scaled_sam(rho: Radius = 0.01) -> SharpnessAware:
     Args:
       rho: radius of a layer: how far the entries of its output move, in proportion to those of its input; a
         number or a schedule of the step.
+      outputs_first: whether the first axis of a kernel counts its outputs, as in Equinox; else the last one,
+        as in Flax and Haiku.
 
     Returns:
       A `SharpnessAware` transformation, to stand first in an `optax.chain`.
 
     Raises:
       ValueError: `rho` is negative.
+      TypeError: `outputs_first` is no Python bool.
 
     Cost:
       2 gradients per step; no parameter-sized buffer.
@@ -42,7 +45,7 @@ def fan_scaled_sam(rho: Radius = 0.01) -> SharpnessAware:
 
     Limits:
       a radius is transferred where initialization and learning rates are those of muP. Kernels with several
-      output axes, stacked layers and look-up tables: see `geometries.fan_scaled`.
+      output axes, transposed convolutions, stacked layers and look-up tables: see `geometries.fan_scaled`.
 
     Deviations:
       of the paper the abstract was read. The rule of the layers is derived: the perturbation of a matrix
@@ -50,4 +53,4 @@ def fan_scaled_sam(rho: Radius = 0.01) -> SharpnessAware:
       where the gradient is of rank one. That biases belong with the input layer is as in muP.
       The paper's own parameters of the layers and its global normalization are not here.
     """
-    return sharpness_aware(to_radius(rho, fan_scaled()))
+    return sharpness_aware(to_radius(rho, fan_scaled(outputs_first)))

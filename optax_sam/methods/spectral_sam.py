@@ -6,7 +6,7 @@ from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.geometries import spectral
 
 
-def spectral_sam(rho: Radius = 0.01) -> SharpnessAware:
+def spectral_sam(rho: Radius = 0.01, outputs_first: bool = False) -> SharpnessAware:
     """Spectral SAM: the steepest perturbation of each matrix in its spectral norm, Muon's step uphill.
 
     What a layer's perturbation does to its output is measured by its largest singular value. In that norm
@@ -18,12 +18,15 @@ def spectral_sam(rho: Radius = 0.01) -> SharpnessAware:
     Args:
       rho: radius of a layer: the most by which the entries of its output move, in proportion to those of its
         input; a number or a schedule of the step.
+      outputs_first: whether the first axis of a kernel counts its outputs, as in Equinox; else the last one,
+        as in Flax and Haiku.
 
     Returns:
       A `SharpnessAware` transformation, to stand first in an `optax.chain`.
 
     Raises:
       ValueError: `rho` is negative.
+      TypeError: `outputs_first` is no Python bool.
 
     Cost:
       2 gradients per step; no parameter-sized buffer. Five Newton-Schulz steps for each matrix: of `m` by
@@ -46,10 +49,10 @@ def spectral_sam(rho: Radius = 0.01) -> SharpnessAware:
 
     Limits:
       a matrix that is split over devices is brought together on each. Kernels with several output axes,
-      stacked layers and look-up tables: see `geometries.fan_scaled`.
+      transposed convolutions, stacked layers and look-up tables: see `geometries.fan_scaled`.
 
     Deviations:
       no paper has this method. The step is Muon's, the scale of the layers that of `fan_scaled_sam`, of whose
       paper the abstract was read.
     """
-    return sharpness_aware(to_radius(rho, spectral()))
+    return sharpness_aware(to_radius(rho, spectral(outputs_first)))

@@ -142,7 +142,9 @@ class WithinLossBudget(Ascent):
         del params, extra_args
         norm = trees.norm(updates)
         budget = jnp.asarray(_at_given_step("budget", self.budget, step)).astype(norm.dtype)
-        largest = jnp.asarray(_at_given_step("max_rho", self.max_rho, step)).astype(norm.dtype)
+        largest = jnp.asarray(_at_given_step("max_rho", self.max_rho, step, infinite_too=True)).astype(
+            norm.dtype
+        )
         is_capped = largest * norm < budget
         # Where the cap holds, the quotient may overflow: it is not computed there.
         rho = jnp.where(
@@ -319,7 +321,7 @@ class WithinLeafNorm(Ascent):
         self, updates: Grads, state: Any, params: Params = None, *, step: Any = None, **extra_args: Any
     ) -> tuple[Grads, Any]:
         del params, extra_args
-        largest = _at_given_step("max_norm", self.max_norm, step)
+        largest = _at_given_step("max_norm", self.max_norm, step, infinite_too=True)
 
         def on_leaf(e):
             norm = trees.norm(e)
@@ -338,7 +340,7 @@ def within_leaf_norm(max_norm: Cap) -> optax.GradientTransformationExtraArgs:
     return transformation(WithinLeafNorm(max_norm))
 
 
-def _at_given_step(name: str, value: ScalarOrSchedule, step: Any) -> Any:
+def _at_given_step(name: str, value: ScalarOrSchedule, step: Any, infinite_too: bool = False) -> Any:
     if callable(value) and step is None:
         raise ValueError(f"{name} is a schedule, but step=None: pass the step count, update(..., step=step).")
-    return at_step(value, step)
+    return at_step(value, step, infinite_too)

@@ -193,6 +193,9 @@ class Selection(Piece, abc.ABC):
 class Combination(Piece, abc.ABC):
     """How do the two gradients become one?"""
 
+    reads_loss: ClassVar[bool] = False
+    """Whether it reads the loss at the perturbed point, which must then be that of the gradient there."""
+
     @abc.abstractmethod
     def combine(self, step: Step) -> Grads:
         """The descent gradient, a tree like the parameters."""

@@ -226,13 +226,14 @@ class Polyak(Combination):
 
     needs_oracle: ClassVar[bool] = True
     asks_anew: ClassVar[bool] = False
+    reads_loss: ClassVar[bool] = True
 
     def combine(self, step: Step) -> Grads:
         norm = step.perturbed.norm
         max_step, bound, loss = (
             jnp.asarray(x).astype(norm.dtype)
             for x in (
-                at_step(self.max_step, step.count),
+                at_step(self.max_step, step.count, infinite_too=True),
                 at_step(self.lower_bound, step.count),
                 step.perturbed.loss,
             )
@@ -240,7 +241,8 @@ class Polyak(Combination):
         unit = trees.divide(trees.widen(step.perturbed_grads), norm)
         rise = norm * trees.inner(trees.conjugate(unit), step.perturbation).astype(norm.dtype)
         # Squares of norms overflow and underflow: the length of the descent is bounded in their place.
-        length = jnp.clip(trees.divide(loss - bound - rise, norm), 0, max_step * norm)
+        longest = jnp.where(norm == 0, 0.0, max_step * norm)  # the bound may be infinite
+        length = jnp.clip(trees.divide(loss - bound - rise, norm), 0, longest)
         return trees.map_wide(lambda u: trees.times(length, u), unit)
 
 
@@ -252,9 +254,10 @@ def polyak(max_step: Cap = 1.0, lower_bound: Number = 0.0) -> Polyak:
 
     It is a combination, and no transformation behind the method in the chain. What stands there is given the
     descent alone: neither the perturbation nor the loss at its end. All three are of the same examples here,
-    in slices and draws too: each has a step of its own, and the descent is the mean of these. Choose
-    no selection whose gradient is not that of its loss (`selections.emphasized`). A step that a gate
-    leaves unperturbed descends along the gradient as it is.
+    in slices and draws too: each has a step of its own, and the descent is the mean of these. A gradient that
+    is not that of its loss is refused (`selections.emphasized`, `starts.reweighted`). Behind
+    `starts.at_random` the tangent is drawn back to the random start. A step that a gate leaves unperturbed
+    descends along the gradient as it is.
 
     Args:
       max_step: 0 or more; a number, or a schedule of the step count.

@@ -241,52 +241,65 @@ def p_norm(p: FixedAboveOne) -> PNorm:
 class FanScaled(Geometry):
     """See `fan_scaled`."""
 
+    outputs_first: bool
+
     def steepest(self, direction: Grads, params: Params) -> Steepest:
         del params
 
         def on_leaf(d):
-            return trees.times(root_of_fans(d), trees.divide(d, trees.norm(d)))
+            return trees.times(root_of_fans(d, self.outputs_first), trees.divide(d, trees.norm(d)))
 
         return _of_size_one(trees.map_inexact(on_leaf, trees.widen(direction)))
 
 
-def fan_scaled() -> FanScaled:
+def fan_scaled(outputs_first: bool = False) -> FanScaled:
     """`e = rho sqrt(fan_out / fan_in) d / ||d||` in each leaf: the radius does not hang on the width.
 
-    The last axis of a leaf is `fan_out`, and the product of all others `fan_in`, as Flax and Haiku shape the
-    kernels of dense and convolutional layers. A leaf of one axis, a bias or a scale, has `fan_in = 1`: the
-    input that a bias meets is one number, and each of its `n` entries should move by `rho`, so that its norm
-    is `rho sqrt(n)`. The same holds for a scale, which multiplies entries of size one. A number moves by
-    `rho`.
+    One axis of a leaf is `fan_out`, and the product of all others `fan_in`. A leaf of one axis, a bias or a
+    scale, has `fan_in = 1`: the input that a bias meets is one number, and each of its `n` entries should
+    move by `rho`, so that its norm is `rho sqrt(n)`. The same holds for a scale, which multiplies entries of
+    size one. A number moves by `rho`.
 
     A layer of rank one then moves the entries of its output by `rho` times those of its input, whatever
     its width. Gradients of few examples are nearly of rank one; of others that is the most.
 
-    Kernels with several output axes (the heads of `nn.MultiHeadDotProductAttention`), layers stacked along a
-    first axis, and look-up tables, whose input is one row, have other fans than their shapes say: their
-    radius is wrong by a factor. `optax.partition` gives them one of their own.
+    Kernels with several output axes (the heads of `nn.MultiHeadDotProductAttention`), transposed convolutions
+    that keep the outputs before the inputs (`hk.Conv2DTranspose`, `nn.ConvTranspose(transpose_kernel=True)`),
+    layers stacked along a first axis, and look-up tables, whose input is one row, have other fans than their
+    shapes say: their radius is wrong by a factor. `optax.partition` gives them one of their own.
+
+    Args:
+      outputs_first: whether the first axis of a kernel is `fan_out`, as in Equinox; else the last one, as in
+        Flax and Haiku. Nothing in an array tells which.
+
+    Raises:
+      TypeError: `outputs_first` is no Python bool.
     """
-    return FanScaled()
+    checks.boolean("outputs_first", outputs_first)
+    return FanScaled(bool(outputs_first))
 
 
 @dataclasses.dataclass(frozen=True)
 class Spectral(Geometry):
     """See `spectral`."""
 
+    outputs_first: bool
+
     def steepest(self, direction: Grads, params: Params) -> Steepest:
         del params
 
         def on_leaf(d):
             if d.ndim < 2 or not d.size:
-                return trees.times(root_of_fans(d), trees.divide(d, trees.norm(d)))
+                return trees.times(root_of_fans(d, self.outputs_first), trees.divide(d, trees.norm(d)))
             whole = sharding.replicated(d)
-            found = orthogonalized(whole.reshape(-1, d.shape[-1])).reshape(d.shape)
-            return trees.times(root_of_fans(d), found)
+            matrix = whole.reshape(d.shape[0], -1) if self.outputs_first else whole.reshape(-1, d.shape[-1])
+            found = orthogonalized(matrix).reshape(d.shape)
+            return trees.times(root_of_fans(d, self.outputs_first), found)
 
         return _of_size_one(trees.map_inexact(on_leaf, trees.widen(direction)))
 
 
-def spectral() -> Spectral:
+def spectral(outputs_first: bool = False) -> Spectral:
     """`e = rho sqrt(fan_out / fan_in) U V^T` in each leaf, `d = U S V^T`: the spectral ball.
 
     The steepest perturbation of each matrix whose largest singular value is `rho sqrt(fan_out / fan_in)`: no
@@ -296,13 +309,23 @@ def spectral() -> Spectral:
 
     Fans and leaves of one axis are those of `fan_scaled`: a vector is a matrix of one row, of rank one, and
     its norm is `rho sqrt(n)`.
+
+    Args:
+      outputs_first: as in `fan_scaled`.
+
+    Raises:
+      TypeError: `outputs_first` is no Python bool.
     """
-    return Spectral()
+    checks.boolean("outputs_first", outputs_first)
+    return Spectral(bool(outputs_first))
 
 
-def root_of_fans(leaf: jax.Array) -> float:
-    """`sqrt(fan_out / fan_in)`: the last axis, and the product of all others; a vector is one row."""
-    return math.sqrt(math.prod(leaf.shape[-1:]) / max(math.prod(leaf.shape[:-1]), 1))
+def root_of_fans(leaf: jax.Array, outputs_first: bool) -> float:
+    """`sqrt(fan_out / fan_in)`: one axis, and the product of all others; a vector is one row."""
+    if leaf.ndim < 2:
+        return math.sqrt(leaf.size)
+    fan_out = leaf.shape[0 if outputs_first else -1]
+    return math.sqrt(fan_out / max(leaf.size // max(fan_out, 1), 1))
 
 
 def _of_size_one(dual: Grads) -> Steepest:

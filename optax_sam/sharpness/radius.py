@@ -38,9 +38,10 @@ class RadiusTest:
       eigenvalue: the largest of the Hessian of the mean loss; NaN where it was not asked for.
       edges: `float64[n]`, the eigenvalue at which SAM with this radius and learning rate comes to rest; NaN
         without a learning rate.
-      recommended: the radius at which the loss rises by three quarters; NaN if it does so at none.
+      recommended: the radius at which the loss rises by three quarters, or the last one before it is
+        infinite; NaN if it does neither, or rises by more at all of them.
       parts_at: the radius from which on the rise is more than half its prediction away from it; NaN if it is
-        at none of the radii.
+        at none of the radii, the first one if it is at all of them.
     """
 
     radii: np.ndarray
@@ -73,6 +74,12 @@ class RadiusTest:
             return (
                 f"No radius is recommended: the loss rises by {'more' if low else 'less'} than "
                 f"{RELATIVE_RISE:.0%} at all of them. Try {'smaller' if low else 'larger'} radii."
+            )
+        rise = np.interp(self.recommended, self.radii, self.relative_rises)
+        if rise < RELATIVE_RISE / 2:
+            return (
+                f"Begin with rho = {self.recommended:.2g}: a batch's loss rises there by {rise:.2g} of "
+                "itself, and is infinite at the next radius. Try radii between the two."
             )
         return (
             f"Begin with rho = {self.recommended:.2g}: a batch's loss rises there by {RELATIVE_RISE:.0%}, as "
@@ -168,7 +175,7 @@ def radius_test(
         length,
         float(top),
         edge_of_stability(distances, length, learning_rate),
-        crossing(distances, mean / loss, RELATIVE_RISE),
+        np.nan if mean[0] / loss >= RELATIVE_RISE else crossing(distances, mean / loss, RELATIVE_RISE),
         crossing(distances, np.abs(mean / (distances * length) - 1), APART),
     )
 
@@ -182,10 +189,15 @@ def edge_of_stability(radii: np.ndarray, gradient_norm: float, learning_rate: fl
 
 
 def crossing(radii: np.ndarray, values: np.ndarray, level: float) -> float:
-    """The first radius at which the values reach a level, between those that were measured; NaN if none."""
+    """The first radius at which the values reach a level, between those that were measured; NaN if none.
+
+    The last one before values that are not finite; the first one if they are above the level all along.
+    """
     above = np.flatnonzero(values >= level)
-    if not len(above) or above[0] == 0:
+    if not len(above):
         return float("nan")
+    if above[0] == 0:
+        return float(radii[0])
     low, high = above[0] - 1, above[0]
     if not np.isfinite(values[high]):
         return float(radii[low])

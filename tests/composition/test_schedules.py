@@ -57,6 +57,12 @@ def values(schedule, steps):
     return np.asarray(found)
 
 
+def test_a_share_of_the_steps_is_not_rounded_down():
+    assert [float(schedules.plain_then_perturbed(p, 100)(t)) for p, t in ((0.29, 29), (0.57, 57))] == [0, 0]
+    assert [float(schedules.plain_then_perturbed(p, 100)(t)) for p, t in ((0.29, 30), (0.57, 58))] == [1, 1]
+    assert float(schedules.perturbed_then_plain(0.29, 100)(29)) == 1
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_family_has_its_formula_and_its_mean(family):
     make, formula, mean = FAMILIES[family]

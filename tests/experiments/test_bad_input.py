@@ -55,6 +55,8 @@ BAD_INPUT = [
     (["--workers", "-1"], "--workers -1"),
     (["--workers", "2"], "--workers 2 has nothing to do"),
     (["--data-dir", "/nowhere"], "--data-dir /nowhere is not for --data digits"),
+    (["--method", "ham", "--clip-norm", "0.1"], "--clip-norm 0.1 is not used by --method ham"),
+    (["--method", "decoupled_wsam", "--clip-norm", "1"], "--clip-norm 1.0 is not used by --method decoupled"),
     (["--method", "adasam", "--weight-decay", "0.1"], "--weight-decay 0.1 is not used by --method adasam"),
     (["--mixup", "-1"], "--mixup -1"),
     (["--label-smoothing", "1"], "--label-smoothing 1"),

@@ -110,6 +110,22 @@ def test_layers_in_half_precision_and_under_vmap_are_those_of_each_alone(geometr
     np.testing.assert_allclose(together, [climb(ascent, x)[0] for x in stacked], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("geometry", ["fan_scaled", "spectral"])
+def test_kernels_whose_outputs_come_first_move_as_those_whose_outputs_come_last(geometry):
+    made = getattr(geometries, geometry)
+    kernel, bias = jax.random.normal(jax.random.key(0), (5, 3, 2, 4)), jnp.arange(4.0)
+    last, own = climb(ascents.to_radius(0.1, made()), [kernel, bias])[0]
+    first, same = climb(
+        ascents.to_radius(0.1, made(outputs_first=True)), [jnp.moveaxis(kernel, -1, 0), bias]
+    )[0]
+    np.testing.assert_allclose(jnp.moveaxis(first, 0, -1), last, rtol=1e-3, atol=1e-6)
+    np.testing.assert_array_equal(own, same)
+    size = np.linalg.norm(np.reshape(first, (4, -1)), 2 if geometry == "spectral" else None)
+    assert 0.6 < size / (0.1 * np.sqrt(4 / 30)) < 1.2
+    with pytest.raises(TypeError, match="outputs_first=1 is no Python bool"):
+        made(outputs_first=1)
+
+
 def test_in_layers_of_rank_one_both_forms_are_the_same_direction():
     matrix = jnp.outer(jnp.arange(1.0, 5.0), jnp.array([1.0, -2.0, 0.5]))
     one, other = (

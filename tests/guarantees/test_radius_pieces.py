@@ -7,7 +7,16 @@ import optax
 import pytest
 
 import optax_sam
-from optax_sam import ascents, combinations, gates, geometries, schedules
+from optax_sam import (
+    ascents,
+    combinations,
+    gates,
+    geometries,
+    schedules,
+    selections,
+    sharpness_aware,
+    starts,
+)
 from tests.guarantees.climbing import SCALES, TREE, climb, flat, scaled
 from tests.problem import assert_trees_close, init_params, losses, make_batch
 from tests.registry import one_step
@@ -81,7 +90,9 @@ def test_a_budget_falls_along_a_cosine_to_zero_at_the_end():
     whole = schedules.cosine_at_end(jnp.array(2.0), 10, start=0.0)
     np.testing.assert_allclose([whole(t) for t in (0, 5, 10)], [2, 1, 0], atol=1e-6)
     sudden = schedules.cosine_at_end(2.0, 10, start=1.0)
-    np.testing.assert_allclose([sudden(t) for t in (9, 10, 11)], [2, 2, 0], atol=1e-6)
+    np.testing.assert_allclose([sudden(t) for t in (9, 10, 11)], [2, 0, 0], atol=1e-6)
+    late = schedules.cosine_at_end(2.0, 100, start=0.29)  # 0.29 * 100 is a little less than 29
+    assert late(29) == 2 and late(30) < 2
 
 
 # The steps from one perturbed step to the next.
@@ -206,6 +217,56 @@ def test_polyaks_step_of_a_flat_loss_is_zero():
         sps(), init_params(), make_batch(), loss_fn=lambda p, b: 0 * losses(p, b) + 1
     )
     assert all(not x.any() for x in jax.tree.leaves(descent)) and optax_sam.finite(state)
+
+
+def test_a_polyak_step_without_a_bound_of_a_zero_gradient_is_zero():
+    w = jnp.array([-1.0, -2.0])
+    tx = optax.chain(optax_sam.sam_sps(0.1, max_step=float("inf")), optax.sgd(1.0))
+    flat = optax_sam.step(tx, lambda w, x: jax.nn.relu(x @ w) ** 2)
+    np.testing.assert_array_equal(flat(w, tx.init(w), jnp.ones((2, 2)))[0], w)
+    step = optax_sam.step(tx, lambda w, x: (x @ w) ** 2)
+    np.testing.assert_array_equal(step(w, tx.init(w), jnp.ones((2, 2)), weights=jnp.zeros(2))[0], w)
+
+
+def test_a_cap_may_be_infinite_in_a_schedule_too():
+    for made in (
+        lambda cap: optax_sam.lesam(0.3, max_rho=cap),
+        lambda cap: optax_sam.sam_sps(max_step=cap),
+        lambda cap: optax_sam.graphsam(max_leaf_norm=cap, refresh_steps=1),
+    ):
+        points = []
+        for cap in (float("inf"), optax.constant_schedule(jnp.inf), lambda t: jnp.where(t < 0, 0.0, jnp.inf)):
+            tx = optax.chain(made(cap), optax.sgd(0.1))
+            params = init_params()
+            points.append(optax_sam.step(tx, losses)(params, tx.init(params), make_batch())[0])
+        assert all(same(points[0], point) for point in points[1:])
+
+
+def same(one, other):
+    return all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True))
+
+
+def test_a_schedule_may_give_the_step_itself():
+    numbers = [optax_sam.sam_sps(rho, normalization=0.5) for rho in (lambda t: t, lambda t: t.astype(float))]
+    params, batch = init_params(), make_batch()
+    steps = [optax_sam.step(optax.chain(each, optax.sgd(1.0)), losses) for each in numbers]
+    one, other = (
+        step(params, optax.chain(each, optax.sgd(1.0)).init(params), batch)[0]
+        for step, each in zip(steps, numbers, strict=True)
+    )
+    assert same(one, other)
+
+
+def test_polyaks_step_refuses_a_gradient_that_is_not_of_its_loss():
+    emphasized = selections.emphasized(lambda batch: jnp.arange(16.0))
+    for pieces in ({"start": starts.reweighted(0.1, 0.01)}, {"selection": emphasized}):
+        method = sharpness_aware(ascents.to_radius(0.1), combination=combinations.polyak(), **pieces)
+        tx = optax.chain(method, optax.sgd(1.0))
+        params = init_params()
+        with pytest.raises(
+            ValueError, match=r"reads the loss .* weighs examples in the gradient alone: choose"
+        ):
+            optax_sam.step(tx, losses)(params, tx.init(params), make_batch())
 
 
 def test_slices_take_each_a_polyak_step_of_its_own_and_a_whole_step_in_parts_one():

@@ -68,6 +68,25 @@ def test_a_loss_that_is_not_finite_at_large_radii_ends_the_range():
     assert np.isinf(found.rises[2]) and found.recommended == pytest.approx(0.1)
 
 
+def test_a_loss_that_jumps_to_infinity_is_not_said_to_rise_by_three_quarters():
+    def walled(w, scale):
+        return scale * jnp.where(w < 1.2, 1 + 0.1 * w, jnp.inf)
+
+    found = sharpness.radius_test(
+        walled, jnp.float32(1.0), jnp.ones(1), radii=[0.1, 0.15, 0.3], eigenvalue=False
+    )
+    assert found.recommended == pytest.approx(0.15)
+    assert "75%" not in found.reason and "rises there by 0.014 of itself" in found.reason
+
+
+def test_where_rise_and_prediction_are_apart_all_along_they_part_at_the_first_radius():
+    found = sharpness.radius_test(
+        lambda w, scale: scale * w**2, jnp.float32(0.1), jnp.ones(1), radii=[1.0, 2.0], eigenvalue=False
+    )
+    np.testing.assert_allclose(found.rises / found.predicted, [6, 11], rtol=1e-4)
+    assert found.parts_at == 1.0 and np.isnan(found.recommended)
+
+
 @pytest.mark.parametrize("wrong", [[], [0.0, 1.0], [1.0, 0.5], [[1.0]], [1.0, float("nan")]])
 def test_wrong_radii_are_refused(wrong):
     with pytest.raises(ValueError, match=r"radii=.*ascending order: give some"):

@@ -119,6 +119,15 @@ def test_gradient_noise_is_the_spread_of_the_examples_gradients():
     assert np.array_equal(per_example.gradient_norms(losses, params, whole).shape, found.norms.shape)
 
 
+def test_gradients_that_are_nearly_alike_keep_the_digits_of_their_spread():
+    x = np.float32(1000 + 0.05 * np.random.default_rng(0).normal(size=(64, 4)))
+    expected = np.trace(np.cov(np.float64(x).T))
+    batches = [jnp.asarray(x[:24]), jnp.asarray(x[24:])]
+    found = sharpness.gradient_noise(lambda w, rows: rows @ w, jnp.ones(4), batches)
+    assert found.variance == pytest.approx(expected, rel=1e-3)
+    assert sharpness.gradient_noise(lambda w, rows: rows @ w, jnp.ones(2), jnp.ones((3, 2))).variance == 0
+
+
 def without_counts(params):
     return {"first": params["first"], "second": params["second"]}
 
