@@ -189,12 +189,14 @@ def metrics(runs: list[Settings]) -> list[list[dict[str, Any]]]:
 
 
 def curve(runs: list[Settings], score: Score) -> comparison.Curve:
-    """A method's way through training: seconds and score, averaged over its seeds."""
+    """A method's way through training: seconds and score over its seeds."""
     seconds, scores = (
-        np.mean([[or_infinite(line[name]) for line in evaluated(run)] for run in metrics(runs)], axis=0)
+        np.array([[or_infinite(line[name]) for line in evaluated(run)] for run in metrics(runs)])
         for name in ("seconds", score.name)
     )
-    return comparison.Curve(seconds, score.unit * scores)
+    scores = score.unit * scores
+    with np.errstate(invalid="ignore"):  # of a loss that is infinite
+        return comparison.Curve(seconds.mean(0), scores.mean(0), scores.std(0, ddof=min(1, len(scores) - 1)))
 
 
 if __name__ == "__main__":

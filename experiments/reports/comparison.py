@@ -31,15 +31,17 @@ MARKERS = "osD^vP*X"
 
 
 class Curve(NamedTuple):
-    """A method's way through training, averaged over seeds.
+    """A method's way through training, over seeds.
 
     Attributes:
       seconds: [epochs], time in training steps so far.
-      scores: [epochs], accuracy in percent or loss.
+      scores: [epochs], the mean accuracy in percent, or loss.
+      spreads: [epochs], its standard deviation.
     """
 
     seconds: np.ndarray
     scores: np.ndarray
+    spreads: np.ndarray
 
 
 Rows = Mapping[str, Mapping[str, Any]]
@@ -100,9 +102,14 @@ def draw(rows: Rows, curves: Mapping[str, Curve], score: Score, heading: str, fi
     seconds = {name: curves[name].seconds[-1] for name in rows}
     gradients = {name: row["gradients_per_step"] for name, row in rows.items()}
     eigenvalues = {name: row["top_eigenvalue"] for name, row in rows.items()}
+    best = max(rows, key=lambda name: np.nan_to_num(score.sign * rows[name]["score_mean"], nan=-np.inf))
     for name, colour in zip(rows, COLOURS * len(rows), strict=False):
-        panels["time"].plot(*curves[name], color=colour, alpha=0.45, linewidth=1.2)
+        if name in ("sgd", "sam", best):
+            draw_way(panels["time"], curves[name], colour)
     draw_methods(panels["time"], rows, score, seconds, "training time (seconds)", room=0.25)
+    top = seconds[best], score.unit * rows[best]["score_mean"]
+    panels["time"].plot(*top, "o", ms=20, mfc="none", mec="#555555", mew=1.5)
+    panels["time"].annotate("best", top, (-14, 0), textcoords="offset points", ha="right", va="center")
     panels["time"].set_xlim(left=min(seconds.values()) / 8)
     draw_methods(panels["gradients"], rows, score, gradients, "gradients per step")
     draw_methods(
@@ -112,11 +119,19 @@ def draw(rows: Rows, curves: Mapping[str, Curve], score: Score, heading: str, fi
         eigenvalues,
         "largest Hessian eigenvalue of the training loss; flatter to the left",
     )
-    panels["time"].set_title(f"The {score.metric} on the way", loc="left")
+    named = ", ".join(title(name) for name in dict.fromkeys(("sgd", "sam", best)) if name in rows)
+    panels["time"].set_title(f"Where the trainings end; on the way: {named}", loc="left")
     panels["gradients"].set_title("What it costs", loc="left")
     panels["sharpness"].set_title("How flat it ends", loc="left")
     figure.savefig(file, dpi=150)
     plt.close(figure)
+
+
+def draw_way(panel: Axes, curve: Curve, colour: str) -> None:
+    """The means on the way, with a band of one standard deviation."""
+    panel.plot(curve.seconds, curve.scores, color=colour, lw=1.4, alpha=0.8)
+    low, high = curve.scores - curve.spreads, curve.scores + curve.spreads
+    panel.fill_between(curve.seconds, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
 def draw_methods(
