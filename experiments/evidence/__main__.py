@@ -141,6 +141,8 @@ def tune(settings: EvidenceSettings, name: str, book: Book, bar: Progress) -> No
     tried = [row for row in book.rows if row.get("point") in coarse]
     finer = plan.refined(task, candidate, plan.best_point(task, tried, name))
     train(settings, "tune", name, [*itertools.product(finer, range(task.trials))], book, bar)
+    same = plan.with_decay_of_base(task, book.rows, name)
+    train(settings, "tune", name, [*itertools.product(same, range(task.trials))], book, bar)
     while points := plan.beyond(task, candidate, *points_and_best(task, book, name)):
         train(settings, "tune", name, [*itertools.product(points, range(task.trials))], book, bar)
 

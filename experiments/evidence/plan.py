@@ -1,9 +1,9 @@
 """The protocol: which runs a candidate needs, and which numbers are chosen.
 
 Learning rate and radius (of the base, learning rate and decay) are searched on validation examples: a coarse
-grid of twelve points, up to six around its best, and up to six more while the best one lies at an edge. The
-base gets as many points as any method. The test part is measured once, with seeds that the search has not
-seen, the same for every candidate.
+grid of twelve points, up to six around its best, the best one with the base's decay, and more, up to 24,
+while the best one lies at an edge. The base gets as many points as any method. The test part is measured once, with
+seeds that the search has not seen, the same for every candidate.
 """
 
 import dataclasses
@@ -48,6 +48,20 @@ def refined(task: EvidenceTask, candidate: Candidate, best: Point) -> list[Point
         return points + [best | {"weight_decay": decay} for decay in (low, high)]
     ends = ({name: around(best[name], values)[end] for name, values in axes.items()} for end in (0, -1))
     return points + [point for point in ends if point not in points]
+
+
+def with_decay_of_base(task: EvidenceTask, rows: Sequence[Row], name: str) -> list[Point]:
+    """A method's best point with the decay that the base has chosen, if that was not tried."""
+    if not tried(rows, "base"):
+        return []
+    point = best_point(task, rows, name)
+    other = point | {"weight_decay": number_of(best_point(task, rows, "base"), "weight_decay", task)}
+    decays = {
+        number_of(each, "weight_decay", task)
+        for each, _ in tried(rows, name)
+        if each | {"weight_decay": 0} == point | {"weight_decay": 0}
+    }
+    return [] if other["weight_decay"] in decays else [other]
 
 
 def beyond(task: EvidenceTask, candidate: Candidate, tried: Sequence[Point], best: Point) -> list[Point]:

@@ -53,6 +53,23 @@ def test_a_search_goes_on_while_its_best_point_lies_at_an_edge():
     assert plan.beyond(ett, CANDIDATES["base"], plan.coarse(ett, CANDIDATES["base"]), zero) == []
 
 
+def test_a_method_tries_the_decay_of_the_base_at_its_best_point():
+    def row(candidate, score, **point):
+        return {"phase": "tune", "candidate": candidate, "seed": 0, "score": score, "point": point}
+
+    base = [row("base", 0.5, learning_rate=0.1, weight_decay=decay) for decay in (1.5e-3, 5e-4)]
+    base.append(row("base", 0.6, learning_rate=0.1, weight_decay=4.5e-3))
+    rows = [*base, row("sam", 0.5, learning_rate=0.1, rho=0.1), row("sam", 0.7, learning_rate=0.1, rho=0.2)]
+    wanted = {"learning_rate": 0.1, "rho": 0.2, "weight_decay": 4.5e-3}
+    assert plan.with_decay_of_base(MNIST1D, rows, "sam") == [wanted]
+    assert plan.with_decay_of_base(MNIST1D, [*rows, row("sam", 0.6, **wanted)], "sam") == []
+    assert (
+        plan.with_decay_of_base(MNIST1D, rows, "base")
+        == plan.with_decay_of_base(MNIST1D, rows[3:], "sam")
+        == []
+    )
+
+
 def test_finer_points_are_halfway_to_those_that_were_tried():
     tried = [{"learning_rate": r, "weight_decay": d} for r in (0.1, 0.2, 0.4) for d in (1e-4, 1e-3)]
     best = {"learning_rate": 0.2, "weight_decay": 1e-4}
