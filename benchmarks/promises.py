@@ -47,7 +47,7 @@ def _reasons(line: dict[str, Any], lines: Sequence[dict[str, Any]]) -> list[str]
                 continue  # what is not donated by hand is no temporary there
             if line[key] > most * other[key] and (line["step"], key) not in WAIVED:
                 found.append(f"{key} {line[key]:.4g}, by hand {other[key]:.4g} (at most {most:g} times)")
-    base = same.get("base alone")
+    base = same.get(by_hand.BASE)
     if base is None:
         return found
     method = line["step"].partition("(")[0].partition(",")[0]
@@ -57,7 +57,7 @@ def _reasons(line: dict[str, Any], lines: Sequence[dict[str, Any]]) -> list[str]
     gathered = [x["collectives"].get("all-gather", [0])[0] for x in (line, base)]
     if line["parameters"] == "copied" and gathered[0] > gathered[1]:
         found.append(f"{gathered[0]} gathers, {gathered[1]} without it")
-    row = registry.CASES.get(method)
+    row = {**registry.CASES, **registry.ROWS}.get(method)
     if row is not None and "," not in line["step"]:
         passes = max(1, round((line["product_flops"]) / base["product_flops"]))
         most = base["loops"] * passes + row.loops
@@ -65,8 +65,8 @@ def _reasons(line: dict[str, Any], lines: Sequence[dict[str, Any]]) -> list[str]
             found.append(
                 f"{line['loops']} loops, {base['loops']} in one gradient, {row.loops} of its equation"
             )
-        if line["conditionals"] > row.conditionals + row.gated:
-            found.append(f"{line['conditionals']} conditionals")
+        if line["conditionals"] > row.conditionals + row.gated or line["conditionals"] < row.gated:
+            found.append(f"{line['conditionals']} conditionals, {int(row.gated)} of its gate")
     return found
 
 
