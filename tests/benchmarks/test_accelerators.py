@@ -52,7 +52,7 @@ LINE = {
         ({"loops": 1}, "1 loops, 0 in one gradient, 0 of its equation"),
         ({"conditionals": 1}, "1 conditionals, 0 of its gate"),
         ({"small_collectives": 5}, "5 small exchanges, 1 without it"),
-        ({"collectives": {"all-gather": [1, 80]}}, "1 gathers, 0 without it"),
+        ({"collectives": {"all-gather": [1, 80]}}, "1 gathers of 80 bytes, 0 without it"),
         ({"donated_mb": 2.0}, "2.0 of 4.0 MB are donated"),
         ({"error": "ValueError: no"}, "ValueError: no"),
     ],
