@@ -28,16 +28,18 @@ from rich import box
 from rich.console import Console
 from rich.progress import track
 
+import optax_sam
 from benchmarks import by_hand, models, roofline
-from benchmarks.cases import Case, usual_base
-from benchmarks.catalogue import all_cases
+from benchmarks.cases import Case, ours, usual_base
+from benchmarks.catalogue import NUM_EXAMPLES, all_cases
 from benchmarks.collectives import traffic
 from benchmarks.programs import append_lines, environment
 from benchmarks.promises import missed, table
 from experiments.running.devices import sharding
 from experiments.running.figures import figures
 
-HEADLINE = ("sam", "momentum_sam", "rst", "vsam(window=10)", "optax.contrib.sam, opaque")
+IN_STRATA = "ausam(strata=chips)"
+HEADLINE = ("sam", "momentum_sam", "rst", "vsam(window=10)", IN_STRATA, "optax.contrib.sam, opaque")
 BATCH_SIZES = {"decoder": 4, "decoder_1b": 1, "vit_l": 32}
 OTHERS_BATCH_SIZE = 128
 
@@ -55,7 +57,8 @@ class Settings:
     axes: tuple[Literal["auto", "explicit"], ...] = ("auto",)
     """Of the mesh. The decoders are written for both kinds."""
     only: tuple[str, ...] = ()
-    """Steps by their names in the table, beside those by hand; the headline ones by default."""
+    """Steps by their names in the table, beside the base and what they are compared with; by default the
+    headline ones."""
     every: bool = False
     """Every public method."""
     out: Path = Path("runs/benchmarks/accelerators.jsonl")
@@ -84,6 +87,16 @@ class Place:
         """All chips of the machine."""
         return topologies.mesh(self.machine, AxisType[self.axes.capitalize()])
 
+    @property
+    def chips(self) -> int:
+        """How many there are."""
+        return math.prod(int(size) for size in self.machine.partition(":")[2].split("x"))
+
+    @property
+    def examples(self) -> int:
+        """Of one chip."""
+        return BATCH_SIZES.get(self.model, OTHERS_BATCH_SIZE)
+
     def title(self) -> str:
         """For people."""
         return f"{self.machine}, {self.model}, parameters {self.parameters}, {self.axes} axes"
@@ -110,7 +123,7 @@ def compile_case(case: Case, problem: models.Problem, place: Place) -> dict[str,
 def traced_step(case: Case, problem: models.Problem, place: Place, mesh: Mesh) -> tuple[Any, int]:
     """The step for the shapes of a problem, and the bytes that a chip keeps from one step to the next."""
     rows = NamedSharding(mesh, PartitionSpec("data"))
-    size = BATCH_SIZES.get(place.model, OTHERS_BATCH_SIZE) * mesh.size
+    size = place.examples * mesh.size
     batch = {
         key: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype, sharding=rows)
         for key, x in problem.batch.items()
@@ -133,9 +146,9 @@ def traced_step(case: Case, problem: models.Problem, place: Place, mesh: Mesh) -
 def counts(compiled: Any, machine: str, flops: float) -> dict[str, Any]:
     """What stands in a compiled program; `flops` of its products on one chip."""
     memory, read = compiled.memory_analysis(), figures(compiled)
-    size = (compiled.cost_analysis() or {}).get("bytes accessed", 0)
+    moved = (compiled.cost_analysis() or {}).get("bytes accessed")
     # A loop's body counts once there: at least the arguments are read, and the temporaries written and read.
-    size = max(size, read.arguments + memory.output_size_in_bytes + 2 * read.temporaries)
+    size = max(moved or 0, read.arguments + memory.output_size_in_bytes + 2 * read.temporaries)
     return {
         "loops": read.loops,
         "conditionals": read.conditionals,
@@ -150,6 +163,7 @@ def counts(compiled: Any, machine: str, flops: float) -> dict[str, Any]:
         "donated_mb": memory.alias_size_in_bytes / 1e6,
         "product_flops": flops,
         "compiler_flops": read.flops,
+        "compiler_bytes": moved,
         "at_best_ms": roofline.limits(machine, flops, size, traffic(compiled.as_text()).sent),
     }
 
@@ -165,11 +179,16 @@ def place_of(line: dict[str, Any]) -> Place:
     return Place(*(line[field.name] for field in dataclasses.fields(Place)))
 
 
-def cases(settings: Settings) -> list[Case]:
-    """The steps by hand, and those that are asked for."""
+def cases(settings: Settings, place: Place) -> list[Case]:
+    """The steps that are asked for, behind those by hand that they are compared with."""
     wanted = settings.only or HEADLINE
-    others = [case for case in all_cases() if not case.name.startswith("sgd")]
-    return [*by_hand.CASES, *(case for case in others if settings.every or case.name in wanted)]
+    found = [case for case in all_cases() if settings.every or case.name in wanted]
+    found = [case for case in found if not case.name.startswith("sgd")]
+    if place.examples > 1 and (settings.every or IN_STRATA in wanted):
+        scores = max(NUM_EXAMPLES, place.examples * place.chips)
+        found.append(Case(IN_STRATA, ours(optax_sam.ausam(scores, strata=place.chips)), 1))
+    needed = {by_hand.BASE, *(by_hand.LIKE.get(case.name) for case in found)}
+    return [*(case for case in by_hand.CASES if case.name in needed), *found]
 
 
 def main(settings: Settings) -> None:
@@ -177,7 +196,7 @@ def main(settings: Settings) -> None:
     lines = [json.loads(x) for x in settings.out.read_text().splitlines()] if settings.out.exists() else []
     done = {(place_of(x), x["step"]) for x in lines}
     all_places = places(settings)
-    work = [(place, case) for place in all_places for case in cases(settings)]
+    work = [(place, case) for place in all_places for case in cases(settings, place)]
     settings.out.parent.mkdir(parents=True, exist_ok=True)
     problems: dict[str, models.Problem] = {}
     to_do = [(place, case) for place, case in work if (place, case.name) not in done]

@@ -82,8 +82,10 @@ def reuse(losses: Losses, base: optax.GradientTransformation) -> Built:
     return init, step
 
 
+BASE = "base alone"
+
 CASES = (
-    Case("base alone", sgd, 1),
+    Case(BASE, sgd, 1),
     Case("sam, by hand", sam, 2),
     Case("momentum_sam, by hand", momentum_sam, 1),
     Case("gate, by hand", gate, None),
@@ -93,6 +95,7 @@ CASES = (
 
 LIKE = {
     "sam": "sam, by hand",
+    "optax.contrib.sam, opaque": "sam, by hand",
     "momentum_sam": "momentum_sam, by hand",
     "rst": "gate, by hand",
     "vsam(window=10)": "reuse, by hand",

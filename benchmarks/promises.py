@@ -12,6 +12,8 @@ from tests import registry
 
 MOST_TEMPORARIES, MOST_KERNELS = 1.05, 1.35
 MOST_SMALL, MOST_SMALL_OF_DRAWS = 3, 5
+FEW = 0.01
+"""Of the bytes that are summed without the method."""
 DRAWING = ("ausam", "esam", "ksam", "reweighted_sam")
 WAIVED = {
     (
@@ -47,17 +49,19 @@ def _reasons(line: dict[str, Any], lines: Sequence[dict[str, Any]]) -> list[str]
                 continue  # what is not donated by hand is no temporary there
             if line[key] > most * other[key] and (line["step"], key) not in WAIVED:
                 found.append(f"{key} {line[key]:.4g}, by hand {other[key]:.4g} (at most {most:g} times)")
-    base = same.get("base alone")
+    base = same.get(by_hand.BASE)
     if base is None:
         return found
     method = line["step"].partition("(")[0].partition(",")[0]
     most = MOST_SMALL_OF_DRAWS if method in DRAWING else MOST_SMALL
     if line["parameters"] == "copied" and line["small_collectives"] - base["small_collectives"] > most:
         found.append(f"{line['small_collectives']} small exchanges, {base['small_collectives']} without it")
-    gathered = [x["collectives"].get("all-gather", [0])[0] for x in (line, base)]
-    if line["parameters"] == "copied" and gathered[0] > gathered[1]:
-        found.append(f"{gathered[0]} gathers, {gathered[1]} without it")
-    row = registry.CASES.get(method)
+    (gathers, size), (of_base, base_size) = (x["collectives"].get("all-gather", (0, 0)) for x in (line, base))
+    summed = base["collectives"].get("all-reduce", (0, 0))[1]
+    # Those who draw may gather a number for each example.
+    if line["parameters"] == "copied" and size - base_size > FEW * summed:
+        found.append(f"{gathers} gathers of {size} bytes, {of_base} without it")
+    row = {**registry.CASES, **registry.ROWS}.get(method)
     if row is not None and "," not in line["step"]:
         passes = max(1, round((line["product_flops"]) / base["product_flops"]))
         most = base["loops"] * passes + row.loops
@@ -65,8 +69,8 @@ def _reasons(line: dict[str, Any], lines: Sequence[dict[str, Any]]) -> list[str]
             found.append(
                 f"{line['loops']} loops, {base['loops']} in one gradient, {row.loops} of its equation"
             )
-        if line["conditionals"] > row.conditionals + row.gated:
-            found.append(f"{line['conditionals']} conditionals")
+        if line["conditionals"] > row.conditionals + row.gated or line["conditionals"] < row.gated:
+            found.append(f"{line['conditionals']} conditionals, {int(row.gated)} of its gate")
     return found
 
 

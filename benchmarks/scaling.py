@@ -7,8 +7,11 @@ bandwidth; `python -m benchmarks.devices` counts both for every method. All assu
 """
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import tyro
 from rich.console import Console
@@ -20,7 +23,7 @@ MOST_PER_CHIP, MOST_TOGETHER = 128, 32_768
 HOP, EXCHANGE, NETWORK_STEP = 1e-6, 2e-6, 5e-6
 
 V5P_LINK = 1200e9 / 2 / 6
-V5P_SHAPES = {1: (1, 1, 1), 8: (2, 2, 2), 256: (4, 8, 8), 4096: (16, 16, 16)}
+V5P_SHAPES = {1: (1, 1, 1), 8: (2, 2, 2), 256: (4, 8, 8), 512: (8, 8, 8), 4096: (16, 16, 16)}
 NVLINK, NODE, NETWORK = 900e9 / 2, 8, 400e9 / 8
 
 
@@ -95,6 +98,12 @@ def nodes_latency(chips: int) -> float:
     return 2 * EXCHANGE * (chips > 1) + 2 * math.log2(nodes) * NETWORK_STEP
 
 
+COMPILED_NETWORKS = {
+    "mlp": (Network("dense net", 2_913_290, 2.910e6, 0), 128),
+    "vit_l": (Network("ViT-L/16", 304_326_632, 61.55e9, 0), 32),
+}
+"""Of `benchmarks.accelerators`, with images on a chip; ViT-L as published for its thousand classes."""
+
 NETWORKS = (Network("ResNet-50", 25_557_032, 4.089e9, 53), Network("ViT-B/16", 86_567_656, 17.564e9, 0))
 MACHINES = (
     Machine("TPU v5p", 459e12, torus_bandwidth_time, torus_latency),
@@ -106,6 +115,19 @@ STEPS = (
     Step("per_device(SAM)", (1.0, 1.0), (False, True)),
     Step("AUSAM(0.5), strata", (0.5, 0.5), (True, True)),
 )
+
+COMPILED_STEPS = {
+    "base alone": STEPS[0],
+    "sam": STEPS[1],
+    "rst": STEPS[1],
+    "vsam(window=10)": STEPS[1],
+    "momentum_sam": STEPS[0],
+    "ausam(strata=chips)": STEPS[3],
+}
+"""What a compiled step is on paper; a gate is open."""
+
+COMPILED = {"v5p:8x8x8": (MACHINES[0], 512), "h100:4x1x8": (MACHINES[1], 32)}
+RESULTS = Path(__file__).parent / "results"
 
 ASSUMPTIONS = f"""Assumptions, none of them measured:
 * TPU v5p as published: 459 TFLOP/s bf16, 1200 GB/s of links in both directions together (six links, so
@@ -134,13 +156,20 @@ def images_per_chip(chips: int) -> int:
 
 
 def step_time(
-    step: Step, network: Network, machine: Machine, chips: int, bytes_each: int, overlap: bool
+    step: Step,
+    network: Network,
+    machine: Machine,
+    chips: int,
+    bytes_each: int,
+    overlap: bool,
+    images: int | None = None,
 ) -> float:
-    """Seconds of one step; `bytes_each` of a gradient's numbers."""
+    """Seconds of one step; `bytes_each` of a gradient's numbers, `images` on a chip."""
+    images = images_per_chip(chips) if images is None else images
     reduction = machine.all_reduce(network.parameters * bytes_each, chips)
     total = 0.0
     for share, reduced in zip(step.shares, step.reduced, strict=True):
-        flops = network.gradient_flops(share * images_per_chip(chips))
+        flops = network.gradient_flops(share * images)
         gradient = flops / (UTILISATION * machine.peak)
         sent = reduction * reduced
         total += gradient / 3 + max(2 / 3 * gradient, sent) if overlap else gradient + sent
@@ -178,6 +207,45 @@ def table(network: Network, machine: Machine) -> Table:
     return result
 
 
+def exchanged(line: dict[str, Any]) -> tuple[int, int]:
+    """How many exchanges a compiled program has, and the bytes that it sums over chips."""
+    return sum(number for number, _ in line["collectives"].values()), line["collectives"]["all-reduce"][1]
+
+
+def compiled_time(line: dict[str, Any], machine: Machine, chips: int) -> float:
+    """Seconds of what a compiled program multiplies and exchanges, at the same rates, one by one."""
+    number, size = exchanged(line)
+    products = line["product_flops"] / (UTILISATION * machine.peak)
+    return products + machine.bandwidth_time(size, chips) + number * machine.latency(chips)
+
+
+def held_against_compiled(lines: list[dict[str, Any]]) -> Table:
+    """Steps on paper, gradients summed in float32, beside the same of their programs."""
+    heads = ("machine, network", "step", "exchanges", "MB summed", "products / SGD", "time / SGD")
+    result = Table(*heads, title="on paper / compiled")
+    known = [x for x in lines if x["machine"] in COMPILED and x["model"] in COMPILED_NETWORKS]
+    known = [x for x in known if (x["parameters"], x["axes"]) == ("copied", "auto") and "error" not in x]
+    bases = {(x["machine"], x["model"]): x for x in known if x["step"] == "base alone"}
+    for line in known:
+        if line["step"] not in COMPILED_STEPS:
+            continue
+        (machine, chips), step = COMPILED[line["machine"]], COMPILED_STEPS[line["step"]]
+        network, images = COMPILED_NETWORKS[line["model"]]
+        base = bases[line["machine"], line["model"]]
+        paper, sgd = (step_time(x, network, machine, chips, 4, False, images) for x in (step, STEPS[0]))
+        time = compiled_time(line, machine, chips) / compiled_time(base, machine, chips)
+        number, size = exchanged(line)
+        result.add_row(
+            f"{line['machine']}, {network.name}",
+            line["step"],
+            f"{sum(step.reduced)} / {number}",
+            f"{4e-6 * network.parameters * sum(step.reduced):,.1f} / {size / 1e6:,.1f}",
+            f"{sum(step.shares):.3f} / {line['product_flops'] / base['product_flops']:.3f}",
+            f"{paper / sgd:.2f} / {time:.2f}",
+        )
+    return result
+
+
 def main() -> None:
     """Predict step times on many chips from counts and published figures."""
     console = Console(width=180)
@@ -186,6 +254,9 @@ def main() -> None:
     for network in NETWORKS:
         for machine in MACHINES:
             console.print(table(network, machine))
+    files = sorted(RESULTS.glob("accelerators-*.jsonl"))
+    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    console.print(held_against_compiled(lines))
 
 
 if __name__ == "__main__":

@@ -231,6 +231,7 @@ OPTIMIZERS: dict[str, Case] = {
         required={"num_examples": NUM_EXAMPLES},
         starts_at_params=False,
         needs_oracle=True,
+        loops=1,
         timed=Timed(arguments={"num_examples": rows.TRAINING_EXAMPLES}),
     ),
 }

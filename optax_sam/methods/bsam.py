@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam.arithmetic import random_trees, trees
+from optax_sam.arithmetic import means, random_trees, sharding, trees
 from optax_sam.engine import checks
 from optax_sam.engine import state as states
 from optax_sam.engine.aliases import Grads, Params
@@ -27,10 +27,11 @@ from optax_sam.engine.hyperparameters import (
     at_step,
 )
 from optax_sam.engine.meter import Spent, metered, spend
+from optax_sam.engine.objective import Evaluation
 from optax_sam.engine.state import SharpnessAwareState
 from optax_sam.engine.step_oracle import Given, StepOracle
 from optax_sam.engine.transformation import Begun, Method, Outcome, SharpnessAware, from_method
-from optax_sam.wrappers.per_microbatch import per_microbatch
+from optax_sam.wrappers.slices import of_slice, parts_and_shared
 
 
 class BSAMState(NamedTuple):
@@ -45,9 +46,31 @@ class BSAMState(NamedTuple):
     scale: Any
 
 
+class Found(NamedTuple):
+    """What a slice of the batch gives, and then the means over all slices.
+
+    Attributes:
+      grads: `g`.
+      size: `|g|`, what is visible of it.
+      perturbed: `g'`, the same.
+      measured: `float[]` each, by the names of `info`.
+      not_finite: `float[]`, 0 where both gradients are finite, else 1.
+    """
+
+    grads: Grads
+    size: Any
+    perturbed: Grads
+    measured: dict[str, jax.Array]
+    not_finite: jax.Array
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class BSAM(Method):
-    """See `bsam`: the step of one slice of the batch; the mean over slices is that of the optimizer."""
+    """See `bsam`.
+
+    The beginning of a step takes both gradients of each slice, in one loop: kept for a second loop, the first
+    gradients would be a tree for each slice.
+    """
 
     learning_rate: ScalarOrSchedule
     rho: ScalarOrSchedule
@@ -57,6 +80,7 @@ class BSAM(Method):
     decay: float
     damping: Scalar
     initial_scale: Scalar
+    num_microbatches: int
     seed: Scalar
 
     @property
@@ -74,18 +98,50 @@ class BSAM(Method):
         return states.initial(self.seed, due=jnp.ones([], bool), ascent=BSAMState(zeros, scale))
 
     def begin(self, state: SharpnessAwareState, given: Given) -> Begun:
+        number = self.num_microbatches
+        parts, shared = parts_and_shared(number, state, given)
+        shares = means.shares(parts.total, number, given.params)
+
+        def on_slice(part):
+            own, state_of_slice = of_slice(part, shared, number)
+            with metered() as meter:
+                found, aux = self._of_slice(state_of_slice, own)
+            cost, finite = meter.spent.as_arrays()
+            return found._replace(not_finite=1 - finite.astype(jnp.float32)), (aux, cost)
+
+        found, (aux, cost) = means.mean_by_scan(on_slice, shares, parts)
+        first = Evaluation(sharding.split_like(found.grads, given.params), found.measured["loss"], aux=aux)
+        total = None if parts.total is None else parts.total.sum()
+        spent = Spent(cost.sum() / number, found.not_finite == 0)
+        return Begun(first, total=total, spent=spent, parts=found)
+
+    def _of_slice(self, state: SharpnessAwareState, given: Given) -> tuple[Found, Any]:
         key = jax.random.fold_in(states.key_of(state), state.step)
-        scale = state.ascent.scale
+        rho, scale = at_step(self.rho, state.step), state.ascent.scale
         noise = trees.like_masked(scale, random_trees.standard_normal(key, given.params))
 
         def deviation(z, s):
             return trees.times(1 / jnp.sqrt(trees.times(float(self.num_effective), s)), trees.widen(z))
 
-        point = trees.add_perturbation(given.params, trees.map_inexact(deviation, noise, scale))
-        with metered() as meter:
-            first = StepOracle(given, given.examples, point, given.params).evaluate_unjudged(point)
-        examples = given.examples
-        return Begun(first, point, examples, examples.total, spent=meter.spent.as_arrays())
+        visible = trees.like_masked(scale, given.params)
+        oracle = StepOracle(given, given.examples, given.params, visible)
+        first = oracle.evaluate_unjudged(oracle.moved(trees.map_inexact(deviation, noise, scale)))
+        wide = trees.widen(trees.like_masked(scale, first.grads))
+        norm = trees.norm(wide)
+        spend(0.0, jnp.isfinite(norm))
+        perturbation = trees.map_inexact(
+            lambda g, s: trees.times(rho, jnp.conj(g)) / s.astype(g.dtype), wide, scale
+        )
+        there = oracle.with_key(1).evaluate_moved(perturbation)
+        measured = {
+            "loss": first.loss,
+            "grad_norm": norm,
+            "perturbed_loss": there.loss,
+            "perturbed_grad_norm": there.norm,
+            "perturbation_norm": trees.norm(perturbation),
+        }
+        size = trees.map_inexact(jnp.abs, wide)
+        return Found(first.grads, size, trees.widen(there.grads), measured, jnp.zeros([])), first.aux
 
     def finish(
         self,
@@ -96,47 +152,32 @@ class BSAM(Method):
         given: Given,
         perturb: bool | None,
     ) -> Outcome:
-        del perturb
-        rho, rate = (at_step(x, state.step) for x in (self.rho, self.learning_rate))
-        old, wide, w = state.ascent, trees.widen(grads), trees.widen(params)
-        perturbation = trees.map_inexact(
-            lambda g, s: trees.times(rho, jnp.conj(g)) / s.astype(g.dtype), wide, old.scale
-        )
-        from_params = StepOracle(given, given.examples, given.params, params)
-        grad_norm = trees.norm(grads)
-        with metered() as meter:
-            spend(*begun.spent.plus(Spent(0.0, jnp.isfinite(grad_norm))))
-            there = from_params.with_key(1).evaluate_moved(perturbation)
+        del given, perturb
+        found, old = begun.parts, state.ascent
+        size, perturbed = (sharding.split_like(tree, params) for tree in (found.size, found.perturbed))
+        rate = at_step(self.learning_rate, state.step)
 
         def momentum(m, g, w):
             decayed = jnp.conj(g).astype(m.dtype) + self.decay * w.astype(m.dtype)
             return trees.times(self.b1, m) + trees.times(1 - jnp.asarray(self.b1), decayed)
 
-        def renewed(s, g):
-            spread = jnp.sqrt(s) * jnp.abs(g).astype(s.dtype)
+        def renewed(s, size):
+            spread = jnp.sqrt(s) * size.astype(s.dtype)
             grown = spread + jnp.asarray(self.damping).astype(s.dtype) + self.decay
             return trees.times(self.b2, s) + trees.times(1 - jnp.asarray(self.b2), grown)
 
-        mean = trees.map_inexact(momentum, old.mean_gradient, there.grads, w)
+        mean = trees.map_inexact(momentum, old.mean_gradient, perturbed, trees.widen(params))
         updates = trees.map_inexact(lambda m, s: -trees.times(rate, m) / s.astype(m.dtype), mean, old.scale)
         updates = jax.tree.map(lambda u, g: u if trees.is_inexact(g) else jnp.zeros_like(g), updates, grads)
-        spent = meter.spent.plus(Spent(0.0, trees.all_finite(updates)))
-        new = BSAMState(mean, trees.map_inexact(renewed, old.scale, wide))
+        spent = begun.spent.plus(Spent(0.0, trees.all_finite(updates)))
         new = state._replace(
             step=jnp.asarray(optax.safe_increment(state.step)),
-            ascent=trees.where(spent.finite, new, old),
-            diagnostics=states.diagnostics(
-                state.diagnostics,
-                spent,
-                perturbed=True,
-                loss=begun.first.loss,
-                grad_norm=grad_norm,
-                perturbed_loss=there.loss,
-                perturbed_grad_norm=there.norm,
-                perturbation_norm=trees.norm(perturbation),
+            ascent=trees.where(
+                spent.finite, BSAMState(mean, trees.map_inexact(renewed, old.scale, size)), old
             ),
+            diagnostics=states.diagnostics(state.diagnostics, spent, perturbed=True, **found.measured),
         )
-        return Outcome(trees.cast_like(updates, grads), new, there.loss)
+        return Outcome(trees.cast_like(updates, grads), new, found.measured["perturbed_loss"])
 
 
 def bsam(
@@ -186,7 +227,7 @@ def bsam(
       TypeError: `num_examples` or `num_microbatches` is no Python integer.
 
     Cost:
-      2 gradients per step; two parameter-sized buffers, and one for each slice.
+      2 gradients per step; two parameter-sized buffers, and two while it goes through the slices.
 
     Guarantees:
       predictions averaged over samples `w + z / sqrt(N s)` are the method's; `s` is
@@ -213,8 +254,21 @@ def bsam(
     checks.number("damping", damping, low=0)
     checks.positive("initial_scale", initial_scale)
     checks.static_number("augmentation_factor", augmentation_factor, low=1)
+    checks.integer("num_microbatches", num_microbatches, low=1)
     checks.seed(seed)
     num_effective = num_examples * augmentation_factor
     decay = prior_precision / num_effective
-    one = BSAM(learning_rate, rho, b1, b2, num_effective, decay, damping, initial_scale, seed)
-    return per_microbatch(from_method(one), num_microbatches)
+    return from_method(
+        BSAM(
+            learning_rate,
+            rho,
+            b1,
+            b2,
+            num_effective,
+            decay,
+            damping,
+            initial_scale,
+            num_microbatches,
+            seed,
+        )
+    )

@@ -49,10 +49,10 @@ class PerSlice(Wrapper):
         number_of_slices = self.num_slices(given)
 
         def on_slice(part, shared):
-            own, state = _of_slice(part, shared, number_of_slices)
+            own, state = of_slice(part, shared, number_of_slices)
             return self.inner.begin(state, own)
 
-        parts, shared = _parts_and_shared(number_of_slices, state, given)
+        parts, shared = parts_and_shared(number_of_slices, state, given)
         begun = self.each(on_slice, parts, shared)
         shares = means.shares(begun.total, number_of_slices, given.params)
         found = begun.first
@@ -74,25 +74,25 @@ class PerSlice(Wrapper):
 
         def on_slice(part, shared):
             (part, begun), (shared, params) = part, shared
-            own, state = _of_slice(part, shared, len(shares))
+            own, state = of_slice(part, shared, len(shares))
             visible = trees.like_masked(params, begun.first.grads)
             outcome = self.inner.finish(visible, begun, state, params, own, perturb)
             return outcome, outcome.state.diagnostics.cost
 
-        parts, shared = _parts_and_shared(len(shares), state, given)
+        parts, shared = parts_and_shared(len(shares), state, given)
         mean, cost = self.mean_and_sum(on_slice, shares, (parts, slices), (shared, params))
         descent = trees.cast_like(sharding.split_like(mean.descent, params), grads)
         new = with_cost(state, sharding.split_like(mean.state, state), cost / len(shares))
         return Outcome(descent, self.settle(new, state), mean.loss)
 
 
-def _parts_and_shared(number: int, state: SharpnessAwareState, given: Given) -> tuple[Slices, Any]:
+def parts_and_shared(number: int, state: SharpnessAwareState, given: Given) -> tuple[Slices, Any]:
     """What each slice has of its own, and what is whole in all of them."""
     whole = given.but(examples=given.examples.shared_by(number))
     return given.examples.split(number), (state, whole)
 
 
-def _of_slice(part: Slices, shared: Any, number: int) -> tuple[Given, SharpnessAwareState]:
+def of_slice(part: Slices, shared: Any, number: int) -> tuple[Given, SharpnessAwareState]:
     """What one of a number of slices is given, and the state with random numbers of its own.
 
     Those of the first slice are the method's. The only slice has the step's key for the loss too; the first

@@ -50,9 +50,9 @@ LINE = {
         ({"temporaries_mb": 10.6}, None),
         ({"temporaries_mb": 10.6, "peak_mb": 14.8}, "temporaries_mb 10.6, by hand 10"),
         ({"loops": 1}, "1 loops, 0 in one gradient, 0 of its equation"),
-        ({"conditionals": 1}, "1 conditionals"),
+        ({"conditionals": 1}, "1 conditionals, 0 of its gate"),
         ({"small_collectives": 5}, "5 small exchanges, 1 without it"),
-        ({"collectives": {"all-gather": [1, 80]}}, "1 gathers, 0 without it"),
+        ({"collectives": {"all-gather": [1, 80]}}, "1 gathers of 80 bytes, 0 without it"),
         ({"donated_mb": 2.0}, "2.0 of 4.0 MB are donated"),
         ({"error": "ValueError: no"}, "ValueError: no"),
     ],
@@ -62,6 +62,23 @@ def test_what_is_worse_than_by_hand_is_said(change, words):
     lines = [base, LINE | {"step": "sam, by hand"}, LINE | {"step": "sam"} | change]
     found = promises.missed(lines)
     assert (not found) if words is None else (len(found) == 1 and words in found[0])
+
+
+@pytest.mark.parametrize(("found", "kept"), [(0, False), (1, True), (2, False)])
+def test_a_gate_is_one_conditional(found, kept):
+    base = LINE | {"step": "base alone", "product_flops": 1e9}
+    assert (not promises.missed([base, LINE | {"step": "rst", "conditionals": found}])) == kept
+
+
+def test_a_step_that_is_asked_for_brings_what_it_is_compared_with():
+    place = accelerators.Place("v5p:8x8x8", "mlp", "copied", "auto")
+    settings = accelerators.Settings(only=("sam", accelerators.IN_STRATA))
+    found = accelerators.cases(settings, place)
+    assert [case.name for case in found] == ["base alone", "sam, by hand", "sam", accelerators.IN_STRATA]
+    assert place.chips == 512
+    one_a_chip = accelerators.Place("v5e:2x2", "decoder_1b", "split", "auto")
+    found = accelerators.cases(accelerators.Settings(only=(accelerators.IN_STRATA,)), one_a_chip)
+    assert [case.name for case in found] == ["base alone"]
 
 
 def losses(params, stats, batch):

@@ -153,3 +153,22 @@ def test_many_chips_are_predicted_from_what_is_promised():
         promise = split_steps.PROMISES[names.get(step.name, "ausam(strata=8)")]
         assert sum(step.reduced) == promise.all_reduced
         assert sum(step.shares) <= promise.flops
+
+
+def test_what_is_compiled_takes_its_products_and_a_latency_for_each_sum():
+    line = {"product_flops": 0.4 * 989e12 * 1e-3, "collectives": {"all-reduce": [3, 4 * 25_557_032]}}
+    # Four nodes of eight: 2 * 7/8 of the bytes at 450 GB/s, 2 * 3/4 of an eighth at 50 GB/s.
+    wanted = 1e-3 + 397.55e-6 + 383.36e-6 + 3 * (4e-6 + 2 * 2 * 5e-6)
+    assert scaling.compiled_time(line, scaling.MACHINES[1], 32) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_steps_on_paper_stand_beside_their_programs():
+    place = {"machine": "h100:4x1x8", "model": "mlp", "parameters": "copied", "axes": "auto"}
+    sgd = place | {"product_flops": 2e9, "collectives": {"all-reduce": [2, 5_826_584]}, "step": "base alone"}
+    sam = sgd | {"product_flops": 4e9, "collectives": {"all-reduce": [3, 11_653_168]}, "step": "sam"}
+    others = [sam | {"machine": "v5e:2x2"}, sam | {"axes": "explicit"}, place | {"step": "sam", "error": ""}]
+    table = scaling.held_against_compiled([sam, *others, sgd])
+    rows = list(zip(*(column.cells for column in table.columns), strict=True))
+    assert [row[1] for row in rows] == ["sam", "base alone"]
+    assert rows[0][2:5] == ("2 / 3", "23.3 / 11.7", "2.000 / 2.000")
+    assert (rows[0][5], rows[1][5]) == ("2.00 / 1.75", "1.00 / 1.00")

@@ -9,9 +9,10 @@ import pytest
 import optax_sam
 from optax_sam.arithmetic.jaxprs import equations_of
 from tests.problem import init_params, losses, make_batch, make_indices
-from tests.registry import CASES, over
+from tests.registry import CASES, OPTIMIZERS, over
 
 LOOPS = ("while", "scan")
+ALL = {**CASES, **OPTIMIZERS}
 
 
 def control(jaxpr, on_cpu):
@@ -32,7 +33,8 @@ def control(jaxpr, on_cpu):
 
 
 def program(name):
-    tx = optax.chain(CASES[name].make(), optax.sgd(0.1))
+    method = ALL[name].make()
+    tx = method if name in OPTIMIZERS else optax.chain(method, optax.sgd(0.1))
     step, params = optax_sam.step(tx, losses), init_params()
 
     def with_indices(params, state, batch, indices):
@@ -41,10 +43,10 @@ def program(name):
     return jax.make_jaxpr(with_indices)(params, tx.init(params), make_batch(), make_indices())
 
 
-@pytest.mark.parametrize("name", over(CASES))
+@pytest.mark.parametrize("name", over(ALL))
 def test_on_a_gpu_or_tpu_a_program_has_the_loops_and_conditionals_of_its_equation_alone(name):
     """A gate is one conditional; what is renewed in some steps alone is another."""
-    case = CASES[name]
+    case = ALL[name]
     found = control(program(name).jaxpr, on_cpu=False)
     assert found["loops"] == case.loops
     assert found["conditionals"] == case.conditionals + case.gated
@@ -60,3 +62,15 @@ def test_each_gradient_has_its_norm_taken_once(name):
     """Inside a conditional too, where XLA would take again what stands outside."""
     norms = [e for e in equations_of(program(name).jaxpr) if e.params.get("branches_platforms")]
     assert len(norms) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"), [("bsam", False), pytest.param("m_sam", True, marks=pytest.mark.slow)]
+)
+def test_bsam_keeps_no_gradient_for_each_of_its_slices(name, kept):
+    """It goes through them once; `per_microbatch` goes twice, and keeps the first gradients between."""
+    number = {"bsam": 8, "m_sam": 4}[name]
+    kernels = {(number, *x.shape) for x in jax.tree.leaves(init_params()) if x.ndim > 1}
+    shapes = {x.aval.shape for equation in equations_of(program(name).jaxpr) for x in equation.outvars}
+    assert bool(kernels & shapes) == kept
+    assert control(program(name).jaxpr, on_cpu=False)["loops"] == ALL[name].loops
