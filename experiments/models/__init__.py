@@ -43,6 +43,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "conv1d": SeriesConvNet,
     "samformer": SAMformer,
     "decoder": Decoder,
+    **{f"mlp{width}": partial(Perceptron, widths=(width, width)) for width in (32, 64, 128, 512, 1024, 2048)},
 }
 
 # What each is for, where that is not images alone.
@@ -50,7 +51,7 @@ SUITING: dict[str, tuple[Kind, ...]] = {
     "simcc": ("pose",),
     "text": ("text",),
     "minilm": ("text",),
-    "mlp": ("series", "image"),
+    **{name: ("series", "image") for name in MODELS if name.startswith("mlp")},
     "conv1d": ("series",),
     "samformer": ("forecast",),
     "decoder": ("characters",),
