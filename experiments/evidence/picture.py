@@ -21,7 +21,8 @@ def draw(summaries: Sequence[Summary], file: Path) -> None:
     figure, panel = plt.subplots(figsize=(10, 6), layout="constrained")
     panel.set(xlim=(0.4, 2.2), ylim=(LOWEST - 0.05, HIGHEST + 0.05))
     panel.fill_between([0.4, AS_CHEAP], ENOUGH, HIGHEST + 0.05, color="#009E73", alpha=0.12, linewidth=0)
-    panel.text(0.42, HIGHEST, "what was asked for", color="#00704F", va="top")
+    asked = f"wanted: {ENOUGH:.0%} of SAM's gain,\nin {AS_CHEAP:g} times the base's time"
+    panel.text(0.42, ENOUGH - 0.02, asked, color="#00704F", va="top")
     for height, style in ((1, "--"), (0, ":")):
         panel.axhline(height, color="#555555", lw=0.8, ls=style)
     points = {name: points_of(gaining, name) for name in CANDIDATES}

@@ -95,9 +95,9 @@ class Summary(NamedTuple):
 
 
 def read(folder: Path) -> list[Summary]:
-    """The summaries of all tasks that have been tested, in their order."""
+    """The summaries of all tasks on which the base and SAM have been tested, in their order."""
     found = [summary(name, folder / f"{name}.jsonl") for name in TASKS if (folder / f"{name}.jsonl").exists()]
-    return [each for each in found if "base" in each.kept]
+    return [each for each in found if {"base", "sam"} <= each.kept.keys()]
 
 
 def summary(name: str, file: Path) -> Summary:

@@ -1,6 +1,7 @@
 """Makes the tables and the picture of docs/results.md: `python -m experiments.evidence.tables --help`."""
 
 import dataclasses
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,17 +16,8 @@ from experiments.settings.command_line import command_line, program
 ROOT = Path(__file__).parents[2]
 BEGIN, END = "<!-- evidence: made by `make results` -->", "<!-- evidence: end -->"
 
-COLUMNS = (
-    "method",
-    "{score}",
-    "gain over the base",
-    "difference to SAM",
-    "share of SAM's gain %",
-    "gradients / step",
-    "time / base's",
-    "largest eigenvalue",
-    "chosen",
-)
+COLUMNS = ("method", "{score}", "over the base", "over SAM", "share of SAM's gain %", "time / base's")
+CHOICES = ("method", "gradients / step", "largest eigenvalue", "chosen by the search", "cost of the search")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,57 +70,82 @@ def page(summaries: Sequence[Summary]) -> str:
 
 
 def overview(summaries: Sequence[Summary]) -> str:
-    """What each candidate keeps and costs, task by task."""
-    names = [name for name in CANDIDATES if any(name in each.kept for each in summaries) and name != "base"]
-    lines = [
-        row(
-            [
-                "kept of SAM's gain %, time / base's",
-                *(each.task.title for each in summaries),
-                "tasks that answer",
-            ]
-        ),
-        row(["---"] * (len(summaries) + 2)),
-        row(["SAM's gain", *(gain_cell(each) for each in summaries), ""]),
-    ]
-    answers = answering(summaries)
-    for name in names:
-        cells = [overview_cell(each.kept.get(name)) for each in summaries]
-        lines.append(row([CANDIDATES[name].title, *cells, str(len(answers[name])) if name != "sam" else ""]))
+    """Two tables: the best cheap method on each task, and every method over all tasks."""
+    best = best_of(summaries)
+    tasks = [("task", "base", "SAM", f"{(title := CANDIDATES[best].title)}", "share %", "time / base's")]
+    tasks += [task_row(each, best) for each in summaries]
+    header = ("method", "tasks", "share of SAM's gain %: median (range)", "time / base's: median (range)")
+    methods = [(*header, "tasks that answer")]
+    methods += [method_row(summaries, name) for name in CANDIDATES if name not in ("base", "sam")]
     gaining = sum(each.gains for each in summaries)
-    lines += [
-        "",
+    said = (
         f"Tasks that answer: of the {gaining} on which SAM's gain is beyond its interval, those on which the "
-        f"method keeps {ENOUGH:.0%} of it or more, in at most {AS_CHEAP:g} times the base's time.",
-        "",
+        f"method keeps {ENOUGH:.0%} of it or more, in at most {AS_CHEAP:g} times the base's time."
+    )
+    above = (
+        f"Accuracies are in %, forecasts have mean squared errors. {title}'s share stands with its interval."
+    )
+    return "\n".join([above, "", table(tasks), "", table([each for each in methods if each]), "", said, ""])
+
+
+def best_of(summaries: Sequence[Summary]) -> str:
+    """The method that answers on most tasks; Momentum SAM where none does."""
+    answers = answering(summaries)
+    return max(answers, key=lambda name: (len(answers[name]), name == "momentum_sam"))
+
+
+def task_row(summary: Summary, best: str) -> tuple[str, ...]:
+    """What SAM and the best cheap method do on a task."""
+    scores = [
+        summary.score.text(*summary.kept[name].score) if name in summary.kept else ""
+        for name in ("base", "sam", best)
     ]
-    return "\n".join(lines)
+    if not summary.gains:
+        return (summary.task.title, *scores, "no gain of SAM's", "")
+    kept = summary.kept.get(best)
+    return (summary.task.title, *scores, "" if kept is None else share_text(kept), time_text(kept))
 
 
-def gain_cell(summary: Summary) -> str:
-    """SAM's gain, and whether it is beyond its interval."""
-    gain = summary.kept["sam"].gain if "sam" in summary.kept else None
-    if gain is None:
+def method_row(summaries: Sequence[Summary], name: str) -> tuple[str, ...]:
+    """What a method keeps and costs over the tasks on which SAM gains."""
+    kept = [each.kept[name] for each in summaries if each.gains and name in each.kept]
+    if not kept:
+        return ()
+    shares = [100 * each.share[0] for each in kept if each.share is not None]
+    times = [each.time[0] for each in kept if each.time is not None]
+    cells = (spread(shares, "{:.0f}"), spread(times, "{:.2f}"))
+    return (CANDIDATES[name].title, str(len(kept)), *cells, str(len(answering(summaries)[name])))
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """Median, and least and greatest where there are several."""
+    if not values:
         return ""
-    return signed(gain, summary.score) + ("" if summary.gains else " (within noise)")
+    middle = form.format(statistics.median(values))
+    if len(values) == 1:
+        return middle
+    return f"{middle} ({form.format(min(values))} to {form.format(max(values))})"
 
 
-def overview_cell(kept: Kept | None) -> str:
-    """The share and the time."""
-    if kept is None:
-        return ""
-    time = "" if kept.time is None else f"{kept.time[0]:.2f} x"
-    if kept.name == "sam":
-        return f"100, {time}".rstrip(", ")
+def share_text(kept: Kept) -> str:
+    """The share of SAM's gain in percent, and its interval."""
     if kept.share is None:
-        return f"?, {time}".rstrip(", ")
-    return f"{100 * kept.share[0]:.0f}, {time}".rstrip(", ")
+        return ""
+    return "{:.0f} ({:.0f} to {:.0f})".format(*(100 * each for each in kept.share))
+
+
+def time_text(kept: Kept | None) -> str:
+    """The time relative to the base's."""
+    return "" if kept is None or kept.time is None else f"{kept.time[0]:.2f}"
 
 
 def section(summary: Summary) -> str:
-    """One task's table."""
+    """One task's tables."""
     environment = summary.environment
     versions = environment["versions"]
+    scores = [tuple(column.format(score=summary.score.label) for column in COLUMNS)]
+    scores += [cells(kept, summary.score) for kept in summary.kept.values()]
+    choices = [CHOICES, *map(choice, summary.kept.values())]
     lines = [
         f"### {summary.task.title}",
         "",
@@ -136,13 +153,13 @@ def section(summary: Summary) -> str:
         command(summary),
         "```",
         "",
-        row([column.format(score=summary.score.label) for column in COLUMNS]),
-        row(["---"] * len(COLUMNS)),
-        *(row(cells(kept, summary.score)) for kept in summary.kept.values()),
+        table(scores),
+        "",
+        table(choices),
         "",
         f"{summary.task.seeds} seeds; jax {versions['jax']}, optax {versions['optax']}; "
-        f"{environment['machine']['cores']} cores; revision {environment['source_revision'][:8]}. The search "
-        f"of each method took {search_costs(summary)} trainings of the base.",
+        f"{environment['machine']['cores']} cores; revision {environment['source_revision'][:8]}. A search "
+        "costs so many trainings of the base.",
         "",
     ]
     return "\n".join(lines)
@@ -156,28 +173,18 @@ def command(summary: Summary) -> str:
     return " ".join(words)
 
 
-def search_costs(summary: Summary) -> str:
-    """The least and the most that a candidate's search took, in gradients."""
-    costs = [kept.cost for kept in summary.kept.values()]
-    return f"{min(costs):.0f} to {max(costs):.0f}"
+def cells(kept: Kept, score: Score) -> tuple[str, ...]:
+    """What a method reaches and costs."""
+    gains = ["" if each is None else signed(each, score) for each in (kept.gain, kept.over_sam)]
+    own = score.text(*kept.score)
+    return (CANDIDATES[kept.name].title, own, *gains, share_text(kept), time_text(kept))
 
 
-def cells(kept: Kept, score: Score) -> list[str]:
-    """A row of a task's table."""
+def choice(kept: Kept) -> tuple[str, ...]:
+    """What was chosen for a method, and what it is like."""
     chosen = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in kept.point.items())
-    return [
-        CANDIDATES[kept.name].title,
-        score.text(*kept.score),
-        "" if kept.gain is None else signed(kept.gain, score),
-        "" if kept.over_sam is None else signed(kept.over_sam, score),
-        ""
-        if kept.share is None
-        else "{:.0f} ({:.0f} to {:.0f})".format(*(100 * each for each in kept.share)),
-        f"{kept.gradients:.2f}",
-        "" if kept.time is None else f"{kept.time[0]:.2f}",
-        "" if kept.eigenvalue is None else f"{kept.eigenvalue:.3g}",
-        chosen,
-    ]
+    eigenvalue = "" if kept.eigenvalue is None else f"{kept.eigenvalue:.3g}"
+    return (CANDIDATES[kept.name].title, f"{kept.gradients:.2f}", eigenvalue, chosen, f"{kept.cost:.0f}")
 
 
 def signed(interval: Interval, score: Score) -> str:
@@ -185,9 +192,11 @@ def signed(interval: Interval, score: Score) -> str:
     return ("+" if interval.mean >= 0 else "") + score.text(*interval)
 
 
-def row(cells: Sequence[str]) -> str:
-    """A line of a Markdown table."""
-    return "| " + " | ".join(cells) + " |"
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first row is its head."""
+    head, *others = rows
+    lines = [head, ["---"] * len(head), *others]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 if __name__ == "__main__":

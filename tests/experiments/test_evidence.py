@@ -211,8 +211,12 @@ def test_tables_are_means_paired_differences_and_shares(tmp_path):
     tables.main(["--results", str(tmp_path), "--page", str(page), "--picture", str(tmp_path / "p.png")])
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
-    assert f"| Momentum SAM | {100 * kept.share[0]:.0f}, 1.05 x | ?, 1.05 x | 105, 1.05 x | 2 |" in text
-    assert "(within noise)" in text and (tmp_path / "p.png").stat().st_size > 10_000
+    shares = sorted((100 * kept.share[0], 105.0))
+    middle = f"{sum(shares) / 2:.0f} ({shares[0]:.0f} to {shares[1]:.0f})"
+    assert f"| Momentum SAM | 2 | {middle} | 1.05 (1.05 to 1.05) | 2 |" in text
+    assert f"| RST | 1 | {100 * kept.share[0]:.0f} | 1.50 | 0 |" in text
+    assert "no gain of SAM's" in text and (tmp_path / "p.png").stat().st_size > 10_000
+    assert max(line.count("|") for line in text.splitlines()) == 7  # six columns
 
 
 def test_times_are_compared_with_the_base_beside_which_they_were_measured():
