@@ -12,7 +12,7 @@ from experiments.evidence import judge_finder, judge_rules, plan
 from experiments.evidence.candidates import Point
 from experiments.evidence.rules import DESIGN, JUDGING, RULES, SEARCHED_BEFORE
 from experiments.evidence.summary import Interval, difference
-from experiments.evidence.tables import ROOT, row, written_between
+from experiments.evidence.tables import ROOT, table, written_between
 from experiments.evidence.tasks import TASKS
 from experiments.reports.intervals import share
 from experiments.running.records import read_metrics
@@ -20,7 +20,6 @@ from experiments.running.scores import Score, score_of
 from experiments.settings.command_line import command_line, program
 
 BEGIN, END = "<!-- radius: made by `make results` -->", "<!-- radius: end -->"
-WANTED_MEDIAN, WANTED_WORST = 0.2, 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +45,10 @@ def radius_tables(settings: RadiusTableSettings) -> None:
 
 def page(results: Path) -> str:
     """All tables."""
-    return "\n".join([*rules_table(results), "", *choice_table(results), "", *finder_table(results)]) + "\n"
+    parts = ("The constants on the design tasks, test scores:", table(choices(results)))
+    parts += ("The frozen rules on the judging tasks, regret:", table(regrets(results)))
+    parts += ("## The finder", *finder(results))
+    return "\n\n".join(parts) + "\n"
 
 
 class Judged(NamedTuple):
@@ -92,27 +94,18 @@ def tested(task: str, rows: Iterable[dict[str, Any]], name: str, point: Point | 
     return {row["seed"]: sign * plan.worst_if_none(row["score"]) for row in found if row["point"] == point}
 
 
-def rules_table(results: Path) -> list[str]:
-    """The regret of every rule on every task."""
-    names = [*JUDGING, *DESIGN]
-    table = {name: {task: judged(task, name, results) for task in names} for name in RULES}
-    tasks = [task for task in names if any(table[name][task] for name in RULES)]
-    heads = [TASKS[task].title + (" (design)" if task in DESIGN else "") for task in tasks]
-    lines = [
-        row(["rule", "radius", "c", *heads, "median", "worst"]),
-        row(["---"] * (len(tasks) + 5)),
-    ]
-    for name, rule in RULES.items():
-        if not any(table[name].values()):
-            continue
-        cells = [cell(table[name][task], score_of(vars(TASKS[task].setup))) for task in tasks]
-        regrets = [found.regret[0] for task in JUDGING if (found := table[name][task]) and found.regret]
-        summed = [f"{statistics.median(regrets):.2f}", f"{max(regrets):.2f}"] if regrets else ["", ""]
-        formula = f"`{rule.formula}`" if "c" in rule.formula else rule.formula
-        lines.append(
-            row([rule.title, formula, "" if rule.chosen is None else f"{rule.chosen:g}", *cells, *summed])
-        )
-    return lines
+def regrets(results: Path) -> list[tuple[str, ...]]:
+    """The regret of every rule on every judging task that was run."""
+    found = {name: {task: judged(task, name, results) for task in JUDGING} for name in RULES}
+    tasks = [task for task in JUDGING if any(each[task] for each in found.values())]
+    rows = [("rule", *(TASKS[task].title for task in tasks), "median, worst")]
+    for name, each in found.items():
+        if any(each.values()):
+            cells = [cell(each[task], score_of(vars(TASKS[task].setup))) for task in tasks]
+            known = [one.regret[0] for one in each.values() if one and one.regret]
+            last = f"{statistics.median(known):.2f}, {max(known):.2f}" if known else ""
+            rows.append((f"{RULES[name].title}, c = {RULES[name].chosen:g}", *cells, last))
+    return rows
 
 
 def cell(found: Judged | None, score: Score) -> str:
@@ -126,14 +119,14 @@ def cell(found: Judged | None, score: Score) -> str:
     return f"{text}, **below the base**" if found.gain.mean + found.gain.margin < 0 else text
 
 
-def choice_table(results: Path) -> list[str]:
+def choices(results: Path) -> list[tuple[str, ...]]:
     """The mean score of every constant on the design tasks."""
-    lines = [row(["rule", *(TASKS[task].title for task in DESIGN)]), row(["---"] * (len(DESIGN) + 1))]
+    rows = [("rule", "radius", *(TASKS[task].title for task in DESIGN))]
     for name, rule in RULES.items():
         tried = [judge_rules.tried(task, name, results) for task in DESIGN]
         if any(tried):
-            lines.append(row([rule.title, *(constants(found, rule.chosen) for found in tried)]))
-    return lines
+            rows.append((rule.title, rule.formula, *(constants(found, rule.chosen) for found in tried)))
+    return rows
 
 
 def constants(found: dict[float, float], chosen: float | None) -> str:
@@ -142,49 +135,39 @@ def constants(found: dict[float, float], chosen: float | None) -> str:
     return ", ".join(f"**{text}**" if value == chosen else text for value, text in texts.items())
 
 
-def finder_table(results: Path) -> list[str]:
+def finder(results: Path) -> list[str]:
     """The recommended radius beside the tuned one."""
-    lines = [row(["task", "tuned", "recommended", "factor", "rise at the tuned radius"]), row(["---"] * 5)]
+    rows: list[tuple[str, ...]] = [
+        ("task", "tuned", "recommended", "factor", "relative rise at the tuned radius")
+    ]
     factors = []
     for task in TASKS:
-        found = read_metrics(judge_finder.file_of(task, results))
-        found = [each for each in found if each["phase"] == "find"]
+        found = [
+            each for each in read_metrics(judge_finder.file_of(task, results)) if each["phase"] == "find"
+        ]
         if not found:
             continue
         tuned = judge_rules.reference(task, results)["sam"]["rho"]
         values = [each["recommended"] for each in found if each["recommended"] is not None]
         middle = float(np.exp(np.mean(np.log(values))))
         factors.append(max(middle / tuned, tuned / middle))
-        lines.append(
-            row(
-                [
-                    TASKS[task].title,
-                    f"{tuned:g}",
-                    f"{middle:.2g} ({min(values):.2g} to {max(values):.2g})",
-                    f"{middle / tuned:.2g}",
-                    f"{rise_at(tuned, found):.2g}",
-                ]
-            )
-        )
-    if factors:
-        lines += [
-            "",
-            f"Median factor {statistics.median(factors):.2g}, worst {max(factors):.2g}, up or down.",
-        ]
-    return lines
+        spread = f"{middle:.2g} ({min(values):.2g} to {max(values):.2g})"
+        rise = f"{rise_at(tuned, found):.2g}"
+        rows.append((TASKS[task].title, f"{tuned:g}", spread, f"{middle / tuned:.2g}", rise))
+    if not factors:
+        return []
+    said = f"Median factor {statistics.median(factors):.2g}, worst {max(factors):.2g}, up or down."
+    return [table(rows), said]
 
 
-def rise_at(radius: float, rows: Sequence[dict[str, Any]]) -> float:
+def rise_at(tuned: float, rows: Sequence[dict[str, Any]]) -> float:
     """The mean relative rise at a radius, between those that were measured."""
     rises = []
     for each in rows:
-        known = [
-            (r, rise)
-            for r, rise in zip(each["radii"], each["relative_rises"], strict=True)
-            if rise is not None
-        ]
+        measured = zip(each["radii"], each["relative_rises"], strict=True)
+        known = [(radius, rise) for radius, rise in measured if rise is not None]
         radii, heights = zip(*known, strict=True)
-        rises.append(np.interp(np.log(radius), np.log(radii), heights))
+        rises.append(np.interp(np.log(tuned), np.log(radii), heights))
     return float(np.mean(rises))
 
 

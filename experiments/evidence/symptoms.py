@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from experiments.data import load
+from experiments.evidence import tables
 from experiments.evidence.__main__ import RESULTS, Book, alone_with
-from experiments.evidence.tables import ROOT, row, written_between
+from experiments.evidence.tables import ROOT, written_between
 from experiments.running.progress import progress_bar
 from experiments.running.side_by_side import compile_side_by_side, run_side_by_side
 from experiments.settings import Settings, require
@@ -114,13 +115,15 @@ def trained(runs: list[Settings]) -> dict[str, list[Any]]:
 def table(rows: list[dict[str, Any]]) -> str:
     """What the trainings have come to."""
     found = {(each.get("case"), each.get("method")): each for each in rows}
-    heads = ("what was done", "method", "test accuracy (%)", "training loss at the end", "relative rise")
-    lines = [row(heads), row(["---"] * len(heads))]
+    lines = [("what was done", "method", "test accuracy (%)", "training loss at the end", "relative rise")]
     for case, method, numbers in trainings():
         if each := found.get((case, method)):
-            lines.append(row([case, name_of(method, numbers), *cells(each)]))
+            lines.append((case, name_of(method, numbers), *cells(each)))
     count = min(len(each["accuracy"]) for each in found.values() if "accuracy" in each)
-    return "\n".join([*lines, "", f"n = {count}; mean ± standard deviation; the rise is a median.", ""])
+    said = (
+        f"MNIST-1D, {USUAL['epochs']} epochs; n = {count}; mean ± standard deviation; the rise is a median."
+    )
+    return f"{tables.table(lines)}\n\n{said}\n"
 
 
 def name_of(method: str, numbers: dict[str, float]) -> str:
@@ -130,14 +133,12 @@ def name_of(method: str, numbers: dict[str, float]) -> str:
     return "SGD" if method == "sgd" else f"`{method}({numbers['rho']:g})`"
 
 
-def cells(found: dict[str, Any]) -> list[str]:
+def cells(found: dict[str, Any]) -> tuple[str, ...]:
     """Means and deviations as text."""
     rises = [rise for rise in found["relative_rise"] if rise is not None]
-    return [
-        spread([100 * each for each in found["accuracy"]], "{:.1f}"),
-        spread(found["train_loss"], "{:.3f}"),
-        f"{statistics.median(rises):.2g}" if rises else "",
-    ]
+    accuracy = spread([100 * each for each in found["accuracy"]], "{:.1f}")
+    loss = spread(found["train_loss"], "{:.3f}")
+    return accuracy, loss, f"{statistics.median(rises):.2g}" if rises else ""
 
 
 def spread(values: list[float | None], form: str) -> str:

@@ -126,9 +126,10 @@ def test_regret_is_the_part_of_the_gain_that_is_lost(results):
     lost = (high - middle)[:10].mean() / (high - low)[:10].mean()
     assert found.regret[0] == pytest.approx(lost) and found.regret[1] < lost < found.regret[2]
     assert found.gain.mean == pytest.approx((middle - low)[:10].mean())
-    table = radius_tables.rules_table(folder)
-    assert len(table) == 3 and f"{lost:.2f} ({found.regret[1]:.2f} to" in table[-1]
-    assert table[-1].endswith(f"| {lost:.2f} | {lost:.2f} |")
+    head, only = radius_tables.regrets(folder)
+    assert head == ("rule", "MNIST-1D, 20 % wrong labels", "median, worst")
+    assert only[0] == "SAM, radius 0.05, c = 0.05" and only[1].startswith(f"{lost:.2f} (")
+    assert only[2] == f"{lost:.2f}, {lost:.2f}"
     assert radius_tables.judged("mnist1d_noise20", "one_radius", folder) is None
 
 
@@ -139,9 +140,9 @@ def test_the_factor_of_the_finder_is_the_recommended_radius_over_the_tuned_one(r
         folder / "finder_mnist1d_noise20.jsonl",
         [{"phase": "find", "seed": seed, "recommended": rho} | curve for seed, rho in enumerate((0.1, 0.4))],
     )
-    table = radius_tables.finder_table(folder)
-    assert "| 0.4 | 0.2 (0.1 to 0.4) | 0.5 | 0.9 |" in table[2]
-    assert table[-1].startswith("Median factor 2, worst 2")
+    table, said = radius_tables.finder(folder)
+    assert "| 0.4 | 0.2 (0.1 to 0.4) | 0.5 | 0.9 |" in table
+    assert said.startswith("Median factor 2, worst 2")
 
 
 def test_the_constants_on_the_second_design_task_lie_around_the_first_ones_best(results):
