@@ -42,7 +42,7 @@ def doubling(first: float) -> tuple[float, ...]:
 
 RULES = {
     "default": Rule("SAM, radius 0.05", "sam", "rho", (0.05,), formula="0.05", chosen=0.05),
-    "one_radius": Rule("SAM, one radius for all tasks", "sam", "rho", doubling(0.1), formula="c"),
+    "one_radius": Rule("SAM, one radius for all tasks", "sam", "rho", doubling(0.1), formula="c", chosen=0.4),
     "absolute_budget": Rule(
         "loss budget", "absolute_budget", "constant", doubling(0.05), formula="c / ||g||"
     ),
@@ -59,6 +59,7 @@ RULES = {
         "constant",
         doubling(0.15),
         formula="c std(l_i) / ||g||",
+        chosen=0.6,
     ),
     "curvature": Rule(
         "curvature from the last two losses",
@@ -80,9 +81,15 @@ RULES = {
         "constant",
         doubling(0.125),
         formula="the same in the first tenth of the steps, then as it was",
+        chosen=1.0,
     ),
     "part_of_weights": Rule(
-        "part of the weights' norm", "part_of_weights", "constant", doubling(0.006), formula="c ||w||"
+        "part of the weights' norm",
+        "part_of_weights",
+        "constant",
+        doubling(0.006),
+        formula="c ||w||",
+        chosen=0.024,
     ),
     "edge_of_stability": Rule(
         "edge of stability", "edge_of_stability", "constant", doubling(2.0), formula="c eta ||g||"

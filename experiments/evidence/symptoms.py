@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.progress import Progress
 
 from experiments.data import load
 from experiments.evidence import tables
-from experiments.evidence.__main__ import RESULTS, Book, alone_with
+from experiments.evidence.__main__ import RESULTS, Book, alike, alone_with
 from experiments.evidence.tables import ROOT, written_between
 from experiments.running.progress import progress_bar
 from experiments.running.side_by_side import compile_side_by_side, run_side_by_side
@@ -27,7 +28,7 @@ USUAL: dict[str, Any] = {
     "data": "mnist1d",
     "model": "mlp",
     "batch_size": 100,
-    "epochs": 30,
+    "epochs": 20,
     "learning_rate": 0.2,
     "weight_decay": 0.0015,
 }
@@ -73,15 +74,26 @@ def symptoms(settings: SymptomSettings) -> None:
     file = settings.results / FILE
     with alone_with(file), progress_bar() as bar:
         book = Book(file)
-        for case, method, numbers in trainings():
-            if any((case, method) == (each.get("case"), each.get("method")) for each in book.rows):
-                continue
-            runs = [run_of(case, method, numbers, seed) for seed in range(settings.seeds)]
-            task = bar.add_task(f"{case}, {method}", total=None)
-            book.add({"phase": "symptom", "case": case, "method": method, "numbers": numbers} | trained(runs))
-            bar.remove_task(task)
+        train(settings, book, bar)
     written_between(settings.page, BEGIN, END, table(book.rows))
     print(f"see {settings.page}")
+
+
+def train(settings: SymptomSettings, book: Book, bar: Progress) -> None:
+    """Trains the cases that are not in the results yet, those that share a program side by side."""
+    done = {(each.get("case"), each.get("method")) for each in book.rows}
+    left = [each for each in trainings() if each[:2] not in done]
+    firsts = [run_of(*each, 0) for each in left]
+    task = bar.add_task("trainings", total=len(left))
+    for places, group in alike(firsts):
+        runs = [dataclasses.replace(first, seed=seed) for first in group for seed in range(settings.seeds)]
+        found = trained(runs)
+        for number, place in enumerate(places):
+            case, method, numbers = left[place]
+            own = found[number * settings.seeds : (number + 1) * settings.seeds]
+            lists = {name: [each[name] for each in own] for name in own[0]}
+            book.add({"phase": "symptom", "case": case, "method": method, "numbers": numbers} | lists)
+        bar.advance(task, len(places))
 
 
 def trainings() -> Iterator[tuple[str, str, dict[str, float]]]:
@@ -98,18 +110,16 @@ def run_of(case: str, method: str, numbers: dict[str, float], seed: int) -> Sett
     return resolved(Settings(**values, method_settings=MethodSettings(**numbers)))  # pyrefly: ignore[bad-argument-type]
 
 
-def trained(runs: list[Settings]) -> dict[str, list[Any]]:
+def trained(runs: list[Settings]) -> list[dict[str, Any]]:
     """Test accuracy, training loss and relative rise (the median over the epochs) of each run."""
     data = load(runs[0])
     programs = compile_side_by_side(runs[0], data, len(runs))
-    done = run_side_by_side(runs, data, programs, lambda **_: None)
-    rises = [[line.get("relative_rise") for line in lines] for _, lines, _ in done]
-    known = [[rise for rise in each if rise is not None] for each in rises]
-    return {
-        "accuracy": [result["test_accuracy"] for result, _, _ in done],
-        "train_loss": [result["train_loss"] for result, _, _ in done],
-        "relative_rise": [statistics.median(each) if each else None for each in known],
-    }
+    found = []
+    for result, lines, _ in run_side_by_side(runs, data, programs, lambda **_: None):
+        rises = [line["relative_rise"] for line in lines if line.get("relative_rise") is not None]
+        kept = {"accuracy": result["test_accuracy"], "train_loss": result["train_loss"]}
+        found.append(kept | {"relative_rise": statistics.median(rises) if rises else None})
+    return found
 
 
 def table(rows: list[dict[str, Any]]) -> str:
