@@ -42,11 +42,10 @@ CASES: dict[str, tuple[dict[str, Any], tuple[tuple[str, dict[str, float]], ...]]
     "as it should be": ({}, (SGD, SAM)),
     "radius too small": ({}, (("sam", {"rho": 0.004}),)),
     "radius too large": ({}, (("sam", {"rho": 1.6}),)),
-    "not finite": ({}, (("usam", {"rho": 10.0}),)),
-    "underfitting": ({"epochs": 3}, (SGD, SAM)),
-    "learning rate of the base, too high for SAM": ({"learning_rate": 0.6}, (SGD, SAM)),
+    "underfitting: learning rate 0.005": ({"learning_rate": 0.005}, (SGD, SAM)),
+    "learning rate 0.8": ({"learning_rate": 0.8}, (SGD, SAM)),
     "no momentum": ({"momentum": 0.0}, (SGD, SAM)),
-    "large batch": ({"batch_size": 1000}, (SGD, SAM, SLICED)),
+    "batch of 1,000": ({"batch_size": 1000}, (SGD, SAM, SLICED)),
     "no weight decay": ({"weight_decay": 0.0}, (SGD, SAM)),
 }
 

@@ -18,13 +18,13 @@ def test_every_case_is_a_run():
 def test_the_table_has_means_deviations_and_median_rises():
     rows = [
         {"case": "as it should be", "method": "sgd", "accuracy": [0.7, 0.8], "train_loss": [0.1, 0.1]},
-        {"case": "not finite", "method": "usam", "accuracy": [0.1, 0.1], "train_loss": [None, 2.0]},
+        {"case": "radius too large", "method": "sam", "accuracy": [0.1, 0.1], "train_loss": [None, 2.0]},
     ]
     rises = ([None, None], [0.2, 0.4])
     rows = [row | {"relative_rise": rise} for row, rise in zip(rows, rises, strict=True)]
     lines = symptoms.table(rows).splitlines()
     assert lines[2] == "| as it should be | SGD | 75.0 ± 7.1 | 0.100 ± 0.000 |  |"
-    assert lines[3] == "| not finite | `usam(10)` | 10.0 ± 0.0 | not finite | 0.3 |"
+    assert lines[3] == "| radius too large | `sam(1.6)` | 10.0 ± 0.0 | not finite | 0.3 |"
     assert "n = 2;" in lines[-1]
 
 
