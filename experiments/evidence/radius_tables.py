@@ -98,7 +98,7 @@ def regrets(results: Path) -> list[tuple[str, ...]]:
     """The regret of every rule on every judging task that was run."""
     found = {name: {task: judged(task, name, results) for task in JUDGING} for name in RULES}
     tasks = [task for task in JUDGING if any(each[task] for each in found.values())]
-    rows = [("rule", *(TASKS[task].title for task in tasks), "median, worst")]
+    rows: list[tuple[str, ...]] = [("rule", *(TASKS[task].title for task in tasks), "median, worst")]
     for name, each in found.items():
         if any(each.values()):
             cells = [cell(each[task], score_of(vars(TASKS[task].setup))) for task in tasks]
@@ -121,7 +121,7 @@ def cell(found: Judged | None, score: Score) -> str:
 
 def choices(results: Path) -> list[tuple[str, ...]]:
     """The mean score of every constant on the design tasks."""
-    rows = [("rule", "radius", *(TASKS[task].title for task in DESIGN))]
+    rows: list[tuple[str, ...]] = [("rule", "radius", *(TASKS[task].title for task in DESIGN))]
     for name, rule in RULES.items():
         tried = [judge_rules.tried(task, name, results) for task in DESIGN]
         if any(tried):

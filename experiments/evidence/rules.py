@@ -44,21 +44,21 @@ RULES = {
     "default": Rule("SAM, radius 0.05", "sam", "rho", (0.05,), formula="0.05", chosen=0.05),
     "one_radius": Rule("SAM, one radius for all tasks", "sam", "rho", doubling(0.1), formula="c", chosen=0.4),
     "absolute_budget": Rule(
-        "loss budget", "absolute_budget", "constant", doubling(0.05), formula="c / ||g||"
+        "loss budget", "absolute_budget", "constant", doubling(0.05), formula="c / norm(g)"
     ),
     "relative_budget": Rule(
         "loss budget, relative to the loss",
         "relative_budget",
         "constant",
         doubling(0.15),
-        formula="c L / ||g||",
+        formula="c L / norm(g)",
     ),
     "noise_of_losses": Rule(
         "noise of the losses",
         "noise_of_losses",
         "constant",
         doubling(0.15),
-        formula="c std(l_i) / ||g||",
+        formula="c std(l_i) / norm(g)",
         chosen=0.6,
     ),
     "curvature": Rule(
@@ -66,7 +66,7 @@ RULES = {
         "curvature",
         "constant",
         doubling(0.25),
-        formula="c ||g|| / k",
+        formula="c norm(g) / k",
     ),
     "measured_rise": Rule(
         "measured rise of the loss",
@@ -88,11 +88,11 @@ RULES = {
         "part_of_weights",
         "constant",
         doubling(0.006),
-        formula="c ||w||",
+        formula="c norm(w)",
         chosen=0.024,
     ),
     "edge_of_stability": Rule(
-        "edge of stability", "edge_of_stability", "constant", doubling(2.0), formula="c eta ||g||"
+        "edge of stability", "edge_of_stability", "constant", doubling(2.0), formula="c eta norm(g)"
     ),
     "fan_scaled": Rule(
         "fan-scaled",

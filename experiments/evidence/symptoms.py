@@ -124,7 +124,8 @@ def trained(runs: list[Settings]) -> list[dict[str, Any]]:
 def table(rows: list[dict[str, Any]]) -> str:
     """What the trainings have come to."""
     found = {(each.get("case"), each.get("method")): each for each in rows}
-    lines = [("what was done", "method", "test accuracy (%)", "training loss at the end", "relative rise")]
+    heads = ("what was done", "method", "test accuracy (%)", "training loss at the end", "relative rise")
+    lines: list[tuple[str, ...]] = [heads]
     for case, method, numbers in trainings():
         if each := found.get((case, method)):
             lines.append((case, name_of(method, numbers), *cells(each)))

@@ -51,11 +51,12 @@ SUITING: dict[str, tuple[Kind, ...]] = {
     "simcc": ("pose",),
     "text": ("text",),
     "minilm": ("text",),
-    **{name: ("series", "image") for name in MODELS if name.startswith("mlp")},
+    "mlp": ("series", "image"),
     "conv1d": ("series",),
     "samformer": ("forecast",),
     "decoder": ("characters",),
 }
+SUITING |= {name: SUITING["mlp"] for name in MODELS if name.startswith("mlp")}
 
 # Those with another first layer for ImageNet's images than for small ones.
 WITH_STEMS = ("resnet18", "resnet50", "mobilenet")
