@@ -13,10 +13,10 @@ from experiments.data import load
 from experiments.reports.comparison import plt
 from experiments.running import records
 from experiments.running.checkpoints import Checkpoints
-from experiments.running.inputs import make_inputs
+from experiments.running.inputs import Inputs, make_inputs
 from experiments.running.programs import first_state, places_of, trainer_of
 from experiments.running.sharpness import batches, losses_of
-from experiments.running.training import judged
+from experiments.running.training import Trainer, TrainState, judged
 from experiments.settings import Settings, SettingsError, require
 from experiments.settings.command_line import command_line, program
 from experiments.settings.of_method import MethodSettings
@@ -68,13 +68,17 @@ def measured(settings: RadiusSettings) -> sharpness.RadiusTest:
     checkpoint = Checkpoints(trained.out).restore(jax.jit(trainer.init, out_shardings=places)(inputs))
     if not checkpoint.epoch:
         raise SettingsError(f"{settings.run} holds no checkpoint: train the run first")
-    state = checkpoint.state
+    return test_at(trainer, inputs, checkpoint.state, settings.batches, progress=True)
+
+
+def test_at(
+    trainer: Trainer, inputs: Inputs, state: TrainState, count: int, **options: Any
+) -> sharpness.RadiusTest:
+    """The test where a state stands, on so many training batches."""
     loss = Partial(losses_of(trainer.network, trainer.task), state.batch_stats)
-    parts = batches(trainer, inputs.examples, trained.batch_size)
-    some = [*itertools.islice(parts, settings.batches)]
-    return sharpness.radius_test(
-        loss, judged(state), some, learning_rate=trained.learning_rate, progress=True
-    )
+    some = [*itertools.islice(batches(trainer, inputs.examples, trainer.settings.batch_size), count)]
+    rate = trainer.settings.learning_rate
+    return sharpness.radius_test(loss, judged(state), some, learning_rate=rate, **options)
 
 
 def settings_of(run: Path) -> Settings:

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments.reports.curves import draw_curves
+from experiments.reports.curves import draw_curves, draw_rises
 from experiments.reports.groups import (
     TASK,
     Group,
@@ -37,14 +38,16 @@ NOTES = (
     "Share of SAM's gain: (mean - SGD's) / (SAM's - SGD's) over common seeds, in brackets Fieller's 95 % "
     "interval for pairs; empty where SAM's own gain is within noise.",
 )
+RISES = "relative_rise.png"
 SEVERAL = "Where SGD or SAM has several settings, the unit is the best one: {}."
 
 
 @dataclasses.dataclass(frozen=True)
 class SummarizeSettings:
-    """Sum up finished runs, those together that differ only in the seed: a table and two pictures.
+    """Sum up finished runs, those together that differ only in the seed: a table and pictures.
 
-    Writes summary.md, summary.json, score_by_seconds.png and score_by_gradients.png.
+    Writes summary.md, summary.json, score_by_seconds.png, score_by_gradients.png and, where the loss of
+    perturbed steps was recorded, relative_rise.png.
     """
 
     folders: tyro.conf.Positional[tuple[Path, ...]]
@@ -74,6 +77,8 @@ def summarize(settings: SummarizeSettings) -> None:
         settings.out.mkdir(parents=True, exist_ok=True)
         (settings.out / "summary.md").write_text(markdown(heading, headings, cells, notes))
         draw_curves(groups, f"{heading}: mean and 95 % interval", settings.out)
+        if perturbed := [group for group in groups if np.isfinite(group.rises()).any()]:
+            draw_rises(perturbed, f"{heading}: relative rise, median", settings.out / RISES)
     records.write_json(settings.out / "summary.json", {"groups": rows, "notes": notes})
     print_table(headings, cells, notes)
     print(f"see {settings.out}/summary.md, score_by_seconds.png and score_by_gradients.png")

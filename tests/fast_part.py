@@ -168,6 +168,10 @@ FIRST_CASES = {
     "experiments/test_records.py": {
         "test_events_hold_the_numbers_of_the_metrics_once_after_a_resumption_too": 0,
     },
+    "experiments/test_rules.py": {
+        "test_a_radius_follows_the_measured_rise": 1,
+        "test_a_radius_is_its_formula": 2,
+    },
     "experiments/test_series.py": {
         "test_a_character_is_predicted_from_those_before_it": 0,
         "test_a_forecast_that_diverged_is_said_to_be_not_finite": 0,

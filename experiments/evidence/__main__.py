@@ -184,6 +184,7 @@ def train(
     wanted: Sequence[tuple[Point, int]],
     book: Book,
     bar: Progress,
+    eigenvalues: bool = True,
 ) -> None:
     """Trains what is not in the results yet, and adds it."""
     task, part = TASKS[settings.task], "validation" if phase == "tune" else "test"
@@ -196,9 +197,9 @@ def train(
         data = load(group[0])
         several = task.side_by_side > 1
         results = (
-            side_by_side(group, data, task.side_by_side, bar, phase)
+            side_by_side(group, data, min(task.side_by_side, len(group)), bar, phase, eigenvalues)
             if several
-            else one_by_one(group, data, bar, phase)
+            else one_by_one(group, data, bar, phase, eigenvalues)
         )
         for number, result in zip(numbers, results, strict=True):
             point, seed = left[number]
@@ -214,7 +215,7 @@ def alike(runs: Sequence[Settings]) -> Iterator[tuple[list[int], list[Settings]]
 
 
 def side_by_side(
-    runs: Sequence[Settings], data: Data, count: int, bar: Progress, phase: Phase
+    runs: Sequence[Settings], data: Data, count: int, bar: Progress, phase: Phase, eigenvalues: bool
 ) -> Iterator[dict[str, Any]]:
     """Results of runs, so many at once."""
     programs = compile_side_by_side(runs[0], data, count)
@@ -225,25 +226,29 @@ def side_by_side(
         done = run_side_by_side(filled, data, programs, functools.partial(bar.update, task))
         bar.remove_task(task)
         for settings, (result, _, state) in zip(group, done, strict=False):
-            yield kept(settings, result, data, programs, state)
+            yield kept(settings, result, data, programs, state, eigenvalues)
 
 
-def one_by_one(runs: Sequence[Settings], data: Data, bar: Progress, phase: Phase) -> Iterator[dict[str, Any]]:
+def one_by_one(
+    runs: Sequence[Settings], data: Data, bar: Progress, phase: Phase, eigenvalues: bool
+) -> Iterator[dict[str, Any]]:
     """Results of runs, each with its folder and checkpoints."""
     programs = compile_programs(runs[0], data)
     for settings in runs:
         task = bar.add_task(f"{phase} {settings.method}", total=settings.epochs * programs.steps_per_epoch)
         result, state = run(settings, data, programs, functools.partial(bar.update, task))
         bar.remove_task(task)
-        yield kept(settings, result, data, programs, state)
+        yield kept(settings, result, data, programs, state, eigenvalues)
 
 
-def kept(settings: Settings, result: dict[str, Any], data: Data, programs: Any, state: Any) -> dict[str, Any]:
+def kept(
+    settings: Settings, result: dict[str, Any], data: Data, programs: Any, state: Any, eigenvalues: bool
+) -> dict[str, Any]:
     """What the results keep of a run; the first test seeds' largest eigenvalue too."""
     score = score_of(vars(settings))
     names = ("train_loss", "gradients_per_step", "steps", "seconds", "side_by_side")
     row = {"score": result[score.name]} | {name: result[name] for name in names if name in result}
-    if score.part == "test" and settings.seed < plan.FIRST_TEST_SEED + MEASURED_SEEDS:
+    if eigenvalues and score.part == "test" and settings.seed < plan.FIRST_TEST_SEED + MEASURED_SEEDS:
         examples = programs.inputs(settings, data).examples
         with contextlib.suppress(NotFiniteError):  # a run that has diverged has none
             values = top_eigenvalues(programs.trainer, judged(state), state.batch_stats, examples).values

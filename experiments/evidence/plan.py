@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.evidence.candidates import CANDIDATES, Candidate, Point
+from experiments.evidence.rules import RULES
 from experiments.evidence.tasks import EvidenceTask
 from experiments.running.scores import score_of
 from experiments.settings import Settings, SettingsError
@@ -115,7 +116,7 @@ def settings_of(
     task: EvidenceTask, name: str, point: Point, seed: int, part: str, data: Path | None, out: Path
 ) -> Settings:
     """A run of a candidate with chosen numbers, judged on the test or on the validation part."""
-    candidate, setup = CANDIDATES[name], task.with_data_in(data)
+    candidate, setup = (CANDIDATES | RULES)[name], task.with_data_in(data)
     label = "-".join([name, part, *(f"{key}{value}" for key, value in point.items()), f"seed{seed}"])
     own = {key: value for key, value in point.items() if key in OF_METHOD}
     epochs = setup.epochs * candidate.passes

@@ -44,15 +44,23 @@ def tables(settings: TableSettings) -> None:
         raise SettingsError(
             f"--results {settings.results} holds no tested task: run experiments.evidence first"
         )
-    text = settings.page.read_text()
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SettingsError(f"--page {settings.page} has no lines {BEGIN} and {END}: put them in")
-    with records.disk_errors(settings.page.parent):
-        settings.page.write_text(f"{before}{BEGIN}\n\n{page(summaries)}\n{END}{after}")
+    written_between(settings.page, BEGIN, END, page(summaries))
     draw(summaries, settings.picture)
     print(f"see {settings.page} and {settings.picture}")
+
+
+def written_between(page: Path, begin: str, end: str, text: str) -> None:
+    """Puts a text into a page, between two markers, in the place of what stood there.
+
+    Raises:
+      SettingsError: the page has not these markers.
+    """
+    before, first, rest = page.read_text().partition(begin)
+    _, last, after = rest.partition(end)
+    if not first or not last:
+        raise SettingsError(f"--page {page} has no lines {begin} and {end}: put them in")
+    with records.disk_errors(page.parent):
+        page.write_text(f"{before}{begin}\n\n{text}\n{end}{after}")
 
 
 def page(summaries: Sequence[Summary]) -> str:

@@ -11,6 +11,7 @@ import optax
 import optax_sam
 from experiments.data.kinds import kind_of
 from experiments.methods import baselines, compositions
+from experiments.methods.rules import RULES
 from experiments.settings import Settings, SettingsError, flag
 
 Factory = Callable[..., Any]
@@ -111,6 +112,7 @@ TRACED = (
     "average_steps",
     "mirror_strength",
     "mirror_decay",
+    "constant",
 )
 
 # Methods whose first epoch uses whole batches, so that every example gets a score.
@@ -161,7 +163,12 @@ def newer_methods() -> dict[str, Factory]:
 
 
 METHODS |= newer_methods()
-NAMES = (*METHODS, *BASELINES)
+NAMES = (*METHODS, *BASELINES, *RULES)
+
+
+def factories() -> dict[str, Factory | None]:
+    """Everything that a run can be trained with, by its name."""
+    return METHODS | BASELINES | RULES
 
 
 def derived(method: str, run: Run) -> dict[str, Any]:
@@ -198,7 +205,7 @@ def make(
       run: what the method may ask of the run.
       traced: arrays that replace settings of the same name.
     """
-    factory = (METHODS | BASELINES)[settings.method]
+    factory = factories()[settings.method]
     if factory is None:
         return None
     values = derived(settings.method, run) | given(settings) | dict(traced or {}) | vars(run)
@@ -210,7 +217,7 @@ def make(
 
 def accepted(method: str) -> tuple[str, ...]:
     """The settings that a method takes; none, if it is not known."""
-    factory = METHODS.get(method) or BASELINES.get(method)
+    factory = factories().get(method)
     return tuple(inspect.signature(factory).parameters) if factory else ()
 
 
@@ -290,6 +297,14 @@ def _any_run(settings: Settings) -> Run:
 
 def gradients_spent(opt_state: optax.OptState, steps: int, method: str) -> float:
     """Gradient evaluations since the start, in units of one full batch."""
-    if method in BASELINES or METHODS[method] is None:
+    if method in BASELINES or factories()[method] is None:
         return float(steps)
     return float(optax_sam.info(opt_state)["gradients"])
+
+
+def relative_rise(opt_state: optax.OptState, method: str) -> dict[str, float]:
+    """How much the loss rose in the last step, as a part of itself; NaN where it was not perturbed."""
+    if method in BASELINES or factories()[method] is None:
+        return {}
+    info = optax_sam.info(opt_state)
+    return {"relative_rise": float(info["sharpness"] / info["loss"])}

@@ -43,6 +43,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "conv1d": SeriesConvNet,
     "samformer": SAMformer,
     "decoder": Decoder,
+    **{f"mlp{width}": partial(Perceptron, widths=(width, width)) for width in (32, 64, 128, 512, 1024, 2048)},
 }
 
 # What each is for, where that is not images alone.
@@ -55,6 +56,7 @@ SUITING: dict[str, tuple[Kind, ...]] = {
     "samformer": ("forecast",),
     "decoder": ("characters",),
 }
+SUITING |= {name: SUITING["mlp"] for name in MODELS if name.startswith("mlp")}
 
 # Those with another first layer for ImageNet's images than for small ones.
 WITH_STEMS = ("resnet18", "resnet50", "mobilenet")

@@ -58,6 +58,28 @@ def draw(groups: Sequence[Group], name: str, label: str, heading: str, file: Pat
     plt.close(figure)
 
 
+def draw_rises(groups: Sequence[Group], heading: str, file: Path) -> None:
+    """How much the loss rises at the perturbed weights, as a part of itself: the median of the seeds."""
+    plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
+    figure, panel = plt.subplots(figsize=(10, 5.5), layout="constrained")
+    figure.suptitle(heading, x=0.01, ha="left", fontsize=13, fontweight="bold")
+    ends = []
+    for number, group in enumerate(groups):
+        colour, style = COLOURS[number % len(COLOURS)], LINES[number // len(COLOURS) % len(LINES)]
+        middle = np.ma.median(np.ma.masked_invalid(group.rises()), axis=0).filled(np.nan)
+        epochs = np.arange(1, len(middle) + 1)
+        panel.plot(epochs, middle, style, color=colour, linewidth=1.6)
+        seen = np.flatnonzero(middle > 0)
+        ends.append((group.label, colour, epochs[seen[-1:]], middle[seen[-1:]]))
+    panel.set(xlabel="epoch", ylabel="(L(w + e) - L(w)) / L(w), last step of the epoch", yscale="log")
+    panel.grid(alpha=0.2)
+    for label, colour, epoch, height in ends:
+        if len(epoch):
+            panel.annotate(label, (epoch[0], height[0]), (6, 0), textcoords="offset points", color=colour)
+    figure.savefig(file, dpi=130)
+    plt.close(figure)
+
+
 def limits(
     means: Sequence[np.ndarray], bands: Sequence[np.ndarray | None], score: Score
 ) -> tuple[float, float]:

@@ -78,6 +78,11 @@ class Group(NamedTuple):
             [[or_infinite(line[name]) for line in evaluated(run.lines)] for run in self.runs.values()], float
         )
 
+    def rises(self) -> np.ndarray:
+        """How much the loss rose in the last step of every epoch, as a part of itself [runs, epochs]."""
+        rows = [[line.get("relative_rise") for line in run.lines] for run in self.runs.values()]
+        return np.array([[np.nan if rise is None else rise for rise in row] for row in rows], float)
+
 
 def or_infinite(value: float | None) -> float:
     """A number of a record, where null stands for what is not finite."""

@@ -132,6 +132,7 @@ def measured(
         "train_loss": float(state.loss_sum) / programs.steps_per_epoch,
         "gradients": methods.gradients_spent(state.opt_state, step, settings.method),
     }
+    line |= methods.relative_rise(state.opt_state, settings.method)
     if look is not None:
         line |= evaluated(settings, *map(float, look))
     every = settings.sharpness_every

@@ -15,6 +15,9 @@ class MethodSettings:
     """How far the loss may rise; it falls to 0 in the last fifth of the steps (lesam)."""
     max_rho: float | None = None
     """Largest radius (lesam)."""
+    constant: float | None = None
+    """What a rule multiplies its radius by, or the rise of the loss that it aims at (the rules of
+    experiments.evidence.judge_rules)."""
     normalization: float | None = None
     """From 0, a perturbation as long as the gradient says, to 1, one of the radius (sam_sps)."""
     radius: float | None = None

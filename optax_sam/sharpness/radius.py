@@ -101,7 +101,8 @@ def radius_test(
 
     The rise is `L_B(w + rho u) - L_B(w) = rho ||g|| + rho^2 u^T H u / 2 + ...` along the normalized gradient
     `u = g / ||g||` of a batch. The radius that is recommended is the one at which the loss rises by three
-    quarters. This number was chosen by hand on three small tasks.
+    quarters. This number was chosen by hand on three small tasks. Where labels are wrong it may be far too
+    large: on MNIST-1D with a fifth of wrong labels it was ten times the tuned radius (docs/radius.md).
 
     The parameters should come from a tenth of the training with the base optimizer. Later the loss is
     smaller, and the same relative rise a smaller radius.

@@ -28,11 +28,12 @@ PUBLISHED = {
 
 SMALL = {"conv", "resnet8", "simcc", "text", "mlp", "conv1d", "samformer", "decoder"}
 ELSEWHERE = {"minilm"}  # counted in test_minilm.py
+WIDTHS = {f"mlp{width}" for width in (32, 64, 128, 512, 1024, 2048)}
 LARGE = ("pyramidnet110", "vit_s")  # to trace
 
 
 def test_every_network_is_counted():
-    assert {name for name, _, _ in PUBLISHED} | SMALL | ELSEWHERE == set(MODELS)
+    assert {name for name, _, _ in PUBLISHED} | SMALL | WIDTHS | ELSEWHERE == set(MODELS)
 
 
 @pytest.mark.parametrize(

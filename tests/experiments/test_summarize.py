@@ -128,3 +128,16 @@ def test_nothing_to_sum_up_is_one_line(tmp_path, capsys):
         args = [str(tmp_path / folder), "--out", str(tmp_path / "out")]
         assert part in message_of(lambda: summarize.main(args), capsys)  # noqa: B023
     assert not (tmp_path / "out").exists()
+
+
+def test_the_relative_rise_is_drawn_where_it_was_recorded(tmp_path):
+    sweep(tmp_path / "grid", {"sam": [0.9, 0.92]})
+    assert "SAM" in summed(tmp_path / "grid", out=tmp_path / "none")
+    assert not (tmp_path / "none/relative_rise.png").exists()
+    for number, file in enumerate(sorted((tmp_path / "grid").rglob("metrics.jsonl"))):
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        rises = (None, 0.2 + number, 0.5)  # the first step of an epoch may not be perturbed
+        new = [json.dumps(line | {"relative_rise": rise}) for line, rise in zip(lines, rises, strict=True)]
+        file.write_text("\n".join(new) + "\n")
+    summed(tmp_path / "grid", out=tmp_path / "out")
+    assert (tmp_path / "out/relative_rise.png").stat().st_size > 10_000

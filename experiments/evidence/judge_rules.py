@@ -1,0 +1,144 @@
+"""Trains the rules without a radius: `python -m experiments.evidence.judge_rules --help`.
+
+A rule has the learning rate and the decay of the tuned SAM, so that the radius alone is judged. Its constant
+is tried on the design tasks, and chosen by hand into `rules.py`. The judging tasks are then run once, in the
+seeds in which the base and SAM were tested.
+"""
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from rich.progress import Progress
+
+from experiments.evidence import plan
+from experiments.evidence.__main__ import RESULTS, Book, EvidenceSettings, alone_with, train
+from experiments.evidence.candidates import Point
+from experiments.evidence.rules import DESIGN, JUDGING, RULES, SEARCHED_BEFORE
+from experiments.evidence.tasks import TASKS
+from experiments.running import records
+from experiments.running.progress import progress_bar
+from experiments.running.scores import score_of
+from experiments.settings import SettingsError, require
+from experiments.settings.command_line import command_line, program
+
+
+@dataclasses.dataclass(frozen=True)
+class RulesSettings:
+    """Try the rules' constants on a design task, or judge the frozen ones on any task.
+
+    Every finished run is a line of the results; the same command goes on after an interruption.
+    """
+
+    task: tyro.conf.Positional[str]
+    """mnist1d, digits; mnist1d_noise20, etth1_96, ..."""
+    rules: tuple[str, ...] = tuple(RULES)
+    """Which of them."""
+    phases: tuple[Literal["choose", "judge"], ...] = ("judge",)
+    """choose: all constants, on a design task; judge: the chosen ones."""
+    numbers_of: Literal["sam", "base"] = "sam"
+    """Whose learning rate and decay: those of the tuned SAM, or those of the tuned base."""
+    seeds: int = 10
+    """Runs of each constant."""
+    data: Path | None = None
+    """Folder that holds `ett`; None reads where experiments.train does."""
+    results: Path = RESULTS
+    """Folder of the JSON lines, with those of experiments.evidence."""
+    out: Path = Path("runs/rules")
+    """Folder of the runs that are not side by side."""
+
+
+def main(args: list[str] | None = None) -> None:
+    """The command line."""
+    command_line(RulesSettings, rules, args, "the same command goes on")
+
+
+def rules(settings: RulesSettings) -> None:
+    """Does what is not in the results yet."""
+    for given, known in (((settings.task,), (*DESIGN, *JUDGING)), (settings.rules, RULES)):
+        for name in given:
+            if name not in known:
+                raise SettingsError(f"{name} is not known: give {', '.join(known)}")
+    require(settings.seeds >= 1, settings, "seeds", "give 1 or more")
+    if "choose" in settings.phases and settings.task not in DESIGN:
+        raise SettingsError(f"{settings.task} is a judging task: give --phases judge, or {DESIGN[0]}")
+    numbers = reference(settings.task, settings.results)[settings.numbers_of]
+    numbers = {name: numbers[name] for name in ("learning_rate", "weight_decay")}
+    file = file_of(settings.task, settings.results)
+    with alone_with(file), progress_bar() as bar:
+        book = Book(file)
+        for name in settings.rules:
+            for phase in settings.phases:
+                (choose if phase == "choose" else judge)(settings, name, numbers, book, bar)
+        if settings.task in SEARCHED_BEFORE and "judge" in settings.phases:
+            for name, point in SEARCHED_BEFORE[settings.task].items():
+                run(settings, name, [(point, seed) for seed in judging_seeds(settings.seeds)], book, bar)
+
+
+def file_of(task: str, results: Path) -> Path:
+    """Where the lines of a task are."""
+    return results / f"rules_{task}.jsonl"
+
+
+def judging_seeds(count: int) -> range:
+    """The first of the evidence's test seeds."""
+    return range(plan.FIRST_TEST_SEED, plan.FIRST_TEST_SEED + count)
+
+
+def reference(name: str, results: Path) -> dict[str, Point]:
+    """The numbers of the tuned base and of the tuned SAM."""
+    if name in SEARCHED_BEFORE:
+        return SEARCHED_BEFORE[name]
+    task, rows = TASKS[name], records.read_metrics(results / f"{name}.jsonl")
+    decay = {"weight_decay": task.decays[1]}
+    return {each: decay | plan.best_point(task, rows, each) for each in ("base", "sam")}
+
+
+def choose(settings: RulesSettings, name: str, numbers: Point, book: Book, bar: Progress) -> None:
+    """Tries the constants of a rule on a design task."""
+    values = values_on(settings.task, name, settings.results)
+    points = [numbers | {RULES[name].constant: value} for value in values]
+    run(settings, name, [*itertools.product(points, range(settings.seeds))], book, bar)
+
+
+def values_on(task: str, name: str, results: Path) -> tuple[float, ...]:
+    """The rule's own on the first design task; on the others from half of that one's best to four times."""
+    if task == DESIGN[0]:
+        return RULES[name].values
+    scores = tried(DESIGN[0], name, results)
+    best = max(scores, key=lambda value: scores[value])
+    return tuple(float(f"{best * factor:.3g}") for factor in (0.5, 1, 2, 4))
+
+
+def tried(task: str, name: str, results: Path) -> dict[float, float]:
+    """The mean score of each constant that was tried on a design task; more is better."""
+    sign = score_of(vars(TASKS[task].setup)).sign
+    found: dict[float, list[float]] = {}
+    for row in records.read_metrics(file_of(task, results)):
+        if row.get("candidate") == name and row["seed"] < plan.FIRST_TEST_SEED:
+            score = plan.worst_if_none(row["score"])
+            found.setdefault(row["point"][RULES[name].constant], []).append(sign * score)
+    return {value: sum(scores) / len(scores) for value, scores in found.items()}
+
+
+def judge(settings: RulesSettings, name: str, numbers: Point, book: Book, bar: Progress) -> None:
+    """Tests a rule with its frozen constant."""
+    rule = RULES[name]
+    if rule.chosen is None:
+        raise SettingsError(f"{name} has no constant yet: choose it on {' and '.join(DESIGN)} first")
+    point = numbers | {rule.constant: rule.chosen}
+    run(settings, name, [(point, seed) for seed in judging_seeds(settings.seeds)], book, bar)
+
+
+def run(
+    settings: RulesSettings, name: str, wanted: list[tuple[Point, int]], book: Book, bar: Progress
+) -> None:
+    """Trains what is not in the results yet."""
+    task = EvidenceSettings(settings.task, data=settings.data, results=settings.results, out=settings.out)
+    train(task, "test", name, wanted, book, bar, eigenvalues=False)
+
+
+if __name__ == "__main__":
+    program(main)

@@ -1,0 +1,163 @@
+"""Does the best radius move with a network's width? `python -m experiments.evidence.width --help`."""
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import pyplot as plt
+from rich.progress import Progress
+
+from experiments.data import load
+from experiments.evidence.__main__ import RESULTS, Book, alone_with
+from experiments.evidence.tables import ROOT
+from experiments.models import MODELS
+from experiments.running import records
+from experiments.running.progress import progress_bar
+from experiments.running.side_by_side import compile_side_by_side, run_side_by_side
+from experiments.settings import Settings, SettingsError
+from experiments.settings.command_line import command_line, program
+from experiments.settings.defaults import resolved
+from experiments.settings.of_method import MethodSettings
+from optax_sam.sharpness.plots import COLOURS
+
+FILE = "width.jsonl"
+EPOCHS = 15
+RATES = (0.1, 0.2, 0.4)
+RADII = {
+    "sam": (0.05, 0.1, 0.2, 0.4, 0.8, 1.6),
+    "fan_scaled_sam": (0.0025, 0.005, 0.01, 0.02, 0.04, 0.08),
+}
+TITLES = {"sam": "SAM", "fan_scaled_sam": "fan-scaled SAM"}
+SIDE_BY_SIDE = 18
+
+
+@dataclasses.dataclass(frozen=True)
+class WidthSettings:
+    """Train dense networks of several widths on MNIST-1D with SAM and fan-scaled SAM, and draw the picture.
+
+    Every finished run is a line of the results; the same command goes on after an interruption.
+    """
+
+    widths: tuple[int, ...] = (64, 256, 1024)
+    """Of both hidden layers."""
+    seeds: int = 5
+    """Runs of each point."""
+    results: Path = RESULTS
+    """Folder of the JSON lines."""
+    picture: Path = ROOT / "docs/images/radius_width.png"
+    """The picture."""
+
+
+def main(args: list[str] | None = None) -> None:
+    """The command line."""
+    command_line(WidthSettings, width, args, "the same command goes on")
+
+
+def width(settings: WidthSettings) -> None:
+    """Trains what is not in the results yet, draws."""
+    for each in settings.widths:
+        if model_of(each) not in MODELS:
+            known = [name.removeprefix("mlp") for name in MODELS if name.startswith("mlp") and name != "mlp"]
+            raise SettingsError(f"--widths {each} is not there: give some of 256, {', '.join(known)}")
+    file = settings.results / FILE
+    with alone_with(file), progress_bar() as bar:
+        book = Book(file)
+        for each, method in itertools.product(settings.widths, RADII):
+            train(settings, each, method, book, bar)
+    draw(book.rows, settings.picture)
+    print(f"see {settings.picture}")
+
+
+def model_of(width: int) -> str:
+    """The network of this width."""
+    return "mlp" if width == 256 else f"mlp{width}"
+
+
+def train(settings: WidthSettings, width: int, method: str, book: Book, bar: Progress) -> None:
+    """All points of one network and method that are not in the results yet."""
+    points = itertools.product(RATES, RADII[method], range(settings.seeds))
+    wanted = [
+        {"width": width, "method": method, "learning_rate": rate, "rho": rho, "seed": seed}
+        for rate, rho, seed in points
+    ]
+    left = [each for each in wanted if not any(each.items() <= row.items() for row in book.rows)]
+    if not left:
+        return
+    runs = [run_of(each) for each in left]
+    data, count = load(runs[0]), min(SIDE_BY_SIDE, len(runs))
+    programs = compile_side_by_side(runs[0], data, count)
+    task = bar.add_task(f"width {width}, {method}", total=len(runs))
+    for first in range(0, len(runs), count):
+        group = runs[first : first + count]
+        filled = group + [group[-1]] * (count - len(group))
+        done = run_side_by_side(filled, data, programs, lambda **_: None)
+        for each, (result, _, _) in zip(left[first : first + count], done, strict=False):
+            kept = {"score": result["test_accuracy"], "train_loss": result["train_loss"]}
+            book.add({"phase": "width"} | each | kept)
+        bar.advance(task, len(group))
+    bar.remove_task(task)
+
+
+def run_of(point: dict[str, Any]) -> Settings:
+    """One training."""
+    return resolved(
+        Settings(
+            data="mnist1d",
+            model=model_of(point["width"]),
+            batch_size=100,
+            epochs=EPOCHS,
+            evaluate_every=EPOCHS,
+            weight_decay=5e-4,
+            learning_rate=point["learning_rate"],
+            method=point["method"],
+            seed=point["seed"],
+            method_settings=MethodSettings(rho=point["rho"]),
+        )
+    )
+
+
+def curves(rows: list[dict[str, Any]], method: str) -> dict[int, dict[float, list[float]]]:
+    """For each width and radius the scores at the rate whose mean is the best."""
+    found: dict[int, dict[float, dict[float, list[float]]]] = {}
+    for each in rows:
+        if each["phase"] == "width" and each["method"] == method:
+            rates = found.setdefault(each["width"], {}).setdefault(each["rho"], {})
+            rates.setdefault(each["learning_rate"], []).append(100 * each["score"])
+    return {
+        width: {rho: max(rates.values(), key=np.mean) for rho, rates in sorted(radii.items())}
+        for width, radii in sorted(found.items())
+    }
+
+
+def best_radii(rows: list[dict[str, Any]], method: str) -> dict[int, float]:
+    """For each width the radius of the best mean score."""
+    return {
+        width: max(radii, key=lambda rho: np.mean(radii[rho]))
+        for width, radii in curves(rows, method).items()
+    }
+
+
+def draw(rows: list[dict[str, Any]], file: Path) -> None:
+    """Accuracy against the radius, a line for each width; the best of a width is marked."""
+    plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
+    figure, panels = plt.subplots(1, len(RADII), figsize=(10, 4.2), layout="constrained", sharey=True)
+    for panel, method in zip(panels, RADII, strict=True):
+        for (width, radii), colour in zip(curves(rows, method).items(), COLOURS, strict=False):
+            means = [np.mean(scores) for scores in radii.values()]
+            errors = [np.std(scores, ddof=1) / len(scores) ** 0.5 for scores in radii.values()]
+            best = int(np.argmax(means))
+            panel.errorbar([*radii], means, errors, fmt=".-", color=colour, capsize=2, label=f"width {width}")
+            panel.plot([*radii][best], means[best], "o", color=colour, ms=10, mfc="none")
+        panel.set(xscale="log", xlabel="radius", title=TITLES[method])
+        panel.grid(alpha=0.2)
+    panels[0].set_ylabel("test accuracy (%), best learning rate")
+    panels[0].legend(frameon=False)
+    with records.disk_errors(file.parent):
+        figure.savefig(file, dpi=130)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    program(main)
