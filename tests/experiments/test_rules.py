@@ -127,7 +127,7 @@ def test_regret_is_the_part_of_the_gain_that_is_lost(results):
     assert found.regret[0] == pytest.approx(lost) and found.regret[1] < lost < found.regret[2]
     assert found.gain.mean == pytest.approx((middle - low)[:10].mean())
     head, only = radius_tables.regrets(folder)
-    assert head == ("rule", "MNIST-1D, 20 % wrong labels", "median, worst")
+    assert head == ("rule", "MNIST-1D, 20 % random labels", "median, worst")
     assert only[0] == "SAM, radius 0.05, c = 0.05" and only[1].startswith(f"{lost:.2f} (")
     assert only[2] == f"{lost:.2f}, {lost:.2f}"
     assert radius_tables.judged("mnist1d_noise20", "one_radius", folder) is None
