@@ -69,8 +69,9 @@ accelerators: .venv-gpu/accelerators .venv-tpu/accelerators  ## programs for GPU
 notebooks: .venv/test  ## execute the notebooks again, in place
 	$(BIN)/python notebooks/execute.py notebooks/*.ipynb
 
-docs: .venv/docs  ## build the documentation site in runs/site; a warning is an error
+docs: .venv/docs  ## build the documentation site in runs/site, check its links; a warning is an error
 	$(BIN)/python -m sphinx -W --keep-going -q -c docs . runs/site
+	$(BIN)/python -m docs.links runs/site
 	@echo "see runs/site/index.html"
 
 dist: .venv/dist  ## wheel and sdist in dist/, the wheel tried in an environment of its own

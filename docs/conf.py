@@ -6,11 +6,15 @@ the site: the README is the first page, `docs/contents.md` its table of contents
 
 import importlib.metadata
 import shutil
+import sys
 from pathlib import Path
 
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from docs.derived import equations  # noqa: E402
 
 project = "optax_sam"
 author = "The optax_sam authors"
@@ -24,19 +28,19 @@ extensions = [
     "sphinx_copybutton",
 ]
 root_doc = "README"
-include_patterns = ["*.md", "docs/*.md", "docs/api/*.md", "notebooks/*.ipynb"]
+include_patterns = ["*.md", "docs/*.md", "docs/api/*.md", "docs/api/method/*.md", "notebooks/*.ipynb"]
 exclude_patterns = ["docs/contents.md", ".venv", ".git", "runs"]
 
 html_theme = "furo"
 html_title = "optax_sam"
 html_static_path = ["static"]
-html_css_files = ["wide.css"]
+html_css_files = ["site.css"]
 pygments_style = "default"
 pygments_dark_style = "monokai"
 
 # The notebooks are executed by `make notebooks`, with their outputs kept.
 nb_execution_mode = "off"
-myst_enable_extensions = ["dollarmath", "tasklist"]
+myst_enable_extensions = ["colon_fence", "dollarmath", "tasklist"]
 myst_heading_anchors = 3
 
 default_role = "code"
@@ -58,6 +62,15 @@ def setup(app: Sphinx) -> None:
     """The contents stand on the site's first page, but not in the repository's README."""
     app.connect("source-read", add_contents)
     app.connect("build-finished", first_page)
+    app.connect("autodoc-process-docstring", render_equations, priority=400)  # before Napoleon reads sections
+
+
+def render_equations(
+    app: Sphinx, what: str, name: str, of: object, options: object, lines: list[str]
+) -> None:
+    """The equations of the methods become math."""
+    if what == "function" and getattr(of, "__module__", "").startswith("optax_sam.methods."):
+        lines[:] = equations.rendered(lines)
 
 
 def add_contents(app: Sphinx, name: str, source: list[str]) -> None:
