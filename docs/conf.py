@@ -8,7 +8,10 @@ import importlib.metadata
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +27,6 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx.ext.mathjax",
     "sphinx_copybutton",
 ]
 root_doc = "README"
@@ -32,6 +34,7 @@ include_patterns = ["*.md", "docs/*.md", "docs/api/*.md", "docs/api/method/*.md"
 exclude_patterns = ["docs/contents.md", ".venv", ".git", "runs"]
 
 html_theme = "furo"
+html_math_renderer = "mathml"  # which browsers show without a script from elsewhere
 html_title = "optax_sam"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
@@ -59,7 +62,8 @@ copybutton_prompt_is_regexp = True
 
 
 def setup(app: Sphinx) -> None:
-    """The contents stand on the site's first page, but not in the repository's README."""
+    """The contents stand on the site's first page, but not in the repository's README; equations are math."""
+    app.add_html_math_renderer("mathml", (math_in_line, None), (math_block, None))
     app.connect("source-read", add_contents)
     app.connect("build-finished", first_page)
     app.connect("autodoc-process-docstring", render_equations, priority=400)  # before Napoleon reads sections
@@ -83,3 +87,15 @@ def first_page(app: Sphinx, error: Exception | None) -> None:
     """Web servers look for index.html."""
     if error is None and app.builder.format == "html":
         shutil.copy(Path(app.outdir) / "README.html", Path(app.outdir) / "index.html")
+
+
+def math_in_line(writer: Any, node: nodes.math) -> None:
+    """MathML in the text."""
+    writer.body.append(tex2mathml(node.astext()))
+    raise nodes.SkipNode
+
+
+def math_block(writer: Any, node: nodes.math_block) -> None:
+    """MathML in lines of its own."""
+    writer.body.append(f'<div class="math">{tex2mathml(node.astext(), as_block=True)}</div>')
+    raise nodes.SkipNode
