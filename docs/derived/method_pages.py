@@ -73,15 +73,16 @@ def page(method: Method, helpers: list[Method], starts_at_params: dict[str, bool
 def facts(method: Method, starts_at_params: dict[str, bool]) -> str:
     """The cost of a step, and what it needs."""
     gradients, buffers = method.cost
+    needs = method.needs or "nothing beyond the gradient function"
     start = {True: "yes", False: "no"}.get(starts_at_params.get(method.name), "not known")
     source = f"optax_sam/methods/{method.file}.py"
     rows = {
         "Gradients per step": gradients,
         "Parameter-sized buffers": buffers,
-        "Needs": method.needs or "nothing beyond the gradient function",
+        "Needs": needs.replace("oracle", "the oracle of a step (`optax_sam.step` passes it)", 1),
         "First gradient at `params`": start,
         "Source": f"[{source}](../../../{source})",
-        "Neighbours": "[Every method](../../methods.md), [Which method](../../choosing.md)",
+        "See also": "[Every method](../../methods.md), [Which method](../../choosing.md)",
     }
     return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows.items())])
 

@@ -52,7 +52,9 @@ def test_every_method_shows_its_equation(method):
     found = re.findall(r":math:`([^`]*)`", "\n".join(lines))
     assert found
     for each in found:
-        assert each.count("{") == each.count("}") and len(re.findall(r"\\left\b", each)) == each.count(r"\right")
+        assert each.count("{") == each.count("}") and len(re.findall(r"\\left\b", each)) == each.count(
+            r"\right"
+        )
 
 
 def test_a_page_has_cost_evidence_and_citation():
