@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import optax_sam
 from docs.derived.groups import grouped
@@ -73,13 +74,14 @@ def page(method: Method, helpers: list[Method], starts_at_params: dict[str, bool
 def facts(method: Method, starts_at_params: dict[str, bool]) -> str:
     """The cost of a step, and what it needs."""
     gradients, buffers = method.cost
-    needs = method.needs or "nothing beyond the gradient function"
+    needs = re.sub("^losses", "losses of single examples", method.needs)
+    needs = re.sub("^oracle", "the oracle of a step (`optax_sam.step` passes it)", needs)
     start = {True: "yes", False: "no"}.get(starts_at_params.get(method.name), "not known")
     source = f"optax_sam/methods/{method.file}.py"
     rows = {
         "Gradients per step": gradients,
         "Parameter-sized buffers": buffers,
-        "Needs": needs.replace("oracle", "the oracle of a step (`optax_sam.step` passes it)", 1),
+        "Needs": needs or "nothing beyond the gradient function",
         "First gradient at `params`": start,
         "Source": f"[{source}](../../../{source})",
         "See also": "[Every method](../../methods.md), [Which method](../../choosing.md)",
