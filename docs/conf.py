@@ -80,6 +80,7 @@ def render_equations(
 def add_contents(app: Sphinx, name: str, source: list[str]) -> None:
     """Appends the table of contents to the first page."""
     if name == root_doc:
+        app.env.note_dependency(str(ROOT / "docs/contents.md"))
         source[0] += "\n" + (ROOT / "docs/contents.md").read_text()
 
 
