@@ -150,7 +150,7 @@ def factor(tokens: list[str]) -> tuple[str, list[str]]:
 
 def symbol(name: str) -> str:
     """A letter, a Greek one, or a word; with what stands behind its underscore below it."""
-    word, sign = re.fullmatch(r"(.*?)(['+-]?)", name).groups()  # pyrefly: ignore[missing-attribute]
+    word, sign = re.fullmatch(r"(.*?)(['+-]?)", name).groups()
     word = re.sub(r"^([a-z])(\d)$", r"\1_\2", word)
     base, _, below = word.partition("_")
     if len(base) > 1 and base not in SUBSCRIPTED:
