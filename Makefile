@@ -67,11 +67,13 @@ accelerators: .venv-gpu/accelerators .venv-tpu/accelerators  ## programs for GPU
 	.venv-tpu/bin/python -m benchmarks.accelerators --check --machines v5e:2x2 --models mlp
 	.venv-tpu/bin/python -m benchmarks.accelerators --check --machines v5e:2x2 --models decoder --parameters split
 
-notebooks: .venv/test  ## execute the notebooks again, in place
+notebooks: .venv/test  ## execute the notebooks again, in place, and draw the gallery's thumbnails
 	$(BIN)/python notebooks/execute.py notebooks/*.ipynb
+	$(BIN)/python docs/drawing/thumbnails.py
 
-docs: .venv/docs  ## build the documentation site in runs/site; a warning is an error
+docs: .venv/docs  ## build the documentation site in runs/site, check its links; a warning is an error
 	$(BIN)/python -m sphinx -W --keep-going -q -c docs . runs/site
+	$(BIN)/python -m docs.links runs/site
 	@echo "see runs/site/index.html"
 
 dist: .venv/dist  ## wheel and sdist in dist/, the wheel tried in an environment of its own

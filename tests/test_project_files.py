@@ -31,4 +31,4 @@ def test_oldest_versions_are_those_that_are_permitted():
         for line in (ROOT / "tests/oldest.txt").read_text().split("\n")
         if "==" in line
     }
-    assert wanted == set(PROJECT["project"]["dependencies"])
+    assert wanted | {"numpy"} == set(PROJECT["project"]["dependencies"])  # NumPy is any that JAX takes

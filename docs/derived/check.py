@@ -1,6 +1,6 @@
 """What is out of date, and what is missing."""
 
-from docs.derived import pages
+from docs.derived import method_pages, pages
 from docs.derived.exports import exports
 from docs.derived.methods import all_methods
 from docs.derived.parts import COMMAND, ROOT, Part
@@ -12,7 +12,7 @@ def parts() -> list[Part]:
     from tests import registry  # names methods that may not be exported yet: `all_methods` goes first
 
     starts = {name: row.starts_at_params for name, row in registry.ROWS.items()}
-    return [exports(), *pages.pages(methods, starts)]
+    return [exports(), *pages.pages(methods), *method_pages.method_pages(methods, starts)]
 
 
 def problems() -> list[str]:
@@ -22,4 +22,7 @@ def problems() -> list[str]:
 
     old = [part for part in parts() if not part.is_current()]
     stale = [f"{part.file.relative_to(ROOT)}: {part.name} out of date: run {COMMAND}" for part in old]
-    return stale + missing(methods)
+    names = {method.name for method in methods}
+    gone = [file for file in method_pages.FOLDER.glob("*.md") if file.stem not in names]
+    left = [f"{file.relative_to(ROOT)}: its method is gone: remove the page" for file in gone]
+    return stale + left + missing(methods)

@@ -43,6 +43,12 @@ class Method:
         return self.sections[""].split(":")[0]
 
     @property
+    def gist(self) -> str:
+        """What it does, in one sentence: what stands behind the first colon."""
+        line = (self.function.__doc__ or "").split("\n\n")[0]
+        return " ".join(line.partition(": ")[2].split())
+
+    @property
     def papers(self) -> tuple[Paper, ...]:
         """Those of its References."""
         return papers(self.function.__doc__ or "")

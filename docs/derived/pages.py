@@ -1,4 +1,4 @@
-"""The tables of `docs/methods.md`, the reference of the methods, and their citations."""
+"""The table of `docs/methods.md`, and the citations."""
 
 import ast
 import json
@@ -10,60 +10,38 @@ from docs.derived.parts import ROOT, Part
 from optax_sam.citation import Paper, papers
 
 MEASURED = ROOT / "docs/measured.json"
-HEAD = "| call | published as | gradients | buffers | needs | starts at `params` | digits % | time |"
+HEAD = "| call | gradients | buffers | needs | digits % | time |"
 
 
-def pages(methods: list[Method], starts_at_params: dict[str, bool]) -> list[Part]:
+def pages(methods: list[Method]) -> list[Part]:
     """Every derived part of the documentation."""
     by_paper = dict(by_method())
     of_methods = {p.url for _, found in by_paper.items() for p in found}
     return [
-        Part(ROOT / "docs/methods.md", "table of methods", table(methods, starts_at_params)),
-        Part(ROOT / "docs/api/methods.md", "methods by group", reference(methods)),
+        Part(ROOT / "docs/methods.md", "table of methods", table(methods)),
         Part(ROOT / "docs/citations.md", "entry of each method", keys(by_paper)),
         Part(ROOT / "docs/citations.md", "papers of methods", entries(all_papers(), of_methods)),
         Part(ROOT / "docs/citations.md", "papers of measurements", entries(all_papers(), of_methods, False)),
     ]
 
 
-def table(methods: list[Method], starts_at_params: dict[str, bool]) -> str:
+def table(methods: list[Method]) -> str:
     """The table of all methods; what was not measured is left empty."""
     measured = json.loads(MEASURED.read_text())
-    rows = {
-        method.name: row(method, starts_at_params, measured) for method in methods if method.makes_a_method
-    }
-    lines = [HEAD, "| " + "--- | " * 8]
+    rows = {method.name: row(method, measured) for method in methods if method.makes_a_method}
+    lines = [HEAD, "| " + "--- | " * 6]
     for number, (heading, names) in enumerate(grouped(list(rows)).items()):
-        lines += [f"| **{heading}** |" + " |" * 7] if number else []
+        lines += [f"| **{heading}** |" + " |" * 5] if number else []
         lines += [rows[name] for name in names]
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
-def row(method: Method, starts_at_params: dict[str, bool], measured: dict[str, dict[str, str]]) -> str:
+def row(method: Method, measured: dict[str, dict[str, str]]) -> str:
     """One line of the table."""
-    names = [method.title, *map(str, range(2, 1 + len(method.papers)))]
-    links = [f"[{name}]({paper.url})" for name, paper in zip(names, method.papers, strict=False)]
-    starts = {True: "yes", False: "no"}.get(starts_at_params.get(method.name), "")
     numbers = measured.get(method.name, {})
-    cells = [f"`{method.call}`", ", ".join(links), *method.cost, method.needs, starts]
-    return f"| {' | '.join([*cells, numbers.get('digits', ''), numbers.get('time', '')])} |".replace(
-        "  ", " "
-    )
-
-
-def reference(methods: list[Method]) -> str:
-    """The docstrings, those of helpers behind the methods of their file."""
-    files = {method.name: method.file for method in methods}
-    helpers = [method for method in methods if not method.makes_a_method]
-    text = ""
-    for heading, names in grouped([m.name for m in methods if m.makes_a_method]).items():
-        lines = []
-        for name in names:
-            lines += [name, *(h.name for h in helpers if h.file == files[name])]
-            helpers = [h for h in helpers if h.name not in lines]
-        documented = "\n\n".join(f".. autofunction:: optax_sam.{name}" for name in lines)
-        text += f"## {heading}\n\n```{{eval-rst}}\n{documented}\n```\n\n"
-    return text.strip("\n") + "\n"
+    call = f"[`{method.call}`](api/method/{method.name}.md)"
+    cells = [call, *method.cost, method.needs, numbers.get("digits", ""), numbers.get("time", "")]
+    return f"| {' | '.join(cells)} |".replace("  ", " ")
 
 
 def docstrings() -> Iterator[tuple[str, str]]:

@@ -7,10 +7,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.data.arrays import Batch
+from experiments.data.arrays import Batch, Stream
 from experiments.data.stream import (
     Reading,
-    Stream,
     evaluation_batches,
     num_evaluation_steps,
     training_batches,

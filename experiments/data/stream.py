@@ -4,7 +4,7 @@ import logging
 import math
 import signal
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator
 from typing import Any, NamedTuple
 
 import absl.flags
@@ -12,7 +12,7 @@ import grain
 import numpy as np
 
 from experiments.data import imagenet
-from experiments.data.arrays import Batch
+from experiments.data.arrays import Batch, Stream
 from experiments.data.prepared import test_split
 from experiments.running.processes import end_with_parent
 from experiments.settings import SettingsError
@@ -22,43 +22,6 @@ LARGE = 4 * 2**30
 
 Batches = Generator[Batch, None, None]
 """Batches one after another, until they are closed."""
-
-View = Callable[[Any, np.random.Generator | None], Batch]
-"""Makes one example's arrays of a record; with a generator (training), randomly changed."""
-
-
-class Stream(NamedTuple):
-    """One part of a data set, on disk.
-
-    Attributes:
-      records: what is read by number: a TFDS data source, or any sequence.
-      view: what makes arrays of a record.
-      num_examples: so many first records are used.
-      num_classes: how many labels there are.
-      label_noise: chance of an example to have a random label.
-    """
-
-    records: Sequence[Any]
-    view: View
-    num_examples: int
-    num_classes: int
-    label_noise: float = 0.0
-
-    def example(self, number: int, random: np.random.Generator | None) -> Batch:
-        """One example; `index` says which."""
-        arrays = self.view(self.records[number], random) | {"index": np.int32(number)}
-        return self._with_noise(arrays, number) if self.label_noise else arrays
-
-    def evaluated(self, row: int) -> Batch:
-        """The same for a row of an evaluation; `real` is false after the last example."""
-        last = self.num_examples - 1
-        return self.example(min(row, last), None) | {"real": np.bool_(row <= last)}
-
-    def _with_noise(self, arrays: Batch, number: int) -> Batch:
-        random = np.random.default_rng((0, number))  # the same for every seed, epoch and method
-        if random.random() >= self.label_noise:
-            return arrays
-        return arrays | {"label": np.int32(random.integers(self.num_classes))}
 
 
 class Reading(NamedTuple):

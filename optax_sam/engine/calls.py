@@ -24,8 +24,9 @@ def check_call(method: Any, oracle: Any, grad_fn: Any, perturb: Any) -> None:
     if (oracle is None) == (grad_fn is None):
         given = "none" if oracle is None else "both"
         raise NoDoorError(
-            f"{given} of oracle and grad_fn is given: pass exactly one, the oracle that "
-            f"value_and_grad returned, or grad_fn(params) -> grads."
+            f"{given} of oracle and grad_fn is given: pass exactly one, tx.update(grads, opt_state, params, "
+            f"oracle=oracle) with the oracle that value_and_grad returned, or grad_fn=grad_fn with "
+            f"grad_fn(params) -> grads. optax_sam.step(tx, losses) makes both calls for you."
         )
     if oracle is not None and not isinstance(oracle, Oracle):
         raise TypeError(

@@ -203,7 +203,8 @@ class Losses(Objective):
                 if examples.is_part:
                     error.add_note(
                         f"optax_sam: this step calls losses with parts of the batch, here {size_of(batch)} "
-                        f"examples. What stands behind the batch, or is closed over, comes whole each time."
+                        f"examples. What stands behind the batch, or is closed over, comes whole each time. "
+                        f"Pass all arrays of examples as one batch: train_step(params, opt_state, (x, y))."
                     )
                 raise
 
@@ -324,7 +325,8 @@ def checked(losses: Any, size: int | None, needed: str | None) -> jax.Array:
     if shape == ():
         raise ValueError(
             f"losses returned a scalar where one loss per example is needed, because {needed}: "
-            "return the losses of shape [batch] without taking their mean."
+            "return the losses of shape [batch] without taking their mean, for example "
+            "return jnp.square(predictions - targets), not jnp.mean(jnp.square(predictions - targets))."
         )
     if len(shape) != 1 or (size is not None and shape[0] != size):
         raise ValueError(

@@ -152,7 +152,8 @@ def find(opt_state: Any) -> SharpnessAwareState:
     if not found:
         raise ValueError(
             f"state, a {type(opt_state).__name__}, holds no state of a sharpness-aware method: pass the "
-            "optimizer state, for example opt_state = optax.chain(optax_sam.sam(), ...).init(params)."
+            "optimizer state, state=opt_state, which begins as "
+            "opt_state = optax.chain(optax_sam.sam(), ...).init(params)."
         )
     if len(found) > 1:
         paths = ", ".join("state" + path for path, _ in found)

@@ -305,7 +305,7 @@ class SharpnessAware(optax.GradientTransformationExtraArgs):
             params: Params,
             batch: Any,
             *args: Any,
-            state: OptState,
+            state: OptState = None,
             indices: Any = None,
             weights: Any = None,
             whole_batch: bool = False,

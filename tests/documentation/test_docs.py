@@ -53,7 +53,8 @@ def test_every_method_has_its_row():
     names = re.findall(r"from optax_sam\.methods\.\w+ import (\w+)", exported)
     assert len(names) > 35 and len(list(files)) > 25
     for name in set(names) - {"is_normalization", "scale_by_adasam"}:
-        assert re.search(rf"^\| `{name}\(", page, flags=re.MULTILINE), name
+        assert re.search(rf"^\| \[`{name}\(", page, flags=re.MULTILINE), name
+        assert (ROOT / f"docs/api/method/{name}.md").exists(), name
 
 
 def test_every_file_of_the_package_stands_in_the_architecture():
@@ -66,7 +67,7 @@ def test_every_file_of_the_package_stands_in_the_architecture():
 
 
 def test_every_page_stands_in_the_table_of_contents():
-    listed = re.findall(r"^/([\w/]+)$", (ROOT / "docs/contents.md").read_text(), flags=re.MULTILINE)
+    listed = [page for index in ("contents", "gallery", "api/methods") for page in toctree(index)]
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
     assert sorted(listed) == sorted(
         page.relative_to(ROOT).with_suffix("").as_posix()
@@ -75,8 +76,23 @@ def test_every_page_stands_in_the_table_of_contents():
     )
 
 
+def toctree(page):
+    """The pages that a page has in its tables of contents, from the root."""
+    file = ROOT / f"docs/{page}.md"
+    trees = re.findall(r"^```{toctree}\n(.*?)^```", file.read_text(), flags=re.MULTILINE | re.DOTALL)
+    names = re.findall(r"^(/?[\w./]+)$", "\n".join(trees), flags=re.MULTILINE)
+    whole = [ROOT / name[1:] if name[0] == "/" else file.parent / name for name in names]
+    return [name.resolve().relative_to(ROOT).as_posix() for name in whole]
+
+
+def test_the_contents_begin_with_a_start_and_which_method_is_second():
+    captions = re.findall(r":caption: (.*)", (ROOT / "docs/contents.md").read_text())
+    assert captions == ["Start", "How-to", "Concepts", "Reference", "Evidence"]
+    assert toctree("contents")[1] == "docs/choosing"
+
+
 def test_every_public_name_stands_in_the_reference():
-    pages = "".join(page.read_text() for page in sorted((ROOT / "docs/api").glob("*.md")))
+    pages = "".join(page.read_text() for page in sorted((ROOT / "docs/api").rglob("*.md")))
     documented = re.findall(r"^\.\. auto(?!method)\w+:: (optax_sam[\w.]*)$", pages, flags=re.MULTILINE)
     assert len(documented) == len(set(documented))
     modules = (optax_sam, optax_sam.per_example, optax_sam.schedules, optax_sam.sharpness, flax, plots)

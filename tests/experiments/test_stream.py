@@ -15,9 +15,10 @@ from PIL import Image
 
 from experiments import data
 from experiments.data import imagenet, stream, tiny_imagenet
+from experiments.data.arrays import Stream
 from experiments.data.feed import Feed
 from experiments.data.prepared import builder_of
-from experiments.data.stream import Reading, Stream
+from experiments.data.stream import Reading
 from experiments.running.checkpoints import Checkpoints
 from experiments.settings import SettingsError
 from tests.experiments import runs
@@ -264,7 +265,8 @@ def test_workers_change_nothing(tiny):
 @pytest.mark.slow
 def test_workers_do_not_outlive_a_killed_run():
     program = """if True:
-        from experiments.data.stream import Reading, Stream, as_it_is, training_batches
+        from experiments.data.arrays import Stream
+        from experiments.data.stream import Reading, as_it_is, training_batches
         records = [{"image": [0], "label": 0}] * 8
         next(training_batches(Stream(records, as_it_is, 8, 1), Reading(2, workers=2), seed=0))
         print("reading", flush=True)
