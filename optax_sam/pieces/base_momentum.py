@@ -73,14 +73,7 @@ class DescentMomentum(Direction):
     def _of_base(self, opt_state: OptState, params: Params, visible: Params) -> Params | None:
         if self.read_momentum is None or opt_state is None:
             return momentum_of_base(opt_state, params, visible)[1]
-        found = trees.plain(self.read_momentum(opt_state))
-        if not (is_like(found, params) or is_like(found, visible)):
-            raise ValueError(
-                f"read_momentum returned a tree of the structure {jax.tree.structure(found)}, which is not "
-                f"like the parameters, {jax.tree.structure(params)}: return the momentum of all parameters, "
-                f'for example lambda opt_state: optax.tree.get(opt_state, "trace").'
-            )
-        return found
+        return as_read(self.read_momentum, "read_momentum", "momentum", "trace", opt_state, params, visible)
 
 
 def descent_momentum(
@@ -136,19 +129,8 @@ def momentum_of_base(opt_state: OptState, params: Params, visible: Params) -> tu
 
     One that stands with the method inside `optax.masked` or `optax.partition` is like the `visible` ones.
     """
-    base = jax.tree.map(lambda x: None if states.is_ours(x) else x, opt_state, is_leaf=states.is_ours)
-    found = [
-        ("opt_state" + _path(path), tree)
-        for name in ("trace", "mu")
-        for path, tree in optax.tree.get_all_with_path(trees.plain(base), name)
-        if is_like(tree, params) or is_like(tree, visible)
-    ]
-    if len(found) > 1:
-        paths = ", ".join(path for path, _ in found)
-        raise ValueError(
-            f"opt_state holds {len(found)} momenta like the parameters, at {paths}: say which is meant, "
-            f"read_momentum=lambda opt_state: ..."
-        )
+    found = found_in_base(opt_state, params, visible, ("trace", "mu"))
+    refuse_several(found, "momenta", "read_momentum")
     if found and not _is_scaled(opt_state, found[0][1]):
         raise ValueError(
             f"nothing stands behind the momentum at {found[0][0]}: a learning rate before it may have turned "
@@ -156,6 +138,49 @@ def momentum_of_base(opt_state: OptState, params: Params, visible: Params) -> tu
             f"read_momentum=lambda opt_state: ..."
         )
     return found[0] if found else ("own", None)
+
+
+def found_in_base(
+    opt_state: OptState, params: Params, visible: Params, names: tuple[str, ...]
+) -> list[tuple[str, Params]]:
+    """All trees of such names inside the base optimizer's state that are like the parameters, and where."""
+    base = jax.tree.map(lambda x: None if states.is_ours(x) else x, opt_state, is_leaf=states.is_ours)
+    return [
+        ("opt_state" + _path(path), tree)
+        for name in names
+        for path, tree in optax.tree.get_all_with_path(trees.plain(base), name)
+        if is_like(tree, params) or is_like(tree, visible)
+    ]
+
+
+def refuse_several(found: list[tuple[str, Params]], what: str, argument: str) -> None:
+    """Refuses more than one tree that may be meant."""
+    if len(found) > 1:
+        paths = ", ".join(path for path, _ in found)
+        raise ValueError(
+            f"opt_state holds {len(found)} {what} like the parameters, at {paths}: say which is meant, "
+            f"{argument}=lambda opt_state: ..."
+        )
+
+
+def as_read(
+    read: Callable[[OptState], Params],
+    argument: str,
+    what: str,
+    name: str,
+    opt_state: OptState,
+    params: Params,
+    visible: Params,
+) -> Params:
+    """What the user's accessor finds; refuses what is not like the parameters."""
+    found = trees.plain(read(opt_state))
+    if not (is_like(found, params) or is_like(found, visible)):
+        raise ValueError(
+            f"{argument} returned a tree of the structure {jax.tree.structure(found)}, which is not "
+            f"like the parameters, {jax.tree.structure(params)}: return the {what} of all parameters, "
+            f'for example lambda opt_state: optax.tree.get(opt_state, "{name}").'
+        )
+    return found
 
 
 def _is_scaled(opt_state: OptState, momentum: Any) -> bool:
