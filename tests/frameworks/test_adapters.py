@@ -1,4 +1,4 @@
-"""SAM over an adapter's leaves alone, above frozen base weights in float32 and in int8, in NNX and Equinox."""
+"""SAM over an adapter's leaves alone, above frozen weights in float32 and in int8: NNX and Equinox."""
 
 import equinox as eqx
 import jax
