@@ -16,8 +16,9 @@ def functional_sam(
 ) -> SharpnessAware:
     """Functional SAM: the Jacobian at the perturbed point, the loss's own gradient at the clean one.
 
-    SAM can lower its loss by smaller logits alone, without a flatter network. In language models that is most
-    of what it does. Here the perturbation moves the Jacobian, and not the gradient of the loss by the logits.
+    SAM can lower its loss by other logits alone, without a flatter network. The paper finds that this is most
+    of what it does in language models. Here the perturbation moves the Jacobian, and not the gradient of the
+    loss by the logits.
 
     `e = rho g / ||g||`, `g = grad L(w)`; descent `g' = J(w + e)^T dl/dz (z(w))`, with the outputs `z`, their
     Jacobian `J` by the parameters, and `L(w) = mean l(z(w))`.

@@ -21,7 +21,7 @@ class MomentumState(NamedTuple):
 
     Attributes:
       own: `v`, a tree like the parameters, float16 leaves in float32. Changes in steps that find no momentum
-        of the base optimizer.
+        of the base optimizer. With `read_momentum` it holds no array: only what a mask hides.
     """
 
     own: Any
@@ -49,23 +49,25 @@ class DescentMomentum(Direction):
 
     def init(self, params: Params, key: jax.Array) -> MomentumState:
         del key
-        return MomentumState(trees.memory_like(params))
+        is_read = self.read_momentum is not None
+        return MomentumState(trees.which_are_hidden(params) if is_read else trees.memory_like(params))
 
     def read(self, state: MomentumState, step: Step) -> tuple[Grads, MomentumState | Unread]:
-        if step.first is None and step.opt_state is None:
+        opt_state = step.opt_state if self.read_momentum is None else step.oracle.opt_state
+        if opt_state is None and (step.first is None or self.read_momentum is not None):
             raise ValueError(
                 "oracle was made by hand, and shows nothing of the base optimizer, whose momentum this "
                 "method follows: use optax_sam.step(tx, losses), or pass the oracle that "
                 "value_and_grad(losses)(params, batch, state=opt_state) returns."
             )
-        found = self._of_base(step.opt_state, step.params, trees.hidden_as_in(state.own, step.params))
+        found = self._of_base(opt_state, step.params, trees.hidden_as_in(state.own, step.params))
         if found is None:
             return trees.map_inexact(jnp.negative, state.own), state
         momentum = trees.like_masked(state.own, found)
         return trees.map_inexact(jnp.negative, momentum), Unread(state.own)
 
     def write(self, state: MomentumState | Unread, step: Step) -> MomentumState:
-        if isinstance(state, Unread):
+        if isinstance(state, Unread) or self.read_momentum is not None:
             return MomentumState(state.own)
         own = trees.map_wide(lambda v, g: trees.times(self.momentum, v) + g, state.own, step.descent)
         return MomentumState(trees.saturated(own))
@@ -89,7 +91,7 @@ def descent_momentum(
     Args:
       momentum: from 0 to 1, of its own.
       read_momentum: `read_momentum(opt_state)` returns the base optimizer's momentum, a tree like the
-        parameters, in the place of the search by name.
+        parameters, in the place of the search by name. Then nothing of its own is kept, with any start.
 
     Raises:
       ValueError: in a step, `opt_state` holds several such trees: then `read_momentum` must choose; or, with

@@ -26,7 +26,7 @@ def test_a_small_radius_in_bfloat16_is_moved_by_chance_and_vanishes_to_the_neare
     assert told == pytest.approx(whole, rel=0.05) and whole > by_chance
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)])
 def test_every_entry_is_one_of_its_neighbours_and_their_mean_is_right(dtype):
     kind = {jnp.bfloat16: ml_dtypes.bfloat16, jnp.float16: np.float16}[dtype]
     w = np.array([1.0, -1.0, 0.75, 3.0e-3, 0.0, 100.0], np.float32).astype(kind)
@@ -58,12 +58,14 @@ def test_leaves_of_other_dtypes_keep_their_perturbation():
         ascent.update(updates, ascent.init(params), params)
 
 
+@pytest.mark.slow
 def test_without_a_radius_nothing_is_moved():
     ascent = chained(to_radius(0.0), rounded_by_chance())
     along, whole, told = moved(ascent, params_of(jnp.bfloat16, 1000))
     assert along == whole == told == 0
 
 
+@pytest.mark.slow
 def test_training_in_bfloat16_descends():
     method = optax_sam.sharpness_aware(chained(to_radius(RHO), rounded_by_chance()))
     tx = optax.chain(method, optax.sgd(0.1))

@@ -64,6 +64,11 @@ class Adapted(eqx.Module):
         return x @ (self.kernel * self.scale) + (x @ self.a) @ self.b
 
 
+quantized_or_not = pytest.mark.parametrize(
+    "is_quantized", [pytest.param(False, marks=pytest.mark.slow), True], ids=["float32", "int8"]
+)
+
+
 def losses(model, batch):
     return optax.softmax_cross_entropy_with_integer_labels(model(batch["image"]), batch["label"])
 
@@ -94,7 +99,7 @@ def assert_close(found, wanted):
         np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("is_quantized", [False, True], ids=["float32", "int8"])
+@quantized_or_not
 def test_nnx_moves_the_adapter_alone(is_quantized):
     rngs = nnx.Rngs(0)
     base = Frozen(5, 3, rngs) if is_quantized else nnx.Linear(5, 3, use_bias=False, rngs=rngs)
@@ -118,7 +123,7 @@ def test_nnx_moves_the_adapter_alone(is_quantized):
     jax.tree.map(np.testing.assert_array_equal, after, rest)
 
 
-@pytest.mark.parametrize("is_quantized", [False, True], ids=["float32", "int8"])
+@quantized_or_not
 def test_equinox_moves_the_adapter_alone(is_quantized):
     model = Adapted(jax.random.normal(jax.random.key(0), (5, 3)), jax.random.key(1), is_quantized)
     is_adapter = eqx.tree_at(lambda m: (m.a, m.b), jax.tree.map(lambda _: False, model), (True, True))

@@ -54,6 +54,7 @@ def test_noise_on_the_merged_matrix_follows_numpy():
     np.testing.assert_allclose(grads.b, a.T @ x.T @ rest, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_the_gradient_by_the_inputs_sees_the_same_noise_as_the_forward_pass():
     x, _, kernel, [(a, b), _] = problem()
     adapter, key = lora.Adapter(jnp.asarray(a), jnp.asarray(b)), jax.random.key(7)
@@ -95,6 +96,7 @@ def memory_of(layer, layers=8, width=256):
     return lowered.compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_no_noise_of_the_size_of_the_parameters_is_kept():
     """Of eight layers: kept noise takes eight matrices or more, drawn again it takes one at a time."""
     one = 256 * 256 * 4
@@ -147,7 +149,7 @@ def trained(steps, rate, climb, rho):
     return pair
 
 
-@pytest.mark.parametrize("rho", [0.2, 50.0], ids=["clipped", "free"])
+@pytest.mark.parametrize("rho", [0.2, pytest.param(50.0, marks=pytest.mark.slow)], ids=["clipped", "free"])
 def test_two_adapters_and_one_gradient_follow_numpy(rho):
     pair = trained(6, 0.05, 0.1, rho)
     wanted = bi_lora_in_numpy(6, 0.05, 0.1, rho)
@@ -159,6 +161,7 @@ def test_two_adapters_and_one_gradient_follow_numpy(rho):
     assert (norm < 1.001 * rho) and (rho > 1 or norm > 0.999 * rho)
 
 
+@pytest.mark.slow
 def test_without_a_radius_the_second_adapter_is_nothing():
     pair = trained(6, 0.05, 0.1, 0.0)
     assert lora.joint_norm(pair.climbing) == 0

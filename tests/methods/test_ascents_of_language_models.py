@@ -38,7 +38,9 @@ def logits_of_layer(params, batch):
     return batch["image"] @ layer["kernel"] + layer["bias"][None]
 
 
-@pytest.mark.parametrize("weights", [None, random_weights()], ids=["all", "padding"])
+@pytest.mark.parametrize(
+    "weights", [None, pytest.param(random_weights(), marks=pytest.mark.slow)], ids=["all", "padding"]
+)
 def test_functional_sam_follows_its_reference(float64, weights):
     problem = PROBLEM if weights is None else with_nan_where_padding(PROBLEM, weights)
     method = optax_sam.functional_sam(logits, cross_entropy, RISING)
@@ -56,6 +58,7 @@ def test_the_perturbation_does_not_move_the_losses_own_gradient():
     assert np.abs(flatten(one_step(optax_sam.sam(1.0))[0]) - flatten(grads)).max() > 0.01
 
 
+@pytest.mark.slow
 def test_losses_that_are_linear_in_the_outputs_make_functional_sam_sam():
     method = optax_sam.functional_sam(losses, lambda outputs, batch: outputs, rho=0.5)
     close(flatten(one_step(method)[0]), flatten(one_step(optax_sam.sam(0.5))[0]))
@@ -74,6 +77,7 @@ def test_masked_logits_stay_infinite():
     assert optax_sam.finite(state) and np.isfinite(flatten(descent)).all()
 
 
+@pytest.mark.slow
 def test_outputs_may_be_a_tree_and_losses_their_mean():
     def pair(params, batch):
         return {"logits": logits_of_layer(params, batch), "label": batch["label"]}
@@ -87,6 +91,7 @@ def test_outputs_may_be_a_tree_and_losses_their_mean():
     close(flatten(found), flatten(wanted))
 
 
+@pytest.mark.slow
 def test_functional_sam_costs_two_gradients_and_a_forward_pass_at_most():
     sizes = [64, 128, 128, 64]
     params = [jnp.ones(shape) / 64 for shape in zip(sizes[:-1], sizes[1:], strict=True)]
@@ -122,7 +127,7 @@ def nu(opt_state):
     return optax.tree.get(opt_state, "nu")
 
 
-@pytest.mark.parametrize("read", [None, nu], ids=["by name", "as read"])
+@pytest.mark.parametrize("read", [None, pytest.param(nu, marks=pytest.mark.slow)], ids=["by name", "as read"])
 def test_preconditioned_ascent_follows_the_second_moment_of_adam(float64, read):
     method = optax_sam.preconditioned_sam(RISING, epsilon=1e-3, read_second_moment=read)
     with jax.numpy_dtype_promotion("standard"):  # Adam's decay to the power of an integer
@@ -134,6 +139,7 @@ def test_preconditioned_ascent_follows_the_second_moment_of_adam(float64, read):
     assert not kept if read else not flatten_steps(run.after.direction).any()
 
 
+@pytest.mark.slow
 def test_the_first_preconditioned_step_is_sam():
     tx = optax.chain(optax_sam.preconditioned_sam(0.1), optax.adam(1e-3))
     sam = optax.chain(optax_sam.sam(0.1), optax.adam(1e-3))
@@ -144,6 +150,7 @@ def test_the_first_preconditioned_step_is_sam():
     close(flatten(found), flatten(wanted))
 
 
+@pytest.mark.slow
 def test_a_constant_second_moment_leaves_sam():
     ones = lambda opt_state: jax.tree.map(jnp.ones_like, PARAMS)
     run = train_small(optax_sam.preconditioned_sam(0.1, read_second_moment=ones))
