@@ -82,6 +82,7 @@ def memory_of(
     tokens = jax.ShapeDtypeStruct((SEQUENCES, TOKENS), jnp.int32)
     jitted = jax.jit(step, donate_argnums=(0, 1) if donated else (), compiler_options=QUICK)
     found = jitted.lower(params, state, tokens).compile().memory_analysis()
+    assert found, "this backend does not tell what programs need"
     fresh = found.output_size_in_bytes - found.alias_size_in_bytes
     arguments, temporaries = found.argument_size_in_bytes, found.temp_size_in_bytes
     return Memory(arguments, temporaries, arguments + fresh + temporaries)
