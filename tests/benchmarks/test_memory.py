@@ -8,7 +8,7 @@ import pytest
 
 import optax_sam
 from benchmarks.decoder import Decoder
-from benchmarks.memory import memory_of, parameters, read_mu, read_nu
+from benchmarks.memory import BY_HAND, memory_of, parameters, read_mu, read_nu
 from tests.problem import init_params
 
 pytestmark = pytest.mark.slow
@@ -18,13 +18,16 @@ SMALL = Decoder(width=256, layers=4, vocabulary=1024)
 @functools.cache
 def above_adamw(method, **options):
     """Bytes of the peak above AdamW's, in parameter trees."""
-    found, alone = (memory_of(m, SMALL, **options) for m in (method, None))
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        found, alone = (memory_of(m, SMALL, **options) for m in (method, None))
     return (found.peak - alone.peak) / (4 * parameters(SMALL))
 
 
-@pytest.mark.parametrize("donated", [True, False])
-def test_sam_takes_one_parameter_tree_more_than_adamw(donated):
-    assert above_adamw(optax_sam.sam(), donated=donated) < 1.1
+def test_sam_takes_one_parameter_tree_more_than_adamw_and_no_more_than_sam_by_hand():
+    """The activations of this decoder are a larger part of its parameters: a fifth of a tree beside."""
+    found = above_adamw(optax_sam.sam())
+    assert found < 1.25
+    assert found < above_adamw(BY_HAND) + 0.02
 
 
 def test_a_momentum_that_is_read_needs_no_tree_of_its_own():
