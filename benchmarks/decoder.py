@@ -16,12 +16,18 @@ HEAD = 64
 class Decoder:
     """Attention and a dense net in each layer, both behind a norm; the embedding is the last layer too.
 
-    Parameters are float32, split over devices or not; products are bfloat16.
+    Parameters are float32, split over devices or not; products are bfloat16. With `remat` a layer keeps
+    nothing for the backward pass but what it was given.
     """
 
     width: int
     layers: int
     vocabulary: int = 32_768
+    remat: bool = True
+
+    def but(self, **changes: Any) -> "Decoder":
+        """The same with some fields changed."""
+        return dataclasses.replace(self, **changes)
 
     def init(self, key: jax.Array) -> Any:
         """Stacked over layers, so that each leaf is split alike."""
@@ -46,14 +52,13 @@ class Decoder:
         embedding = _whole(params.pop("embedding"))
         x = embedding.at[tokens[:, :-1]].get(out_sharding=_rows(3))
 
-        @jax.checkpoint
         def layer(x, weights):
             weights = jax.tree.map(_whole, weights)
             x = x + _attention(_normalized(x, weights["norm_attention"]), weights["qkv"]) @ weights["out"]
             hidden = jax.nn.gelu(_normalized(x, weights["norm_dense"]) @ weights["up"])
             return x + hidden @ weights["down"], None
 
-        x, _ = lax.scan(layer, x, params)
+        x, _ = lax.scan(jax.checkpoint(layer) if self.remat else layer, x, params)
         logits = (x @ embedding.T).astype(jnp.float32)
         wanted = jax.nn.one_hot(tokens[:, 1:], self.vocabulary)
         return -jnp.sum(jax.nn.log_softmax(logits) * wanted, -1).mean(-1)

@@ -1,5 +1,6 @@
 """Sharpness-aware minimization (SAM) as Optax gradient transformations."""
 
+from optax_sam import lora as lora
 from optax_sam import per_example as per_example
 from optax_sam import schedules as schedules
 from optax_sam import sharpness as sharpness
@@ -34,6 +35,7 @@ from optax_sam.methods.fgsam import fgsam_plus as fgsam_plus
 from optax_sam.methods.fisher_sam import fisher_sam as fisher_sam
 from optax_sam.methods.focal_sam import focal_sam as focal_sam
 from optax_sam.methods.friendly_sam import friendly_sam as friendly_sam
+from optax_sam.methods.functional_sam import functional_sam as functional_sam
 from optax_sam.methods.gradient_norm_penalty import gradient_norm_penalty as gradient_norm_penalty
 from optax_sam.methods.graphsam import graphsam as graphsam
 from optax_sam.methods.gsam import gsam as gsam
@@ -45,6 +47,7 @@ from optax_sam.methods.looksam import looksam as looksam
 from optax_sam.methods.momentum_sam import momentum_sam as momentum_sam
 from optax_sam.methods.multistep_sam import multistep_sam as multistep_sam
 from optax_sam.methods.persistent_sam import persistent_sam as persistent_sam
+from optax_sam.methods.preconditioned_sam import preconditioned_sam as preconditioned_sam
 from optax_sam.methods.pugd import pugd as pugd
 from optax_sam.methods.random_perturbation import adaptive_random_perturbation as adaptive_random_perturbation
 from optax_sam.methods.random_perturbation import random_perturbation as random_perturbation

@@ -149,6 +149,13 @@ FAMILY: dict[str, Case] = {
     "lesam": Case(optax_sam.lesam, {"budget": 0.1}, is_scale_free=False, without_radius={"budget": 0.0}),
     "fan_scaled_sam": Case(optax_sam.fan_scaled_sam),
     "spectral_sam": Case(optax_sam.spectral_sam, loops=2),
+    "functional_sam": Case(
+        optax_sam.functional_sam,
+        required={"outputs": rows.logits, "output_losses": rows.cross_entropy},
+        needs_oracle=True,
+        timed=Timed("functional_sam, logits of the network"),
+    ),
+    "preconditioned_sam": Case(optax_sam.preconditioned_sam, needs_oracle=True),
     "sam_sps": Case(optax_sam.sam_sps, needs_oracle=True, without_radius=None),
     "fgsam": Case(
         optax_sam.fgsam,

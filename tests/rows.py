@@ -104,6 +104,35 @@ def surrogate_losses(params: Any, batch: Any) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
 
 
+def own_loss(case: Case, loss: Any, without_aux: Any = None) -> dict[str, Any]:
+    """Arguments of a method that takes a loss of its own: `loss`, or what of it is called without aux.
+
+    As outputs of which the loss is the mean, `loss` makes Functional SAM SAM.
+    """
+    if "surrogate_losses" in case.required:
+        return {"surrogate_losses": loss}
+    if "output_losses" in case.required:
+        return {"outputs": without_aux or loss, "output_losses": first_of_both}
+    return {}
+
+
+def first_of_both(outputs: Any, batch: Any) -> Any:
+    """Outputs that are losses already."""
+    del batch
+    return outputs
+
+
+def logits(params: Any, batch: Any) -> jax.Array:
+    """The outputs of the tests' network."""
+    hidden = jax.numpy.tanh(batch["image"] @ params["layer_0"]["kernel"] + params["layer_0"]["bias"][None])
+    return hidden @ params["layer_1"]["kernel"] + params["layer_1"]["bias"][None]
+
+
+def cross_entropy(outputs: jax.Array, batch: Any) -> jax.Array:
+    """The losses of these outputs."""
+    return optax.softmax_cross_entropy_with_integer_labels(outputs, batch["label"])
+
+
 def is_vector(path: Any, leaf: Any) -> bool:
     """Scales and biases, whose share of the parameters is small in every network."""
     del path

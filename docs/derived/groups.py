@@ -6,11 +6,15 @@ GROUPS = {
         "looksam look_layersam aesam aelooksam late_sam momentum_sam single_step_sam persistent_sam "
         "adaptive_random_perturbation random_perturbation extrapolation graphsam ksam esam fgsam fgsam_plus"
     ),
-    "Another direction": "friendly_sam vasso reweighted_sam random_sam multistep_sam eigen_sam",
+    "Another direction": (
+        "friendly_sam vasso reweighted_sam random_sam multistep_sam eigen_sam preconditioned_sam"
+    ),
     "Another ball, or a part of it": (
         "fisher_sam usam sam_on sparse_sam fisher_mask_sam zsharp lesam fan_scaled_sam spectral_sam"
     ),
-    "Another sum of the gradients": "gsam gradient_norm_penalty wsam sagm bilateral_sam focal_sam sam_sps",
+    "Another sum of the gradients": (
+        "gsam gradient_norm_penalty wsam sagm bilateral_sam focal_sam sam_sps functional_sam"
+    ),
     "Whole optimizers": "adasam bsam",
 }
 OTHERS = "Newer methods"

@@ -99,11 +99,11 @@ def _cifar10(title: str, labels: str | None = None) -> EvidenceTask:
     )
 
 
-def _minilm(title: str, data: str) -> EvidenceTask:
+def _minilm(title: str, data: str, sentences: int = 1000, seeds: int = 10) -> EvidenceTask:
     setup = Setup(
         data=data,
         model="minilm",
-        train_examples=1000,
+        train_examples=sentences,
         optimizer="adamw",
         batch_size=32,
         epochs=3,
@@ -115,6 +115,7 @@ def _minilm(title: str, data: str) -> EvidenceTask:
         rates=(2e-5, 5e-5, 1e-4),
         decays=(0.0, 0.01, 0.1),
         radii=(0.02, 0.05, 0.1, 0.2),
+        seeds=seeds,
         trials=1,
         folder="tensorflow_datasets",
     )
@@ -147,6 +148,8 @@ TASKS = {
     "cifar10n_worse": _cifar10("CIFAR-10N, 5,000 images, 40 % wrong", "worse_label"),
     "minilm_sst2": _minilm("SST-2, MiniLM, 1,000 sentences", "glue/sst2"),
     "minilm_trec": _minilm("TREC, MiniLM, 1,000 sentences", "trec"),
+    "minilm_sst2_500": _minilm("SST-2, MiniLM, 500 sentences", "glue/sst2", 500, seeds=5),
+    "minilm_trec_500": _minilm("TREC, MiniLM, 500 sentences", "trec", 500, seeds=5),
     "characters": EvidenceTask(
         "Shakespeare, character by character",
         Setup(

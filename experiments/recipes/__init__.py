@@ -61,12 +61,16 @@ ASAM = Paper(
     "2102.11600",
 )
 AUSAM = Paper("Asymptotic Unbiased Sample Sampling to Speed Up Sharpness-Aware Minimization", "2406.08001")
+FUNCTIONAL_SAM = Paper("Avoiding Spurious Sharpness Minimization Broadens Applicability of SAM", "2502.02407")
 LOOKSAM = Paper("Towards Efficient and Scalable Sharpness-Aware Minimization", "2203.02714")
 PUGD = Paper("Perturbated Gradients Updating within Unit Space for Deep Learning", "2110.00199")
 RST = Paper(
     "Randomized Sharpness-Aware Training for Boosting Computational Efficiency in Deep Learning", "2203.09962"
 )
 SAM = Paper("Sharpness-Aware Minimization for Efficiently Improving Generalization", "2010.01412")
+SAM_OF_LANGUAGE_MODELS = Paper(
+    "Sharpness-Aware Minimization Improves Language Model Generalization", "2110.08529"
+)
 TSAM = Paper("Tilted Sharpness-Aware Minimization", "2410.22656")
 VSAM = Paper(
     "Effective Gradient Sample Size via Variation Estimation for Accelerating Sharpness aware Minimization",

@@ -22,6 +22,7 @@ from optax_sam.engine.gradient_function import check_own_parameters
 from optax_sam.engine.held import Held, Traced
 from optax_sam.engine.meter import unmetered
 from optax_sam.engine.objective import Arguments, Evaluation, Layout, Objective
+from optax_sam.engine.through_outputs import ThroughOutputs
 
 
 class Inputs(NamedTuple):
@@ -116,6 +117,19 @@ class Losses(Objective):
             )
 
         return losses
+
+    def through(
+        self, outputs: ThroughOutputs, clean: Params, arguments: Arguments
+    ) -> tuple["Losses", Arguments]:
+        """The objective whose losses are `outputs`, with `clean` in front of the user's arguments."""
+        leaves = jax.tree.leaves(clean)
+
+        def rest(arrays):
+            first = jax.tree.unflatten(self.structure, arrays[: len(leaves)])
+            return first, *self.rest(arrays[len(leaves) :])
+
+        given = arguments._replace(args=[*leaves, *arguments.args])
+        return dataclasses.replace(self, losses=outputs, has_aux=False, rest=rest), given
 
     def closed_over(
         self, point: Params, examples: Examples, arguments: Arguments, num_slices: int

@@ -16,6 +16,7 @@ from optax_sam.engine.examples import ById, Examples
 from optax_sam.engine.gradient_function import ONLY_GRAD_FN
 from optax_sam.engine.losses import Losses, weighted_mean
 from optax_sam.engine.objective import Arguments, Evaluation, Objective
+from optax_sam.engine.through_outputs import ThroughOutputs
 
 
 @jax.tree_util.register_dataclass
@@ -93,6 +94,11 @@ class StepOracle:
         """The full parameters."""
         return self.given.params
 
+    @property
+    def opt_state(self) -> OptState:
+        """The state of the whole optimizer before the step; None for an oracle made by hand."""
+        return self.given.opt_state
+
     def on(self, examples: Examples) -> "StepOracle":
         """The same of other examples."""
         return dataclasses.replace(self, examples=examples)
@@ -132,6 +138,15 @@ class StepOracle:
         each step.
         """
         return self.on(self.examples.but(surrogate=ById(losses), on_surrogate=when))
+
+    def through_outputs(self, outputs: Callable[..., Any], losses: Callable[[Any, Any], Any]) -> "StepOracle":
+        """Of `losses(outputs(params, batch), batch)`; its gradient by the outputs stays the first point's."""
+        parts = ThroughOutputs(outputs, losses)
+        objective, arguments = self._losses().through(parts, self.point, self.given.arguments)
+        given = self.given.but(objective=objective, arguments=arguments)
+        return dataclasses.replace(
+            self, given=given, examples=self.examples.but(surrogate=None, on_surrogate=None)
+        )
 
     # Gradients.
 

@@ -42,8 +42,8 @@ def momentum_sam(
     Guarantees:
       `rho=0` is the base optimizer. The momentum is the base optimizer's own (`trace` or `mu`), if the
       optimizer state that `value_and_grad` was given has one shaped like the parameters; without one it is
-      the method's, `v = momentum v + g`. `directions.where_momentum_is(opt_state, params)` says which. `loss`
-      is that of the perturbed point.
+      the method's, `v = momentum v + g`. `directions.where_momentum_is(opt_state, params)` says which. With
+      `read_momentum` there is no buffer. `loss` is that of the perturbed point.
 
     Example:
       >>> import optax, optax_sam

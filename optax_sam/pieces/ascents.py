@@ -24,6 +24,7 @@ from optax_sam.pieces.bases import Ascent, asks_anew, climb, says_how_far, trans
 from optax_sam.pieces.geometries import Geometry, euclidean, filter_norms
 from optax_sam.pieces.intervals import times_interval
 from optax_sam.pieces.masks import dynamic_mask, fisher_mask, keep_outliers, keep_random_fraction, only
+from optax_sam.pieces.rounding import rounded_by_chance
 
 __all__ = [
     "chained",
@@ -34,6 +35,7 @@ __all__ = [
     "keep_random_fraction",
     "only",
     "repeated",
+    "rounded_by_chance",
     "times_interval",
     "to_radius",
     "to_radius_less",

@@ -21,7 +21,7 @@ class MomentumState(NamedTuple):
 
     Attributes:
       own: `v`, a tree like the parameters, float16 leaves in float32. Changes in steps that find no momentum
-        of the base optimizer.
+        of the base optimizer. With `read_momentum` it holds no array: only what a mask hides.
     """
 
     own: Any
@@ -49,23 +49,25 @@ class DescentMomentum(Direction):
 
     def init(self, params: Params, key: jax.Array) -> MomentumState:
         del key
-        return MomentumState(trees.memory_like(params))
+        is_read = self.read_momentum is not None
+        return MomentumState(trees.which_are_hidden(params) if is_read else trees.memory_like(params))
 
     def read(self, state: MomentumState, step: Step) -> tuple[Grads, MomentumState | Unread]:
-        if step.first is None and step.opt_state is None:
+        opt_state = step.opt_state if self.read_momentum is None else step.oracle.opt_state
+        if opt_state is None and (step.first is None or self.read_momentum is not None):
             raise ValueError(
                 "oracle was made by hand, and shows nothing of the base optimizer, whose momentum this "
                 "method follows: use optax_sam.step(tx, losses), or pass the oracle that "
                 "value_and_grad(losses)(params, batch, state=opt_state) returns."
             )
-        found = self._of_base(step.opt_state, step.params, trees.hidden_as_in(state.own, step.params))
+        found = self._of_base(opt_state, step.params, trees.hidden_as_in(state.own, step.params))
         if found is None:
             return trees.map_inexact(jnp.negative, state.own), state
         momentum = trees.like_masked(state.own, found)
         return trees.map_inexact(jnp.negative, momentum), Unread(state.own)
 
     def write(self, state: MomentumState | Unread, step: Step) -> MomentumState:
-        if isinstance(state, Unread):
+        if isinstance(state, Unread) or self.read_momentum is not None:
             return MomentumState(state.own)
         own = trees.map_wide(lambda v, g: trees.times(self.momentum, v) + g, state.own, step.descent)
         return MomentumState(trees.saturated(own))
@@ -73,14 +75,7 @@ class DescentMomentum(Direction):
     def _of_base(self, opt_state: OptState, params: Params, visible: Params) -> Params | None:
         if self.read_momentum is None or opt_state is None:
             return momentum_of_base(opt_state, params, visible)[1]
-        found = trees.plain(self.read_momentum(opt_state))
-        if not (is_like(found, params) or is_like(found, visible)):
-            raise ValueError(
-                f"read_momentum returned a tree of the structure {jax.tree.structure(found)}, which is not "
-                f"like the parameters, {jax.tree.structure(params)}: return the momentum of all parameters, "
-                f'for example lambda opt_state: optax.tree.get(opt_state, "trace").'
-            )
-        return found
+        return as_read(self.read_momentum, "read_momentum", "momentum", "trace", opt_state, params, visible)
 
 
 def descent_momentum(
@@ -96,7 +91,7 @@ def descent_momentum(
     Args:
       momentum: from 0 to 1, of its own.
       read_momentum: `read_momentum(opt_state)` returns the base optimizer's momentum, a tree like the
-        parameters, in the place of the search by name.
+        parameters, in the place of the search by name. Then nothing of its own is kept, with any start.
 
     Raises:
       ValueError: in a step, `opt_state` holds several such trees: then `read_momentum` must choose; or, with
@@ -136,19 +131,8 @@ def momentum_of_base(opt_state: OptState, params: Params, visible: Params) -> tu
 
     One that stands with the method inside `optax.masked` or `optax.partition` is like the `visible` ones.
     """
-    base = jax.tree.map(lambda x: None if states.is_ours(x) else x, opt_state, is_leaf=states.is_ours)
-    found = [
-        ("opt_state" + _path(path), tree)
-        for name in ("trace", "mu")
-        for path, tree in optax.tree.get_all_with_path(trees.plain(base), name)
-        if is_like(tree, params) or is_like(tree, visible)
-    ]
-    if len(found) > 1:
-        paths = ", ".join(path for path, _ in found)
-        raise ValueError(
-            f"opt_state holds {len(found)} momenta like the parameters, at {paths}: say which is meant, "
-            f"read_momentum=lambda opt_state: ..."
-        )
+    found = found_in_base(opt_state, params, visible, ("trace", "mu"))
+    refuse_several(found, "momenta", "read_momentum")
     if found and not _is_scaled(opt_state, found[0][1]):
         raise ValueError(
             f"nothing stands behind the momentum at {found[0][0]}: a learning rate before it may have turned "
@@ -156,6 +140,49 @@ def momentum_of_base(opt_state: OptState, params: Params, visible: Params) -> tu
             f"read_momentum=lambda opt_state: ..."
         )
     return found[0] if found else ("own", None)
+
+
+def found_in_base(
+    opt_state: OptState, params: Params, visible: Params, names: tuple[str, ...]
+) -> list[tuple[str, Params]]:
+    """All trees of such names inside the base optimizer's state that are like the parameters, and where."""
+    base = jax.tree.map(lambda x: None if states.is_ours(x) else x, opt_state, is_leaf=states.is_ours)
+    return [
+        ("opt_state" + _path(path), tree)
+        for name in names
+        for path, tree in optax.tree.get_all_with_path(trees.plain(base), name)
+        if is_like(tree, params) or is_like(tree, visible)
+    ]
+
+
+def refuse_several(found: list[tuple[str, Params]], what: str, argument: str) -> None:
+    """Refuses more than one tree that may be meant."""
+    if len(found) > 1:
+        paths = ", ".join(path for path, _ in found)
+        raise ValueError(
+            f"opt_state holds {len(found)} {what} like the parameters, at {paths}: say which is meant, "
+            f"{argument}=lambda opt_state: ..."
+        )
+
+
+def as_read(
+    read: Callable[[OptState], Params],
+    argument: str,
+    what: str,
+    name: str,
+    opt_state: OptState,
+    params: Params,
+    visible: Params,
+) -> Params:
+    """What the user's accessor finds; refuses what is not like the parameters."""
+    found = trees.plain(read(opt_state))
+    if not (is_like(found, params) or is_like(found, visible)):
+        raise ValueError(
+            f"{argument} returned a tree of the structure {jax.tree.structure(found)}, which is not "
+            f"like the parameters, {jax.tree.structure(params)}: return the {what} of all parameters, "
+            f'for example lambda opt_state: optax.tree.get(opt_state, "{name}").'
+        )
+    return found
 
 
 def _is_scaled(opt_state: OptState, momentum: Any) -> bool:

@@ -12,6 +12,7 @@ from optax_sam.engine import checks
 from optax_sam.engine.aliases import Batch, Grads, Params
 from optax_sam.engine.hyperparameters import Count, FixedNotNegative, FixedNumber, FixedProbability, Scalar
 from optax_sam.pieces.base_momentum import descent_momentum, where_momentum_is
+from optax_sam.pieces.base_second_moment import preconditioned, where_second_moment_is
 from optax_sam.pieces.bases import Direction, Step
 from optax_sam.pieces.geometries import filter_sums
 from optax_sam.pieces.top_eigenvector import with_top_eigenvector
@@ -24,9 +25,11 @@ __all__ = [
     "gaussian",
     "gradient",
     "mean_of_perturbed",
+    "preconditioned",
     "previous_descent",
     "running_mean",
     "where_momentum_is",
+    "where_second_moment_is",
     "with_top_eigenvector",
 ]
 

@@ -17,7 +17,15 @@ from optax_sam.engine.hyperparameters import Count, CountOrZero, Fraction
 from optax_sam.engine.step_oracle import StepOracle
 from optax_sam.pieces.bases import Selection, Step
 
-__all__ = ["emphasized", "everything", "largest_increase", "on_part", "on_surrogate", "whole_batch"]
+__all__ = [
+    "emphasized",
+    "everything",
+    "largest_increase",
+    "on_part",
+    "on_surrogate",
+    "through_outputs",
+    "whole_batch",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +133,34 @@ def on_surrogate(surrogate_losses: Callable[[Any, Any], Any]) -> OnSurrogate:
     """
     checks.function("surrogate_losses", surrogate_losses, "surrogate_losses(params, batch) -> [batch]")
     return OnSurrogate(surrogate_losses)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outputs(Selection):
+    """See `through_outputs`."""
+
+    outputs: Callable[..., Any]
+    output_losses: Callable[[Any, Any], Any]
+
+    def select(self, step: Step) -> StepOracle:
+        return step.oracle.through_outputs(self.outputs, self.output_losses)
+
+
+def through_outputs(outputs: Callable[..., Any], output_losses: Callable[[Any, Any], Any]) -> Outputs:
+    """The second gradient is `J(w + e)^T dl/dz (w)`: the loss's own gradient stays the clean one.
+
+    Costs a forward pass beside the gradient, for the outputs `z` at the first point. XLA may share it with
+    the first gradient.
+
+    Args:
+      outputs: `outputs(params, batch)`, `z`: a tree of float arrays, such as logits. It is called with all
+        arguments of the loss function of `value_and_grad`.
+      output_losses: `output_losses(outputs, batch)`, `l`: one loss per example, shape `[batch]`, or their
+        mean.
+    """
+    checks.function("outputs", outputs, "outputs(params, batch) -> logits")
+    checks.function("output_losses", output_losses, "output_losses(outputs, batch) -> [batch]")
+    return Outputs(outputs, output_losses)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -95,7 +95,15 @@ def test_every_public_name_stands_in_the_reference():
     pages = "".join(page.read_text() for page in sorted((ROOT / "docs/api").rglob("*.md")))
     documented = re.findall(r"^\.\. auto(?!method)\w+:: (optax_sam[\w.]*)$", pages, flags=re.MULTILINE)
     assert len(documented) == len(set(documented))
-    modules = (optax_sam, optax_sam.per_example, optax_sam.schedules, optax_sam.sharpness, flax, plots)
+    modules = (
+        optax_sam,
+        optax_sam.lora,
+        optax_sam.per_example,
+        optax_sam.schedules,
+        optax_sam.sharpness,
+        flax,
+        plots,
+    )
     names = {f"{module.__name__}.{name}" for module in modules for name in public(module)}
     spaces = [
         name for name, part in vars(optax_sam).items() if inspect.ismodule(part) and ".pieces." in str(part)

@@ -11,7 +11,7 @@ import pytest
 from tests.registry import over
 
 ROOT = Path(__file__).parents[2]
-LONG = {"compositions.md"}  # to compile: slow
+LONG = {"compositions.md", "fine_tuning.md", "language_models.md"}  # to compile: slow
 ELSEWHERE = {"recipes.md", "recipes_models.md"}  # section by section: tests/frameworks/test_recipes.py
 README = ROOT / "README.md"
 PAGES = {

@@ -36,6 +36,7 @@ from tests.registry import (
     over,
     train,
 )
+from tests.rows import own_loss
 
 # All clauses of one method after each other, so that its step is compiled in one process of the tests.
 every_method = pytest.mark.parametrize("name", FAMILY, scope="module")
@@ -78,8 +79,7 @@ def prepared(name):
     def with_aux(params, batch):
         return odd_losses(params, batch), batch["label"]
 
-    own = {"surrogate_losses": with_aux} if "surrogate_losses" in case.required else {}
-    method = case.make(**own)
+    method = case.make(**own_loss(case, with_aux, odd_losses))
     tx = optax.chain(method, optax.apply_if_finite(optax.identity(), 5))
     traces = []
 
@@ -171,8 +171,8 @@ def test_the_number_of_gradients_that_is_told_is_taken(name):
     def counting(params, batch):
         return counted(losses(params, batch))
 
-    if "surrogate_losses" in case.required:
-        method = case.make(surrogate_losses=counting)
+    if own := own_loss(case, counting):
+        method = case.make(**own)
     step = jax.jit(make_step(method, method, counting))
     params = init_params()
     _, state, _ = step(params, method.init(params), make_batch(), make_indices())
@@ -295,7 +295,7 @@ def test_what_perturbs_at_its_start_cannot_be_left_unperturbed(name):
 
 # What looks at single entries or leaves, or draws, sees a complex leaf as one, not as two.
 BY_ENTRY = {"sam_on", "fisher_sam", "sparse_sam", "fisher_mask_sam", "zsharp", "graphsam", "look_layersam"}
-BY_ENTRY |= {"fan_scaled_sam", "spectral_sam"}
+BY_ENTRY |= {"fan_scaled_sam", "spectral_sam", "preconditioned_sam"}
 DRAWING = {"esam", "reweighted_sam", "random_sam", "random_perturbation", "adaptive_random_perturbation"}
 DRAWING |= {"eigen_sam"}
 COMPLEX = {*REPRESENTATIVE, "gsam", "friendly_sam", "looksam"}  # which take products and lengths
@@ -315,8 +315,7 @@ def test_a_complex_leaf_moves_as_its_real_and_imaginary_part(name):
     forms = [({"z": z, "w": w}, complex_losses), ({"re": z.real, "im": z.imag, "w": w}, real_losses)]
     found = []
     for params, loss in forms:
-        own = {"surrogate_losses": loss} if "surrogate_losses" in FAMILY[name].required else {}
-        method = FAMILY[name].make(**own)
+        method = FAMILY[name].make(**own_loss(FAMILY[name], loss))
         state = method.init(params)
 
         @jax.jit

@@ -24,6 +24,7 @@ from tests.problem import (
     make_indices,
 )
 from tests.registry import FAMILY, before_sgd, compiled, make_step, over
+from tests.rows import own_loss
 
 every_kind = pytest.mark.parametrize("name", over(FAMILY), scope="module")
 
@@ -64,8 +65,7 @@ def on_sharded(params, batch):
 
 
 def made(name):
-    own = {"surrogate_losses": on_sharded} if "surrogate_losses" in FAMILY[name].required else {}
-    return FAMILY[name].make(**own)
+    return FAMILY[name].make(**own_loss(FAMILY[name], on_sharded))
 
 
 @functools.cache

@@ -19,6 +19,7 @@ from tests.problem import (
     make_indices,
 )
 from tests.registry import CASES, EVERY, over
+from tests.rows import own_loss
 
 SHIFT = None  # a notebook's variable
 
@@ -99,7 +100,7 @@ def with_arguments(params, batch, shift, table):
 ARGUMENTS = jnp.asarray(0.25), {"scale": jnp.asarray(2.0), "name": "kept as it is"}
 
 
-WITHOUT_SURROGATE = [name for name in EVERY if "surrogate_losses" not in CASES[name].required]
+WITHOUT_SURROGATE = [name for name in EVERY if not own_loss(CASES[name], losses)]
 
 
 @pytest.mark.parametrize("name", over(WITHOUT_SURROGATE))

@@ -13,6 +13,7 @@ from optax_sam import per_example, sharpness
 from optax_sam.arithmetic import means, random_trees, trees
 from tests.problem import assert_trees_close, init_params, losses, make_batch, make_indices
 from tests.registry import CASES, over
+from tests.rows import own_loss
 
 WIDTHS = ("int2", "uint2", "int4", "uint4", "int8", "uint8", "int16", "uint32", "bool_")
 # The draws of the other leaves are others where there are more leaves.
@@ -69,7 +70,7 @@ def without_odd(tree):
 
 
 def own_arguments(name):
-    return {"surrogate_losses": odd_losses} if "surrogate_losses" in CASES[name].required else {}
+    return own_loss(CASES[name], odd_losses)
 
 
 @pytest.mark.parametrize("name", over(CASES, ["sparse_sam"]))
@@ -101,8 +102,7 @@ def test_floats_of_eight_bits_are_stepped_on(name):
             params["bias"].astype(jnp.float32)
         )
 
-    own = {"surrogate_losses": loss_fn} if "surrogate_losses" in CASES[name].required else {}
-    method = CASES[name].make(**own)
+    method = CASES[name].make(**own_loss(CASES[name], loss_fn))
     _, grads, descent, after = jax.jit(step_of(method, loss_fn))(params, method.init(params), make_batch())
     chex.assert_trees_all_equal_shapes_and_dtypes(grads, params)
     chex.assert_trees_all_equal_shapes_and_dtypes(descent, params)

@@ -14,7 +14,7 @@ from optax_sam import per_example, schedules
 from tests.guarantees.refusals import required, table
 
 # What takes anything.
-TAKE_ANYTHING = {"is_normalization", "chained", "where_momentum_is"}
+TAKE_ANYTHING = {"is_normalization", "chained", "where_momentum_is", "where_second_moment_is"}
 
 NAMESPACES = [
     getattr(optax_sam, name)

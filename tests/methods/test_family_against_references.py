@@ -127,6 +127,7 @@ PLAIN = {
 # Compared below, or in a file of their own: with draws, coins or a surrogate, or as whole optimizers.
 ELSEWHERE = {*METHODS, "momentum_sam", "reweighted_sam", "random_perturbation", "random_sam"}
 ELSEWHERE |= {"adaptive_random_perturbation", "fgsam", "fgsam_plus", "eigen_sam", "focal_sam"}
+ELSEWHERE |= {"functional_sam", "preconditioned_sam"}
 
 # A method that is named nowhere here is compared with the arguments of its row.
 PLAIN |= {

@@ -78,14 +78,25 @@ def losses(params: Tree, batch: Batch, linear: bool = False) -> np.ndarray:
     return -log_probabilities[np.arange(len(batch["label"])), batch["label"]]
 
 
-def gradient(params: Tree, batch: Batch, weights: np.ndarray | None = None, linear: bool = False) -> Tree:
-    """The gradient of sum(w l) / sum(w); rows of weight 0 are left out, not multiplied."""
+def gradient(
+    params: Tree,
+    batch: Batch,
+    weights: np.ndarray | None = None,
+    linear: bool = False,
+    outputs_at: Tree | None = None,
+) -> Tree:
+    """The gradient of sum(w l) / sum(w); rows of weight 0 are left out, not multiplied.
+
+    With `outputs_at`, the loss's derivative by the logits is that of these parameters.
+    """
     if weights is None:
         weights = np.ones(len(batch["label"]))
     kept = weights != 0
     image, label, weights = batch["image"][kept], batch["label"][kept], weights[kept]
 
     inputs, log_probabilities = forward(params, image, linear)
+    if outputs_at is not None:
+        log_probabilities = forward(outputs_at, image, linear)[1]
     delta = np.exp(log_probabilities)
     delta[np.arange(len(label)), label] -= 1.0
     delta *= (weights / weights.sum())[:, None]

@@ -1,0 +1,24 @@
+"""The preconditioned ascent on Shakespeare, character by character, before AdamW."""
+
+from experiments.recipes import FUNCTIONAL_SAM, Recipe
+from experiments.settings import Settings
+from experiments.settings.of_method import MethodSettings
+
+RECIPE = Recipe(
+    paper=FUNCTIONAL_SAM,
+    source="nothing is the authors', whose numbers could not be read: the middle of the grids that "
+    "experiments/evidence/tasks.py searches for this text",
+    differs="A small decoder of characters in place of language models of 24 million to 1.2 billion "
+    "parameters. SAM's path through the logits is kept: the outputs of a run are not at the method's hand.",
+    settings=Settings(
+        data="tinyshakespeare",
+        model="decoder",
+        epochs=2,
+        batch_size=32,
+        optimizer="adamw",
+        learning_rate=1e-3,
+        weight_decay=0.1,
+        method="preconditioned_sam",
+        method_settings=MethodSettings(rho=0.1),
+    ),
+)
