@@ -34,6 +34,9 @@ def test_measurements_keep_what_is_split_and_give_the_same_numbers(kind):
                 sharpness.ascent_sharpness(losses, params, batch, 0.1, microbatch_size=8).value,
                 sharpness.average_sharpness(losses, params, batch, 0.1, num_samples=2).value,
                 sharpness.psf_norm(losses, params, batch, 0.1).value,
+                sharpness.critical_sharpness(losses, params, batch, tolerance=1e-4).step,
+                sharpness.directional_sharpness(losses, params, batch, direction).value,
+                sharpness.batch_sharpness(losses, params, batch, microbatch_size=8).value,
                 *sharpness.landscape(losses, params, batch, [direction], num_points=2).losses,
             ],
         )
