@@ -1,6 +1,7 @@
 """The whole spectrum of the Hessian: its trace and its density, from random vectors."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from optax_sam.sharpness.krylov import Basis
 from optax_sam.sharpness.problem import Problem, check_product, inner, random_vector
 from optax_sam.sharpness.progress import shown
 from optax_sam.sharpness.standard_errors import standard_error
+from optax_sam.sharpness.xtrace import xtrace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +43,7 @@ def trace(
     batches: Any,
     *,
     num_products: int = 30,
-    method: Literal["hutch++", "hutchinson"] = "hutch++",
+    method: Literal["xtrace", "hutch++", "hutchinson"] = "hutch++",
     seed: int = 0,
     progress: bool = False,
 ) -> Trace:
@@ -84,33 +86,45 @@ def trace(
       Raphael A. Meyer, Cameron Musco, Christopher Musco, David P. Woodruff, `Hutch++: Optimal
       Stochastic Trace Estimation <https://arxiv.org/abs/2010.09649>`_, 2020.
     """
-    checks.one_of("method", method, ("hutch++", "hutchinson"))
-    checks.integer("num_products", num_products, low=3 if method == "hutch++" else 1)
+    checks.one_of("method", method, ("xtrace", "hutch++", "hutchinson"))
+    checks.integer("num_products", num_products, low={"xtrace": 2, "hutch++": 3, "hutchinson": 1}[method])
     checks.seed(seed)
     problem = Problem.of(loss_fn, params, batches)
     problem.finite_loss()
-    basis, inside, outside = Basis(), 0.0, []
-    third = min(num_products // 3, problem.size) if method == "hutch++" else 0
     with shown(progress, "trace", problem.count and problem.count * num_products) as steps:
 
         def times(vector):
             return products.times(problem, [vector], steps)[0]
 
-        def signs(number):
+        def normal(number):
             key = jax.random.fold_in(jax.random.key(seed), number)
-            return random_vector(random_trees.signs, key, problem.point)
+            return random_vector(random_trees.standard_normal, key, problem.point)
 
-        for number in range(third):
-            basis.add(times(signs(number)))
-        for unit in basis.vectors:
-            inside += float(inner(unit, times(unit)))
-        is_whole = len(basis.vectors) == problem.size
-        for number in range(third, third if is_whole else num_products - third):
-            rest, _ = basis.orthogonal(signs(number))
-            outside.append(float(inner(rest, times(rest))))
+        if method == "xtrace":
+            value, error, spent = xtrace(times, normal, problem.size, num_products)
+        else:
+            third = min(num_products // 3, problem.size) if method == "hutch++" else 0
+            signs = functools.partial(products.signs, problem, seed)
+            value, error, spent = _hutchinson(times, signs, problem.size, num_products, third)
+    check_product(value)
+    return Trace(value, error, spent)
+
+
+def _hutchinson(
+    times: Any, signs: Callable[[int], Any], size: int, num_products: int, third: int
+) -> tuple[float, float, int]:
+    """The trace in the span of so many products, exactly, and that of the rest from random signs."""
+    basis, inside, outside = Basis(), 0.0, []
+    for number in range(third):
+        basis.add(times(signs(number)))
+    for unit in basis.vectors:
+        inside += float(inner(unit, times(unit)))
+    is_whole = len(basis.vectors) == size
+    for number in range(third, third if is_whole else num_products - third):
+        rest, _ = basis.orthogonal(signs(number))
+        outside.append(float(inner(rest, times(rest))))
     value, error = (inside, 0.0) if is_whole else (inside + np.mean(outside), standard_error(outside))
-    check_product(float(value))
-    return Trace(float(value), error, third + len(basis.vectors) + len(outside))
+    return float(value), error, third + len(basis.vectors) + len(outside)
 
 
 @dataclasses.dataclass(frozen=True)
