@@ -155,7 +155,7 @@ class Fisher(Curvature):
     def product(self, point: Point, batch: Any, vector: Floats) -> Floats:
         checks.integer("num_draws", self.num_draws, low=1)
         checks.seed(self.seed)
-        size = size_of(batch)
+        size = size_of(batch) or 0
 
         def outputs_at(floats):
             return self.outputs(point.params(floats), batch)
@@ -175,7 +175,7 @@ class Fisher(Curvature):
         bent = jax.tree.map(lambda x: x / (size * self.num_draws), bent)
         return trees.widen(jax.vjp(outputs_at, point.floats)[1](bent)[0])
 
-    def _bent(self, outputs: Any, change: Any, drawn: Any, size: int | None) -> Any:
+    def _bent(self, outputs: Any, change: Any, drawn: Any, size: int) -> Any:
         """Each example's gradient by its outputs, times its inner product with their change."""
 
         def total(outputs):
@@ -187,7 +187,7 @@ class Fisher(Curvature):
         def along(g, c):
             return jnp.sum((g * c).reshape(g.shape[0], -1), axis=1)
 
-        inner = sum(jax.tree.leaves(jax.tree.map(along, gradient, change)))
+        inner = functools.reduce(jnp.add, jax.tree.leaves(jax.tree.map(along, gradient, change)))
         return jax.tree.map(lambda g: g * inner.reshape([-1] + [1] * (g.ndim - 1)).astype(g.dtype), gradient)
 
 
