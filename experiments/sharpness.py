@@ -57,6 +57,7 @@ def compare(settings: SharpnessSettings) -> None:
     print_table(found)
     picture = settings.out / "sharpness.png"
     with records.disk_errors(settings.out):
+        settings.out.mkdir(parents=True, exist_ok=True)
         figure = plots.report(found)
         figure.savefig(picture, dpi=120)
         plt.close(figure)

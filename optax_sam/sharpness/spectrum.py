@@ -51,14 +51,16 @@ def trace(
 
     Hutchinson's estimate is the mean of `s^T H s` over vectors of random signs `s`. Hutch++ spends a third
     of the products to find the span `Q` of the large eigenvalues, takes the trace there exactly, and
-    estimates that of the rest: `tr(Q^T H Q) + mean(s^T (1 - QQ^T) H (1 - QQ^T) s)`. Where few eigenvalues
-    are large, as in trained networks, that is the more exact one.
+    estimates that of the rest: `tr(Q^T H Q) + mean(s^T (1 - QQ^T) H (1 - QQ^T) s)`. XTrace has no vectors
+    for one purpose alone: it estimates the rest from each normal vector outside the span of all others'
+    images, and takes the mean. Where few eigenvalues are large, as in trained networks, these two are the
+    more exact ones.
 
     Args:
       loss_fn: see `top_eigenvalues`.
       params: the parameters.
       batches: one batch, or many; see `top_eigenvalues`.
-      num_products: products with the Hessian; for Hutch++ 3 or more.
+      num_products: products with the Hessian; for Hutch++ 3 or more, for XTrace 2.
       method: which estimate.
       seed: of the random signs.
       progress: whether a bar is shown.
@@ -72,7 +74,8 @@ def trace(
       TypeError: `num_products` is no integer.
 
     Cost:
-      about two gradients for each product; for Hutch++ a vector like the parameters for each third one.
+      about two gradients for each product; a vector like the parameters for each third one with Hutch++, for
+      each second one with XTrace.
 
     Example:
       >>> import jax.numpy as jnp
@@ -84,7 +87,9 @@ def trace(
 
     References:
       Raphael A. Meyer, Cameron Musco, Christopher Musco, David P. Woodruff, `Hutch++: Optimal
-      Stochastic Trace Estimation <https://arxiv.org/abs/2010.09649>`_, 2020.
+      Stochastic Trace Estimation <https://arxiv.org/abs/2010.09649>`_, 2020; Ethan N. Epperly, Joel A.
+      Tropp, Robert J. Webber, `XTrace: Making the Most of Every Sample in Stochastic Trace Estimation
+      <https://arxiv.org/abs/2301.07825>`_, 2023.
     """
     checks.one_of("method", method, ("xtrace", "hutch++", "hutchinson"))
     checks.integer("num_products", num_products, low={"xtrace": 2, "hutch++": 3, "hutchinson": 1}[method])

@@ -57,7 +57,7 @@ def test_runs_record_how_sharp_they_are_and_are_set_side_by_side(tmp_path, capsy
         for line in read_metrics(tmp_path / method / "metrics.jsonl"):
             assert all(isinstance(line[name], float) for name in MEASURED)
             assert 0 < line["critical_sharpness"] <= line["top_eigenvalue"] * 2
-            assert 0 < line["directional_sharpness"] <= line["top_eigenvalue"] * 1.01
+            assert line["directional_sharpness"] <= line["top_eigenvalue"] * 1.01
     capsys.readouterr()
     runs = [str(tmp_path / method) for method in ("sgd", "sam")]
     side_by_side.main([*runs, "--batches", "2", "--out", str(tmp_path / "both")])

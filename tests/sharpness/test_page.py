@@ -20,6 +20,7 @@ from tests.sharpness.problems import network, written_out  # noqa: E402
 @pytest.mark.slow
 def test_a_page_has_the_numbers_of_the_single_measurements(capsys, tmp_path):
     params, loss_fn, batches = network()
+    before = plt.get_fignums()
     found = sharpness.report(
         loss_fn, params, batches, learning_rate=0.1, radii=[0.05, 0.1], picture=tmp_path / "page.png"
     )
@@ -43,7 +44,7 @@ def test_a_page_has_the_numbers_of_the_single_measurements(capsys, tmp_path):
     ):
         assert words in text
     assert str(found) in text and (tmp_path / "page.png").stat().st_size > 10_000
-    assert not plt.get_fignums()
+    assert plt.get_fignums() == before
     without = dataclasses.replace(found, learning_rate=None)
     assert "learning rate" not in str(without)
     figure = plots.report({"one": found, "two": without})
