@@ -20,7 +20,7 @@ def operator(given):
             layer.weight.copy_(torch.tensor(given[kernel].T))
             layer.bias.copy_(torch.tensor(given[bias]))
     data = [(torch.tensor(given["x"]), torch.tensor(given["label"]))]
-    params = dict(model.named_parameters())
+    params = [*model.parameters()]
     return curvlinops.HessianLinearOperator(model, torch.nn.CrossEntropyLoss(), params, data)
 
 

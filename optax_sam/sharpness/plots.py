@@ -250,7 +250,7 @@ def _along_gradients(reports: Mapping[str, Report], axes: Axes) -> None:
     known = any(one.learning_rate is not None for one in reports.values())
     axes.set(xticks=np.arange(3), xticklabels=labels, xlim=(-0.5, 2.5))
     axes.set_ylabel("curvature; dashed: 2 / learning rate" if known else "curvature")
-    axes.set_ylim(bottom=0)
+    axes.axhline(0, color="0.7", linewidth=0.8, zorder=0)
     _finished(axes, ())
 
 

@@ -68,6 +68,7 @@ def test_the_step_is_counted_in_learning_rates_along_any_update():
         assert found.step == pytest.approx(step, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_network_rises_where_a_scan_of_its_losses_does():
     params, loss_fn, batches = network()
     whole = joined(batches)
@@ -127,6 +128,7 @@ def test_directional_sharpness_is_that_of_the_written_out_hessian():
     assert found.standard_error == pytest.approx(spread**0.5, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_length_and_the_sign_of_an_update_do_not_matter_and_the_matrix_does():
     params, loss_fn, batches = network()
     updates = random_vector_like(params)

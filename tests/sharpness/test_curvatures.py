@@ -47,6 +47,7 @@ def cross_entropy(logits, batch):
     return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
 
 
+@pytest.mark.slow
 def test_the_fisher_matrix_is_made_of_the_labels_that_are_drawn():
     params, _, _ = network()
 
@@ -83,6 +84,7 @@ def test_with_many_labels_it_is_the_gauss_newton_matrix_of_cross_entropy():
     assert trace(0) == found[0] != found[1]
 
 
+@pytest.mark.slow
 def test_differences_of_gradients_are_products_with_the_hessian():
     params, loss_fn, batches = network()
     vector = random_vector_like(params)

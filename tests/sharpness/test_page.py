@@ -55,6 +55,7 @@ def test_a_page_has_the_numbers_of_the_single_measurements(capsys, tmp_path):
     plt.close("all")
 
 
+@pytest.mark.slow
 def test_what_a_page_measures_again_is_compiled_once():
     params, loss_fn, batches = network()
     newton = sharpness.GaussNewton(lambda w, x: x @ w, lambda y, x: jnp.cosh(y))

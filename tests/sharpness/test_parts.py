@@ -47,6 +47,7 @@ def test_eigenvalues_of_a_part_are_those_of_its_block(name):
     np.testing.assert_allclose(block @ unit, exact[0] * unit, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_any_measurement_and_any_matrix_takes_a_part():
     params, loss_fn, batches = network()
     whole = joined(batches)
@@ -67,6 +68,7 @@ def test_any_measurement_and_any_matrix_takes_a_part():
     assert found.values[0] == pytest.approx(exact, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_layers_have_the_traces_and_eigenvalues_of_their_blocks():
     params, loss_fn, batches = network()
     hessian = written_out()[1].mean(0)

@@ -79,6 +79,7 @@ def test_looks_are_those_of_auto_pgd():
     assert checkpoints(1) == []
 
 
+@pytest.mark.slow
 def test_scaled_logits_have_the_same_sharpness():
     rng = np.random.default_rng(0)
     batch = {"x": jnp.asarray(rng.normal(size=[6, 4]), jnp.float32), "label": jnp.arange(6) % 3}
