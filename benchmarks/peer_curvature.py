@@ -66,8 +66,8 @@ def arrays() -> dict[str, np.ndarray]:
 
 def losses(params: Any, batch: Any) -> jax.Array:
     """Cross entropy of a network with one hidden layer."""
-    hidden = jnp.tanh(batch["x"] @ params["first"] + params["bias"])
-    logits = hidden @ params["last"] + params["last_bias"]
+    hidden = jnp.tanh(batch["x"] @ params["first"] + params["bias"][None])
+    logits = hidden @ params["last"] + params["last_bias"][None]
     return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
 
 

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.tree_util import Partial
 
+from optax_sam.engine import checks
 from optax_sam.sharpness.along import BatchSharpness, batch_sharpness
 from optax_sam.sharpness.balls import Rise, surrogate_gap
 from optax_sam.sharpness.critical import CriticalSharpness, critical_sharpness
@@ -144,6 +145,7 @@ def measured(
 ) -> Report:
     """What `report` prints and draws."""
     start = time.perf_counter()
+    checks.optional_positive("learning_rate", learning_rate)
     problem = Problem.of(loss_fn, params, batches)
     # As a Partial, a function is compiled once for all measurements.
     once = jax.tree.map(lambda x: Partial(x) if callable(x) else x, loss_fn), params, batches

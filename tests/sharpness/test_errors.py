@@ -77,7 +77,7 @@ REFUSED = {
         "outputs=None is not a function",
     ),
     "few products for Hutch++": (
-        lambda: sharpness.trace(squares, W, BATCH, num_products=2),
+        lambda: sharpness.trace(squares, W, BATCH, num_products=2, method="hutch++"),
         "num_products=2 is outside",
     ),
     "another estimate": (
@@ -160,6 +160,30 @@ REFUSED = {
     "a batch's gradient at a kink": (
         lambda: sharpness.batch_sharpness(lambda w, x: jnp.sqrt(jnp.abs(x @ (w - 1))), W, BATCH),
         "the gradient of a batch is not finite",
+    ),
+    "a page for no step": (
+        lambda: sharpness.report(squares, W, BATCH, learning_rate=0.0),
+        "learning_rate=0.0 is not above 0",
+    ),
+    "another ball": (
+        lambda: sharpness.worst_case_sharpness(squares, W, BATCH, 0.1, norm="l1"),
+        "norm='l1' is unknown: choose one of linf, l2",
+    ),
+    "a worst case that is none": (
+        lambda: sharpness.worst_case_sharpness(lambda w, x: jnp.exp(x @ w), W, BATCH, 1e3),
+        "the loss within rho=1000.0 of params is inf: lower rho",
+    ),
+    "no product for a diagonal": (
+        lambda: sharpness.diagonal(squares, W, BATCH, num_products=0),
+        "num_products=0 is outside",
+    ),
+    "a diagonal at a kink": (
+        lambda: sharpness.diagonal(lambda w, x: jnp.sqrt(jnp.abs(x @ (w - 1))), W, BATCH),
+        "a product with the curvature matrix is not finite",
+    ),
+    "layers without products": (
+        lambda: sharpness.by_layer(squares, W, BATCH, num_products=0),
+        "num_products=0 is outside",
     ),
     "a span of three": (lambda: sharpness.landscape(squares, W, BATCH, [W], span=(0, 1, 2)), "has 3 ends"),
 }
