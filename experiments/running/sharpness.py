@@ -89,7 +89,8 @@ def _along_the_base(
     name = trainer.settings.method
     if name in methods.BASELINES or name in methods.WHOLE_OPTIMIZERS:
         return float("nan")
-    base_state = state.opt_state if methods.METHODS[name] is None else state.opt_state[1]
+    whole: Any = state.opt_state  # of the chain of the method and the base optimizer, or of the base alone
+    base_state = whole if methods.METHODS[name] is None else whole[1]
     gradients = [_gradient(loss, params, part) for part in _equal(parts)]
     gradient = jax.tree.map(lambda *xs: sum(xs) / len(xs), *gradients)
     updates, _ = trainer.base(inputs)[1].update(gradient, base_state, params)
