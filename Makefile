@@ -55,6 +55,8 @@ bench: .venv/experiments  ## what every method costs, relative to SGD: tables, J
 	$(BIN)/python -m benchmarks.norms
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.sharpness
+	$(BIN)/python -m benchmarks.products
+	$(BIN)/python -m benchmarks.traces
 
 bench-devices: .venv/experiments  ## what every step sends between devices: counted, timed, and on paper for many
 	$(BIN)/python -m benchmarks.devices --check

@@ -25,7 +25,6 @@ from experiments.running.run import Listener, run
 from experiments.running.scores import Score, score_of
 from experiments.running.sharpness import MEASURED, measured
 from experiments.running.timing import relative_time, step_seconds
-from experiments.running.training import judged
 from experiments.settings import Settings, Setup, require, setup_of
 from experiments.settings.command_line import command_line, program
 from experiments.settings.defaults import resolved
@@ -156,8 +155,7 @@ def result_of(settings: Settings, data: Data, programs: Programs, listener: List
     last = records.read_metrics(settings.out / "metrics.jsonl")[-1]
     recorded = {name: last[name] for name in MEASURED if last.get(name) is not None}
     if not recorded:
-        examples = programs.inputs(settings, data).examples
-        recorded = measured(programs.trainer, judged(state), state.batch_stats, examples)
+        recorded = measured(programs.trainer, state, programs.inputs(settings, data))
     result |= recorded
     records.write_json(settings.out / "result.json", result)
     return result

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import Partial
 
 from optax_sam.arithmetic import batch_axis, means, sharding
 from optax_sam.engine.transformation import SharpnessAware
@@ -157,6 +158,46 @@ def nnx_value_and_grad(
         return (loss, aux) if has_aux else loss, grads, oracle
 
     return value_and_grad
+
+
+def nnx_losses(loss_fn: Callable[..., Any], model: Any, wrt: Any = nnx.Param) -> tuple[Partial, Any]:
+    """The loss of an NNX model as a function of its parameters, and these: for `optax_sam.sharpness`.
+
+    Each call of the loss is that of a copy of the model. What it writes there, batch statistics or counts of
+    random numbers, is dropped with the copy: all calls begin with the same, so that dropout masks are those
+    of one fixed function, and the model stays as it is.
+
+    Args:
+      loss_fn: `loss_fn(model, batch)` returns one loss per example, shape `[batch]`, or their mean, or
+        either with auxiliary values.
+      model: the model, as it is to be measured: `model.eval()` before for running statistics.
+      wrt: which variables are parameters, a filter of NNX.
+
+    Returns:
+      `(losses, params)`: a `jax.tree_util.Partial` to be called as `losses(params, batch)`, and a tree of
+      arrays. The other variables are among the arrays of the Partial, as they are now.
+
+    Raises:
+      ValueError: `wrt` chooses no variable of the model.
+
+    Example:
+      >>> import jax.numpy as jnp, optax_sam.flax
+      >>> from flax import nnx
+      >>> from optax_sam import sharpness
+      >>> model = nnx.Linear(3, 1, use_bias=False, rngs=nnx.Rngs(0))
+      >>> losses, params = optax_sam.flax.nnx_losses(lambda model, x: jnp.sum(model(x) ** 2, axis=-1), model)
+      >>> print(sharpness.top_eigenvalues(losses, params, jnp.ones([4, 3])).values.round(3))
+      [6.]
+    """
+    graph, params, rest = nnx.split(model, wrt, ...)
+    params, rest = nnx.as_pure((params, rest))
+    if not jax.tree.leaves(params):
+        raise ValueError(f"wrt={wrt!r} chooses no variable of the model: pass a filter such as nnx.Param.")
+
+    def losses(rest, params, batch):
+        return loss_fn(nnx.merge(graph, params, rest, copy=True), batch)
+
+    return Partial(losses, rest), params
 
 
 def _without_nodes(tree: Any) -> tuple[list[Any], list[Any], Callable[..., Any]]:

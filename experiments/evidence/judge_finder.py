@@ -7,7 +7,6 @@ from typing import Any
 
 import tyro
 
-from experiments import radius
 from experiments.data import load
 from experiments.evidence import plan
 from experiments.evidence.__main__ import RESULTS, Book, alone_with
@@ -16,8 +15,10 @@ from experiments.evidence.tasks import TASKS
 from experiments.running.programs import compile_programs
 from experiments.running.progress import progress_bar
 from experiments.running.run import train_epoch
+from experiments.running.standing import standing_at
 from experiments.settings import Settings, SettingsError, require
 from experiments.settings.command_line import command_line, program
+from optax_sam import sharpness
 
 PART = 0.1
 BATCHES = 10
@@ -64,7 +65,8 @@ def finder(settings: FinderSettings) -> None:
                 for epoch in range(1, each.epochs + 1):
                     state, _ = train_epoch(programs, state, inputs, epoch, lambda **_: None)
                     bar.advance(task)
-                found = radius.test_at(programs.trainer, inputs, state, BATCHES, eigenvalue=False)
+                _, loss, params, parts = standing_at(programs.trainer, inputs, state)
+                found = sharpness.radius_test(loss, params, parts[:BATCHES], eigenvalue=False)
                 book.add({"phase": "find", "seed": each.seed, "epochs": each.epochs} | kept(found))
 
 

@@ -15,6 +15,9 @@ PANELS = {
     "psf_norm": "PSF norm",
     "surrogate_gap": "rise of the loss\nat 0.05",
     "loss_change_rank": "rank correlation,\nloss change and\ngradient norm",
+    "batch_sharpness": "batch\nsharpness",
+    "critical_sharpness": "critical\nsharpness",
+    "directional_sharpness": "curvature along\nthe update",
     "gate": "gradients\nper step",
 }
 
@@ -32,8 +35,10 @@ def draw_sharpness(runs: Mapping[str, Sequence[Lines]], heading: str, file: Path
     series = {
         label: {title(name): trajectory(each, key) for name, each in runs.items()}
         for key, label in PANELS.items()
+        if key == "gate" or all(_records(lines, key) for each in runs.values() for lines in each)
     }
-    figure, grid = plt.subplots(len(series), sharex=True, figsize=(7, 10), layout="constrained")
+    size = (7, 2 * len(series))
+    figure, grid = plt.subplots(len(series), sharex=True, figsize=size, layout="constrained")
     figure.suptitle(heading, x=0.01, ha="left", fontsize=11)
     figure.align_ylabels()
     plots.trajectories(series, list(grid))
@@ -44,9 +49,14 @@ def draw_sharpness(runs: Mapping[str, Sequence[Lines]], heading: str, file: Path
 def trajectory(runs: Sequence[Lines], key: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Recorded epochs, mean and standard deviation over runs of one number."""
     recorded = [[line for line in with_gate(lines) if "surrogate_gap" in line] for lines in runs]
-    values = np.array([[line[key] for line in lines] for lines in recorded], float)
+    values = np.array([[line.get(key) for line in lines] for lines in recorded], float)
     spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
     return np.array([line["epoch"] for line in recorded[0]]), values.mean(axis=0), spread
+
+
+def _records(lines: Lines, key: str) -> bool:
+    """Whether a run, which may be older than a measure, has recorded it at any epoch."""
+    return any(line.get(key) is not None for line in lines)
 
 
 def with_gate(lines: Lines) -> list[dict[str, Any]]:

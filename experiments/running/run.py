@@ -137,7 +137,7 @@ def measured(
         line |= evaluated(settings, *map(float, look))
     every = settings.sharpness_every
     if every and epoch % every == 0:
-        line |= sharpness.measured(programs.trainer, judged(state), state.batch_stats, inputs.examples)
+        line |= sharpness.measured(programs.trainer, state, inputs)
     return line
 
 

@@ -13,10 +13,11 @@ import numpy as np
 import optax
 from jax.tree_util import Partial
 
+from experiments import methods
 from experiments.data.arrays import Batch, num_rows, rows
 from experiments.models.network import Network
-from experiments.running.inputs import Examples
-from experiments.running.training import Trainer
+from experiments.running.inputs import Examples, Inputs
+from experiments.running.training import Trainer, TrainState, judged
 from experiments.tasks import Task
 from optax_sam import ascents, per_example, sharpness
 
@@ -24,7 +25,15 @@ from optax_sam import ascents, per_example, sharpness
 BATCH = 250
 MAX_EXAMPLES = 5000
 
-MEASURED = ("top_eigenvalue", "psf_norm", "surrogate_gap", "loss_change_rank")
+MEASURED = (
+    "top_eigenvalue",
+    "psf_norm",
+    "surrogate_gap",
+    "loss_change_rank",
+    "batch_sharpness",
+    "critical_sharpness",
+    "directional_sharpness",
+)
 
 # Radius at which every run is probed, whatever it was trained with.
 RHO = 0.05
@@ -39,29 +48,55 @@ def top_eigenvalues(
     return sharpness.top_eigenvalues(loss, params, parts, k, max_products=200 * k)
 
 
-def measured(trainer: Trainer, params: Any, batch_stats: Any, examples: Examples) -> dict[str, float]:
+def measured(trainer: Trainer, state: TrainState, inputs: Inputs) -> dict[str, float]:
     """What a run records at a chosen epoch, over batches as in training but for their order.
 
     Returns:
-      `top_eigenvalue`; `psf_norm` and `surrogate_gap` at the radius 0.05; and `loss_change_rank`, the rank
-      correlation between how much each example's loss changes there and the norm of its gradient. All NaN
-      for a run that has diverged.
+      `top_eigenvalue`; `psf_norm` and `surrogate_gap` at the radius 0.05; `loss_change_rank`, the rank
+      correlation between how much each example's loss changes there and the norm of its gradient;
+      `batch_sharpness`; `critical_sharpness` along the gradient; `directional_sharpness` along the base
+      optimizer's update for that gradient, NaN where there is none or the learning rate is 0. All NaN for a
+      run that has diverged.
     """
     try:
-        return _measured(trainer, params, batch_stats, examples)
+        return _measured(trainer, state, inputs)
     except sharpness.NotFiniteError:
         return dict.fromkeys(MEASURED, float("nan"))
 
 
-def _measured(trainer: Trainer, params: Any, batch_stats: Any, examples: Examples) -> dict[str, float]:
+def _measured(trainer: Trainer, state: TrainState, inputs: Inputs) -> dict[str, float]:
+    params, batch_stats, examples = judged(state), state.batch_stats, inputs.examples
     loss = Partial(losses_of(trainer.network, trainer.task), batch_stats)
     parts = list(batches(trainer, examples, trainer.settings.batch_size))
+    at = (loss, params, parts)
     return {
         "top_eigenvalue": float(top_eigenvalues(trainer, params, batch_stats, examples).values[0]),
-        "psf_norm": sharpness.psf_norm(loss, params, parts, RHO).value,
-        "surrogate_gap": sharpness.surrogate_gap(loss, params, parts, RHO).value,
+        "psf_norm": sharpness.psf_norm(*at, RHO).value,
+        "surrogate_gap": sharpness.surrogate_gap(*at, RHO).value,
         "loss_change_rank": float(np.mean([_rank(loss, params, part) for part in _equal(parts)])),
+        "batch_sharpness": sharpness.batch_sharpness(*at).value,
+        "critical_sharpness": sharpness.critical_sharpness(
+            *at, learning_rate=trainer.settings.learning_rate or 1.0
+        ).value,
+        "directional_sharpness": _along_the_base(trainer, state, inputs, *at),
     }
+
+
+def _along_the_base(
+    trainer: Trainer, state: TrainState, inputs: Inputs, loss: Partial, params: Any, parts: list[Batch]
+) -> float:
+    """Curvature along what the base optimizer would do with the gradient of the training examples."""
+    name = trainer.settings.method
+    if name in methods.BASELINES or name in methods.WHOLE_OPTIMIZERS:
+        return float("nan")
+    whole: Any = state.opt_state  # of the chain of the method and the base optimizer, or of the base alone
+    base_state = whole if methods.METHODS[name] is None else whole[1]
+    gradients = [_gradient(loss, params, part) for part in _equal(parts)]
+    gradient = jax.tree.map(lambda *xs: sum(xs) / len(xs), *gradients)
+    updates, _ = trainer.base(inputs)[1].update(gradient, base_state, params)
+    if not float(optax.tree.norm(updates)):
+        return float("nan")
+    return sharpness.directional_sharpness(loss, params, parts, updates).value
 
 
 def batches(trainer: Trainer, examples: Examples, size: int) -> Iterator[Batch]:
@@ -96,9 +131,14 @@ def _rank(loss: Partial, params: Any, batch: Batch) -> float:
 
 
 @jax.jit
+def _gradient(loss: Partial, params: Any, batch: Batch) -> Any:
+    return jax.grad(lambda params: loss(params, batch).mean())(params)
+
+
+@jax.jit
 def _norms_and_changes(loss: Partial, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Each example's gradient norm, and the change of its loss at SAM's perturbation for the batch."""
-    gradient = jax.grad(lambda params: loss(params, batch).mean())(params)
+    gradient = _gradient(loss, params, batch)
     ascent = ascents.to_radius(RHO)
     perturbation, _ = ascent.update(gradient, ascent.init(params), params)
     there = optax.tree.add(params, perturbation)

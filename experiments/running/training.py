@@ -70,13 +70,17 @@ class Trainer:
         """Full batches in one pass over the training examples."""
         return self.num_examples // self.settings.batch_size
 
+    def base(self, inputs: Inputs) -> tuple[optax.Schedule, optax.GradientTransformation]:
+        """The schedule of the learning rate, and the base optimizer."""
+        schedule = schedule_of(self.settings, inputs.numbers["learning_rate"], self.steps_per_epoch)
+        return schedule, base_optimizer(self.settings, schedule, inputs.numbers["weight_decay"])
+
     def optimizer(
         self, inputs: Inputs, surrogate_losses: Callable[[Any, Any], Any] | None = None
     ) -> tuple[Any, optax.GradientTransformation]:
         """The method (None for SGD), and the chain that it is the first link of, or the whole of."""
         numbers, settings = inputs.numbers, self.settings
-        schedule = schedule_of(settings, numbers["learning_rate"], self.steps_per_epoch)
-        base = base_optimizer(settings, schedule, numbers["weight_decay"])
+        schedule, base = self.base(inputs)
         run = methods.Run(
             num_examples=self.num_examples,
             total_steps=settings.epochs * self.steps_per_epoch,

@@ -319,6 +319,11 @@ def like_masked(visible: Any, tree: Any) -> Any:
     return jax.tree.map(lambda v, x: v if is_masked(v) else x, visible, tree, is_leaf=is_leaf)
 
 
+def filled(tree: Any, others: Any) -> Any:
+    """A tree of which parts are hidden, with those of `others` in their place."""
+    return jax.tree.map(lambda x, y: y if is_masked(x) else x, tree, others, is_leaf=is_masked)
+
+
 def which_are_hidden(tree: Any) -> Any:
     """What of a tree is hidden, as a tree without arrays, for `hidden_as_in`; `()` where nothing is."""
     if not has_masked(tree):

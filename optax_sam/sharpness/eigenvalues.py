@@ -13,7 +13,7 @@ from optax_sam.arithmetic import random_trees
 from optax_sam.engine import checks
 from optax_sam.sharpness import products
 from optax_sam.sharpness.krylov import Krylov
-from optax_sam.sharpness.problem import Problem, random_vector
+from optax_sam.sharpness.problem import Floats, Problem, random_vector
 from optax_sam.sharpness.progress import shown
 
 PRODUCTS = 25
@@ -123,37 +123,54 @@ def top_eigenvalues(
     problem.finite_loss()
     with shown(progress, "eigenvalues", problem.count and problem.count * -(-most // block)) as steps:
         space = krylov(problem, block, seed, steps)
-        while True:
-            space.extend()
-            values, coefficients, residuals = space.ritz()
-            if len(values) < ends * k:
-                continue
-            chosen = _chosen(len(values), k, which)
-            converged = bool(np.all(residuals[chosen] <= tolerance * np.abs(values).max()))
-            if converged or space.is_whole or space.products + space.pending > most:
-                break
-    vectors = None
-    if with_vectors:
-        vectors = tuple(problem.point.vector(space.combined(coefficients[:, i])) for i in chosen)
-    return Eigenvalues(
-        values[chosen], residuals[chosen], vectors, space.products, converged or space.is_whole
-    )
+        found, coefficients = searched(space, k, which, tolerance, most)
+    if not with_vectors:
+        return found
+    vectors = tuple(problem.point.vector(space.combined(column)) for column in coefficients.T)
+    return dataclasses.replace(found, vectors=vectors)
 
 
-def krylov(problem: Problem, block_size: int, seed: Any, steps: Any) -> Krylov:
-    """A basis of random vectors for the curvature of a problem."""
+def searched(
+    space: Krylov, k: int, which: str, tolerance: float, most: int
+) -> tuple[Eigenvalues, np.ndarray]:
+    """The eigenvalues from a basis that is extended until they are found, and their vectors in it."""
+    while True:
+        space.extend()
+        values, coefficients, residuals = space.ritz()
+        if len(values) < (2 if which == "both" else 1) * k:
+            continue
+        chosen = _chosen(len(values), k, which)
+        converged = bool(np.all(residuals[chosen] <= tolerance * np.abs(values).max()))
+        if converged or space.is_whole or space.products + space.pending > most:
+            break
+    converged = converged or space.is_whole
+    found = Eigenvalues(values[chosen], residuals[chosen], None, space.products, converged)
+    return found, coefficients[:, chosen]
+
+
+def krylov(
+    problem: Problem, block_size: int, seed: Any, steps: Any, kept: tuple[bool, ...] | None = None
+) -> Krylov:
+    """A basis of random vectors for the curvature of a problem, or for its block of the leaves kept."""
     numbers = itertools.count()
+    floats = problem.point.floats
+    shown = (True,) * len(floats) if kept is None else kept
 
     def draw():
         key = jax.random.fold_in(jax.random.key(seed), next(numbers))
-        return random_vector(random_trees.standard_normal, key, problem.point)
+        return _only(random_vector(random_trees.standard_normal, key, problem.point), shown)
 
-    rounding = max(float(jnp.finfo(x.dtype).eps) for x in problem.point.floats)
+    rounding = max(float(jnp.finfo(x.dtype).eps) for x in floats)
 
     def times(vectors):
-        return products.times(problem, vectors, steps)
+        return [_only(image, shown) for image in products.times(problem, vectors, steps)]
 
-    return Krylov(times, draw, problem.size, rounding, block_size)
+    size = sum(x.size for x, k in zip(floats, shown, strict=True) if k)
+    return Krylov(times, draw, size, rounding, block_size)
+
+
+def _only(vector: Floats, kept: tuple[bool, ...]) -> Floats:
+    return [x if k else jnp.zeros_like(x) for x, k in zip(vector, kept, strict=True)]
 
 
 def _chosen(count: int, k: int, which: str) -> list[int]:

@@ -38,14 +38,16 @@ class Basis:
             coefficients += np.concatenate(jax.device_get(found))
         return vector, coefficients
 
-    def add(self, vector: Floats) -> None:
-        """Adds the direction of what is orthogonal in a vector, where anything is."""
+    def add(self, vector: Floats) -> np.ndarray:
+        """Adds the direction of what is orthogonal in a vector, where anything is; its coefficients then."""
         length = float(norm(vector))
-        rest, _ = self.orthogonal(vector)
+        rest, coefficients = self.orthogonal(vector)
         left = float(norm(rest))
         if left > 32 * _epsilon(rest) * length:
             unit, _ = self.orthogonal(_divided(rest, left))
             self.vectors.append(_divided(unit, float(norm(unit))))
+            coefficients = np.append(coefficients, left)
+        return coefficients
 
 
 class Krylov:

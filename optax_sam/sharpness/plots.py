@@ -10,12 +10,16 @@ from typing import Any
 import numpy as np
 
 from optax_sam.sharpness.landscapes import Landscape
+from optax_sam.sharpness.layers import Layers
+from optax_sam.sharpness.page import Report
 from optax_sam.sharpness.radius import RadiusTest
 from optax_sam.sharpness.spectrum import SpectralDensity
 
 try:
     from matplotlib import colors, pyplot, ticker
     from matplotlib.axes import Axes
+
+    from optax_sam.sharpness import scales
 except ImportError as error:
     raise ImportError("optax_sam.sharpness.plots draws with matplotlib: pip install matplotlib.") from error
 
@@ -24,9 +28,6 @@ Curves = Mapping[str, Sequence[Any]]
 
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#882255", "#E69F00")
 """Okabe and Ito's, which the colour-blind can tell apart; yellow, pale on white, is wine."""
-
-LARGE_RANGE = 30.0
-"""From this ratio of the largest to the smallest value on, an axis is logarithmic."""
 
 _LOSSES = colors.LinearSegmentedColormap.from_list("losses", ["#FFFFFF", "#C6DCEC", "#6FA3C8"])
 _PLACES = "multiples of direction {}"
@@ -54,7 +55,7 @@ def landscape_contour(
     _check_directions(landscape, 2, "landscape_line")
     panel = _axes(axes, (4.8, 4.6))
     low, high = _range(landscape)
-    drawn = _levels(low, high) if levels is None else np.asarray(levels)
+    drawn = scales.levels(low, high) if levels is None else np.asarray(levels)
     losses = np.ma.masked_invalid(landscape.losses.T)
     norm = colors.BoundaryNorm(drawn, _LOSSES.N)
     panel.contourf(*landscape.axes, losses.clip(drawn[0], drawn[-1]), drawn, cmap=_LOSSES, norm=norm)
@@ -92,7 +93,7 @@ def landscape_surface(landscape: Landscape, axes: Any = None) -> Any:
         raise ValueError(f'axes={axes!r} are flat: make them with projection="3d".')
     low, high = _range(landscape)
     heights = np.where(np.isfinite(landscape.losses.T), landscape.losses.T, np.nan)
-    if _is_large(low, high):
+    if scales.is_large(low, high):
         heights, (low, high) = np.log10(np.clip(heights, low, high)), np.log10([low, high])
         panel.zaxis.set_major_formatter(ticker.FuncFormatter(lambda height, _: f"{10**height:.2g}"))
     sides = np.meshgrid(*landscape.axes)
@@ -125,8 +126,8 @@ def landscape_line(landscape: Landscape | Mapping[str, Landscape], axes: Axes | 
         panel.plot(one.axes[0], np.ma.masked_invalid(one.losses), color=colour, label=name)
         panel.plot(0, one.loss, "o", color=colour)
     ranges = np.array([_range(one) for one in landscapes.values()])
-    if _is_large(ranges.min(), ranges.max()):
-        _make_logarithmic(panel)
+    if scales.is_large(ranges.min(), ranges.max()):
+        scales.make_logarithmic(panel)
     panel.set(xlabel="multiples of the direction", ylabel="loss")
     return _finished(panel, landscapes)
 
@@ -178,6 +179,81 @@ def radius_test(test: RadiusTest, axes: Axes | None = None) -> Axes:
     return _finished(panel, ("measured", "first order"))
 
 
+def by_layer(layers: Layers | Mapping[str, Layers], axes: Axes | None = None) -> Axes:
+    """The trace of each layer as a bar with its standard error, and its largest eigenvalue as a dot.
+
+    Args:
+      layers: from `by_layer`; or several by their names, of the same layers.
+      axes: where; a new figure by default.
+
+    Returns:
+      The axes; the first layer is on top.
+
+    Raises:
+      ValueError: the layers have different names.
+    """
+    several = _named(layers)
+    names = next(iter(several.values())).names
+    panel = _axes(axes, (5.6, 1.2 + 0.3 * len(names) * len(several)))
+    thick = 0.8 / len(several)
+    for number, ((name, one), colour) in enumerate(zip(several.items(), _colours(several), strict=True)):
+        if one.names != names:
+            raise ValueError(f"layers has the layers {one.names} beside {names}: draw each on its own.")
+        places = np.arange(len(names)) - 0.4 + (number + 0.5) * thick
+        errors = np.nan_to_num(one.standard_errors)
+        panel.barh(places, one.traces, thick, xerr=errors, color=colour, alpha=0.35, ecolor=colour)
+        panel.plot(one.eigenvalues, places, "o", color=colour, markersize=4, label=name)
+    panel.axvline(0, color="0.7", linewidth=0.8, zorder=0)
+    panel.set(yticks=np.arange(len(names)), yticklabels=names, xlabel="trace (bar), largest eigenvalue (dot)")
+    panel.invert_yaxis()
+    return _finished(panel, several)
+
+
+def report(report: Report | Mapping[str, Report]) -> Any:
+    """A page: density, rises, curvature along the gradients beside `2 / learning rate`, and by layer.
+
+    Args:
+      report: from `report`; or several by their names, of networks with the same layers.
+
+    Returns:
+      The figure.
+    """
+    reports = _named(report)
+    layers = {name: one.layers for name, one in reports.items()}
+    height = 4.2 + 0.3 * len(reports) * len(next(iter(layers.values())).names)
+    figure, panels = pyplot.subplots(2, 2, figsize=(11, max(height, 7)), layout="constrained")
+    spectral_density({name: one.density for name, one in reports.items()}, panels[0, 0])
+    _rises(reports, panels[0, 1])
+    _along_gradients(reports, panels[1, 0])
+    by_layer(layers, panels[1, 1])
+    return figure
+
+
+def _rises(reports: Mapping[str, Report], axes: Axes) -> None:
+    for (name, one), colour in zip(reports.items(), _colours(reports), strict=True):
+        rises = [rise.value if rise.value > 0 else np.nan for rise in one.rises]
+        errors = np.nan_to_num([rise.standard_error for rise in one.rises])
+        axes.errorbar(one.radii, rises, errors, fmt="o-", color=colour, markersize=4, label=name)
+    axes.set(xscale="log", yscale="log", xlabel="radius", ylabel="rise at SAM's perturbation")
+    _finished(axes, ())
+
+
+def _along_gradients(reports: Mapping[str, Report], axes: Axes) -> None:
+    labels = ["largest\neigenvalue", "critical\nsharpness", "batch\nsharpness"]
+    for number, (one, colour) in enumerate(zip(reports.values(), _colours(reports), strict=True)):
+        places = np.arange(3) + 0.15 * (number - (len(reports) - 1) / 2)
+        values = [one.eigenvalues.values[0], one.critical.value, one.batch.value]
+        errors = np.nan_to_num([one.eigenvalues.residuals[0], 0.0, one.batch.standard_error])
+        axes.errorbar(places, np.ma.masked_invalid(values), errors, fmt="o", color=colour)
+        if one.learning_rate is not None:
+            axes.axhline(2 / one.learning_rate, color=colour, linestyle="--", linewidth=1)
+    known = any(one.learning_rate is not None for one in reports.values())
+    axes.set(xticks=np.arange(3), xticklabels=labels, xlim=(-0.5, 2.5))
+    axes.set_ylabel("curvature; dashed: 2 / learning rate" if known else "curvature")
+    axes.axhline(0, color="0.7", linewidth=0.8, zorder=0)
+    _finished(axes, ())
+
+
 def trajectories(
     series: Mapping[str, Curves], axes: Sequence[Axes] | None = None, x_label: str = "epoch"
 ) -> list[Axes]:
@@ -209,8 +285,8 @@ def trajectories(
     for panel, (name, curves) in zip(axes, series.items(), strict=True):
         _draw(panel, curves, colours)
         values = np.concatenate([np.ravel(curve[1]) for curve in curves.values()])
-        if _is_large(*_extremes(values)) and values.min() > 0:
-            _make_logarithmic(panel)
+        if scales.is_large(*scales.extremes(values)) and values.min() > 0:
+            scales.make_logarithmic(panel)
         panel.set_ylabel(name)
         _finished(panel, ())
         panel.grid(alpha=0.2)
@@ -285,34 +361,4 @@ def _check_directions(landscape: Landscape, number: int, other: str) -> None:
 
 def _range(landscape: Landscape) -> tuple[float, float]:
     """The smallest and the largest finite loss."""
-    return _extremes(np.append(landscape.losses, landscape.loss))
-
-
-def _extremes(values: np.ndarray) -> tuple[float, float]:
-    """The smallest and the largest finite value; above 0 no more than a factor of a million apart."""
-    finite = values[np.isfinite(values)]
-    if not finite.size:  # a diverged run
-        return 0.0, 0.0
-    low, high = float(finite.min()), float(finite.max())
-    return (max(low, 1e-6 * high) if low >= 0 else low), high
-
-
-def _is_large(low: float, high: float) -> bool:
-    return low > 0 and high / low > LARGE_RANGE
-
-
-def _levels(low: float, high: float) -> np.ndarray:
-    """About ten levels around the losses: 1, 2, 5, 10, ... where the range is large."""
-    if not _is_large(low, high):
-        return np.asarray(ticker.MaxNLocator(10).tick_values(low, high))
-    exponents = np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
-    steps = [1, 2, 5] if len(exponents) <= 5 else [1]
-    levels = np.outer(10.0**exponents, steps).ravel()
-    first, last = np.searchsorted(levels, low, side="right") - 1, np.searchsorted(levels, high)
-    return levels[first : last + 1]
-
-
-def _make_logarithmic(axes: Axes) -> None:
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
-    axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+    return scales.extremes(np.append(landscape.losses, landscape.loss))

@@ -7,52 +7,20 @@ from typing import Any
 
 import jax
 
-from optax_sam.arithmetic import trees
+from optax_sam.arithmetic import random_trees, trees
 from optax_sam.engine import checks
-from optax_sam.engine.losses import mean_loss
+from optax_sam.sharpness.curvatures import Curvature, FiniteDifferences, GaussNewton, tangent
 from optax_sam.sharpness.problem import (
     Floats,
     Point,
     Problem,
-    alone,
     check_product,
     floats_of,
     norm,
     of_floats,
+    random_vector,
 )
 from optax_sam.sharpness.progress import Steps, shown
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class GaussNewton:
-    """A loss function in two parts, whose curvature is that of the Gauss-Newton matrix.
-
-    `G = mean(J^T H_l J)` with `J` the derivative of the model's outputs by the parameters and `H_l` the
-    Hessian of the loss by the outputs. It has no negative eigenvalues where the loss is convex in the
-    outputs, and for cross entropy it is the Fisher information matrix.
-
-    Every measurement here that takes a `loss_fn` takes this in its place, and then measures `G`.
-
-    Args:
-      outputs: `outputs(params, batch)`, a tree of float arrays, such as logits.
-      losses: `losses(outputs, batch)`, one loss per example, shape `[batch]`, or their mean.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from optax_sam import sharpness
-      >>> line = sharpness.GaussNewton(lambda w, x: x @ w, lambda y, x: y**2)
-      >>> batch = jnp.array([[1.0, 0.0], [0.0, 2.0]])
-      >>> print(sharpness.hessian_vector_product(line, jnp.ones(2), batch, jnp.ones(2)))
-      [1. 4.]
-    """
-
-    outputs: Callable[[Any, Any], Any]
-    losses: Callable[[Any, Any], Any]
-
-    def __call__(self, params: Any, batch: Any) -> Any:
-        """The losses of a batch."""
-        return self.losses(self.outputs(params, batch), batch)
 
 
 def hessian_vector_product(
@@ -120,31 +88,63 @@ def gauss_newton_vector_product(
     return hessian_vector_product(GaussNewton(outputs, losses), params, batches, vector, progress=progress)
 
 
+def finite_difference_error(
+    loss_fn: FiniteDifferences, params: Any, batches: Any, vector: Any, *, progress: bool = False
+) -> float:
+    """How much a product changes when its step is doubled, as a part of the product.
+
+    `||H_2h v - H_h v|| / ||H_h v||`. Where the third derivative is what is neglected, this is three times
+    the error of `H_h v`. Products are to be trusted below 0.01.
+
+    Args:
+      loss_fn: a `FiniteDifferences` loss.
+      params: the parameters.
+      batches: one batch, or many; see `top_eigenvalues`.
+      vector: a tree like `params`, such as the gradient or the eigenvector that is asked about.
+      progress: whether a bar is shown.
+
+    Returns:
+      A number of 0 or more; NaN where the product is zero.
+
+    Raises:
+      TypeError: `loss_fn` is no `FiniteDifferences`.
+      ValueError: what `hessian_vector_product` refuses.
+
+    Cost:
+      four gradients.
+    """
+    if not isinstance(loss_fn, FiniteDifferences):
+        raise TypeError(f"loss_fn={loss_fn!r} takes no differences: pass FiniteDifferences(loss_fn).")
+    problem = Problem.of(loss_fn, params, batches)
+    given = floats_of("vector", vector, problem.point)
+    wide = dataclasses.replace(loss_fn, step=2 * loss_fn.relative_step(problem.point))
+    with shown(progress, "difference", problem.count and 2 * problem.count) as steps:
+        (near,) = times(problem, [given], steps)
+        (far,) = times(dataclasses.replace(problem, loss_fn=wide, programs={}), [given], steps)
+    length = float(norm(near))
+    check_product(length)
+    difference = float(norm([x - y for x, y in zip(far, near, strict=True)]))
+    return difference / length if length else float("nan")
+
+
 def times(problem: Problem, vectors: list[Floats], steps: Steps | None = None) -> list[Floats]:
     """The curvature matrix times each vector: every batch is read once for all of them."""
-    return problem.mean(_products, vectors, steps=steps)
+    return problem.mean(images, vectors, steps=steps)
 
 
-def _products(loss_fn: Any, point: Point, batch: Any, vectors: list[Floats]) -> list[Floats]:
-    one = _gauss_newton_product if isinstance(loss_fn, GaussNewton) else _hessian_product
-    return [one(loss_fn, point, batch, vector) for vector in vectors]
+def signs(problem: Problem, seed: Any, number: int) -> Floats:
+    """A vector of random signs; the same for the same seed and number."""
+    key = jax.random.fold_in(jax.random.key(seed), number)
+    return random_vector(random_trees.signs, key, problem.point)
+
+
+def images(loss_fn: Any, point: Point, batch: Any, vectors: list[Floats]) -> list[Floats]:
+    """The curvature matrix of one batch times each vector."""
+    own = isinstance(loss_fn, Curvature)
+    one = loss_fn.product if own else functools.partial(_hessian_product, loss_fn)
+    return [one(point, batch, vector) for vector in vectors]
 
 
 def _hessian_product(loss_fn: Any, point: Point, batch: Any, vector: Floats) -> Floats:
     gradient = jax.grad(of_floats(loss_fn, point, batch))
-    return trees.widen(jax.jvp(gradient, (point.floats,), (_tangent(vector, point),))[1])
-
-
-def _gauss_newton_product(loss_fn: GaussNewton, point: Point, batch: Any, vector: Floats) -> Floats:
-    def outputs_at(floats):
-        return loss_fn.outputs(point.params(floats), batch)
-
-    outputs, change = jax.jvp(outputs_at, (point.floats,), (_tangent(vector, point),))
-    losses = functools.partial(alone, loss_fn.losses)
-    gradient = jax.grad(lambda outputs: mean_loss(losses, outputs, batch))
-    bent = jax.jvp(gradient, (outputs,), (change,))[1]
-    return trees.widen(jax.vjp(outputs_at, point.floats)[1](bent)[0])
-
-
-def _tangent(vector: Floats, point: Point) -> Floats:
-    return [v.astype(w.dtype) for v, w in zip(vector, point.floats, strict=True)]
+    return trees.widen(jax.jvp(gradient, (point.floats,), (tangent(vector, point),))[1])

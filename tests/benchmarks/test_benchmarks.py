@@ -11,7 +11,17 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from benchmarks import catalogue, conditionals, norms, overhead, programs, report
+from benchmarks import (
+    catalogue,
+    conditionals,
+    norms,
+    overhead,
+    peer_curvature,
+    products,
+    programs,
+    report,
+    traces,
+)
 from tests.registry import ROWS
 
 CASES = [
@@ -129,3 +139,24 @@ def test_the_other_benchmarks_run(module, sizes, tmp_path):
     assert len(lines) >= 9
     if module is norms:
         assert all(line["largest_difference"] < 1e-3 for line in lines)
+
+
+@pytest.mark.slow
+def test_products_are_measured_in_gradients():
+    line = products.measure("mlp", 64, 2)
+    assert line["gradient"]["ratio"]["median"] == 1
+    assert 1 < line["product"]["flops_ratio"] < products.LIMIT
+    assert all(line[case]["ratio"]["median"] > 0 for case in ("product", "loop", "vmap"))
+
+
+@pytest.mark.slow
+def test_traces_of_matrices_of_low_rank_are_better_with_their_span():
+    found = {m: traces.measure(traces.SPECTRA["outliers"], m, 30, 3) for m in ("hutchinson", "xtrace")}
+    assert found["xtrace"]["error"] < found["hutchinson"]["error"] / 5
+
+
+@pytest.mark.slow
+def test_the_side_of_the_comparison_that_runs_here_is_right():
+    found = peer_curvature.here(peer_curvature.arrays(), 1)
+    assert found["top"] == pytest.approx(found["exact_top"], rel=1e-3)
+    assert abs(found["trace"] - found["exact_trace"]) < 4 * found["trace_error"]

@@ -21,7 +21,11 @@ NAMES = {
 }
 OURS = {"optax_sam", "experiments", "benchmarks", "docs", "tests"}
 # flax.py is imported by users of Flax alone; the recording of PyTorch's weights runs elsewhere.
-ELSEWHERE = {"optax_sam/flax.py": {"flax"}, "tests/migration/record.py": {"torch", "pytorch_optimizer"}}
+ELSEWHERE = {
+    "optax_sam/flax.py": {"flax"},
+    "tests/migration/record.py": {"torch", "pytorch_optimizer"},
+    "benchmarks/peer_in_torch.py": {"torch", "curvlinops"},
+}
 FOLDERS = {
     "optax_sam": ("sharpness",),
     "experiments": ("experiments", "minilm"),

@@ -3,6 +3,7 @@
 import pytest
 
 from experiments import radius, train
+from experiments.running.standing import settings_of
 from experiments.settings.defaults import resolved
 from tests.experiments.runs import message_of
 
@@ -16,7 +17,7 @@ def test_a_run_has_a_recommended_radius_and_a_picture(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "rise / predicted" in text and "radius" in text
     assert (tmp_path / "x/radius.png").stat().st_size > 10_000
-    found = radius.settings_of(tmp_path / "x")
+    found = settings_of(tmp_path / "x")
     assert found == resolved(found) and found.train_examples == 100 and found.method == "sgd"
 
 

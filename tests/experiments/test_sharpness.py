@@ -9,13 +9,16 @@ import optax
 import pytest
 from flax import linen as nn
 
-from experiments import data
+from experiments import data, train
+from experiments import sharpness as side_by_side
 from experiments.models.network import Linen
 from experiments.running import programs
 from experiments.running.inputs import make_inputs
-from experiments.running.sharpness import top_eigenvalues
+from experiments.running.records import read_json, read_metrics
+from experiments.running.sharpness import MEASURED, top_eigenvalues
 from experiments.settings import Settings
 from experiments.settings.defaults import resolved
+from tests.experiments.runs import message_of
 
 
 @pytest.mark.slow
@@ -44,3 +47,38 @@ def test_the_top_eigenvalue_equals_the_dense_hessian():
     expected = jnp.linalg.eigvalsh(jax.hessian(loss)(params))[-1]
     found = top_eigenvalues(trainer, variables["params"], variables["batch_stats"], examples)
     assert found.values[0] == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_runs_record_how_sharp_they_are_and_are_set_side_by_side(tmp_path, capsys):
+    words = ["--train-examples", "100", "--batch-size", "50", "--epochs", "2", "--sharpness-every", "1"]
+    for method in ("sgd", "sam"):
+        train.main(["--method", method, *words, "--schedule", "constant", "--out", str(tmp_path / method)])
+        for line in read_metrics(tmp_path / method / "metrics.jsonl"):
+            assert all(isinstance(line[name], float) for name in MEASURED)
+            assert 0 < line["critical_sharpness"] <= line["top_eigenvalue"] * 2
+            assert line["directional_sharpness"] <= line["top_eigenvalue"] * 1.01
+    capsys.readouterr()
+    runs = [str(tmp_path / method) for method in ("sgd", "sam")]
+    side_by_side.main([*runs, "--batches", "2", "--out", str(tmp_path / "both")])
+    text = capsys.readouterr().out
+    assert all(words in text for words in ("sgd", "sam", "batch sharpness", "2 / learning rate"))
+    assert (tmp_path / "both/sharpness.png").stat().st_size > 10_000
+    found = read_json(tmp_path / "both/sharpness.json")["runs"]
+    assert found["sgd"]["parameters"] == found["sam"]["parameters"]
+    assert found["sgd"]["trace"] != found["sam"]["trace"]
+
+
+def test_what_is_no_run_is_refused(tmp_path, capsys):
+    line = message_of(lambda: side_by_side.main([str(tmp_path)]), capsys)
+    assert "holds no config.json: give the folder of a run" in line
+    line = message_of(lambda: side_by_side.main([str(tmp_path), "--batches", "0"]), capsys)
+    assert "--batches 0 is out of range: give 1 or more" in line
+    line = message_of(lambda: side_by_side.main([]), capsys)
+    assert "give the folder of a run" in line
+
+
+def test_runs_of_the_same_name_are_called_by_their_paths(tmp_path):
+    assert side_by_side.names_of((tmp_path / "a", tmp_path / "b")) == ["a", "b"]
+    same = (tmp_path / "a" / "x", tmp_path / "b" / "x")
+    assert side_by_side.names_of(same) == [str(path) for path in same]

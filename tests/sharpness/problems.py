@@ -1,5 +1,7 @@
 """Small problems whose Hessian is known, or can be written out."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,6 +63,22 @@ def differentiable(params):
 def dense_hessian(params, batch, loss_fn=losses):
     flat, back = differentiable(params)
     return np.asarray(jax.hessian(lambda v: loss_fn(back(v), batch).mean())(flat), float)
+
+
+@functools.cache
+def written_out():
+    """Gradients and Hessians of the network's examples, of all batches: `[10, 24]` and `[10, 24, 24]`."""
+    params, _, batches = network()
+    whole, (flat, back) = joined(batches), differentiable(params)
+
+    def of(v):
+        return losses(back(v), whole)
+
+    return np.asarray(jax.jacobian(of)(flat), float), np.asarray(jax.hessian(of)(flat), float)
+
+
+ROWS = (slice(0, 5), slice(5, 7), slice(7, 10))
+"""Which of them each batch has."""
 
 
 def dense_gauss_newton(params, batch):

@@ -77,7 +77,7 @@ REFUSED = {
         "outputs=None is not a function",
     ),
     "few products for Hutch++": (
-        lambda: sharpness.trace(squares, W, BATCH, num_products=2),
+        lambda: sharpness.trace(squares, W, BATCH, num_products=2, method="hutch++"),
         "num_products=2 is outside",
     ),
     "another estimate": (
@@ -125,6 +125,66 @@ REFUSED = {
     ),
     "a negative span": (lambda: sharpness.landscape(squares, W, BATCH, [W], span=-1.0), "span=-1.0"),
     "a span backwards": (lambda: sharpness.landscape(squares, W, BATCH, [W], span=(1.0, 0.0)), "span=0.0 is"),
+    "updates of zero": (
+        lambda: sharpness.directional_sharpness(squares, W, BATCH, 0 * W),
+        "updates is zero everywhere: there is no direction",
+    ),
+    "updates without end": (
+        lambda: sharpness.critical_sharpness(squares, W, BATCH, W / 0),
+        "updates has the norm inf: pass a finite direction",
+    ),
+    "no gradient to descend on": (
+        lambda: sharpness.critical_sharpness(squares, 0 * W, BATCH),
+        "the gradient of loss_fn is zero at params: pass updates",
+    ),
+    "a gradient at a kink to descend on": (
+        lambda: sharpness.critical_sharpness(lambda w, x: jnp.sqrt(jnp.abs(x @ (w - 1))), W, BATCH),
+        "the gradient of loss_fn has the norm inf",
+    ),
+    "no step": (
+        lambda: sharpness.critical_sharpness(squares, W, BATCH, learning_rate=0.0),
+        "learning_rate=0.0 is not above 0",
+    ),
+    "an interval wider than its end": (
+        lambda: sharpness.critical_sharpness(squares, W, BATCH, tolerance=2.0),
+        "tolerance=2.0 is outside",
+    ),
+    "no second loss": (
+        lambda: sharpness.relative_critical_sharpness(squares, W, BATCH, None, BATCH),
+        "trained_loss_fn=None is not a function",
+    ),
+    "batches in parts that do not divide": (
+        lambda: sharpness.batch_sharpness(squares, W, BATCH, microbatch_size=3),
+        "microbatch_size=3 does not divide batch 0",
+    ),
+    "a batch's gradient at a kink": (
+        lambda: sharpness.batch_sharpness(lambda w, x: jnp.sqrt(jnp.abs(x @ (w - 1))), W, BATCH),
+        "the gradient of a batch is not finite",
+    ),
+    "a page for no step": (
+        lambda: sharpness.report(squares, W, BATCH, learning_rate=0.0),
+        "learning_rate=0.0 is not above 0",
+    ),
+    "another ball": (
+        lambda: sharpness.worst_case_sharpness(squares, W, BATCH, 0.1, norm="l1"),
+        "norm='l1' is unknown: choose one of linf, l2",
+    ),
+    "a worst case that is none": (
+        lambda: sharpness.worst_case_sharpness(lambda w, x: jnp.exp(x @ w), W, BATCH, 1e3),
+        "the loss within rho=1000.0 of params is inf: lower rho",
+    ),
+    "no product for a diagonal": (
+        lambda: sharpness.diagonal(squares, W, BATCH, num_products=0),
+        "num_products=0 is outside",
+    ),
+    "a diagonal at a kink": (
+        lambda: sharpness.diagonal(lambda w, x: jnp.sqrt(jnp.abs(x @ (w - 1))), W, BATCH),
+        "a product with the curvature matrix is not finite",
+    ),
+    "layers without products": (
+        lambda: sharpness.by_layer(squares, W, BATCH, num_products=0),
+        "num_products=0 is outside",
+    ),
     "a span of three": (lambda: sharpness.landscape(squares, W, BATCH, [W], span=(0, 1, 2)), "has 3 ends"),
 }
 

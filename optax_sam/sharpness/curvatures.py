@@ -1,0 +1,255 @@
+"""Loss functions that say which matrix their curvature is: every measurement takes them."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optax_sam.arithmetic import trees
+from optax_sam.engine import checks
+from optax_sam.engine.examples import size_of
+from optax_sam.engine.losses import checked, mean_loss
+from optax_sam.sharpness.problem import Floats, Point, alone, gradient_at
+
+
+class Curvature:
+    """A loss function that brings a matrix of its own in the place of the Hessian."""
+
+    def product(self, point: Point, batch: Any, vector: Floats) -> Floats:
+        """The matrix of a batch times a vector."""
+        raise NotImplementedError
+
+    def wrapped(self, wrap: Callable[[Any], Any]) -> Any:
+        """The same with its function of the parameters wrapped."""
+        raise NotImplementedError
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class GaussNewton(Curvature):
+    """A loss function in two parts, whose curvature is that of the Gauss-Newton matrix.
+
+    `G = mean(J^T H_l J)` with `J` the derivative of the model's outputs by the parameters and `H_l` the
+    Hessian of the loss by the outputs. It has no negative eigenvalues where the loss is convex in the
+    outputs, and for cross entropy it is the Fisher information matrix.
+
+    Every measurement here that takes a `loss_fn` takes this in its place, and then measures `G`.
+
+    Args:
+      outputs: `outputs(params, batch)`, a tree of float arrays, such as logits.
+      losses: `losses(outputs, batch)`, one loss per example, shape `[batch]`, or their mean.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optax_sam import sharpness
+      >>> line = sharpness.GaussNewton(lambda w, x: x @ w, lambda y, x: y**2)
+      >>> batch = jnp.array([[1.0, 0.0], [0.0, 2.0]])
+      >>> print(sharpness.hessian_vector_product(line, jnp.ones(2), batch, jnp.ones(2)))
+      [1. 4.]
+    """
+
+    outputs: Callable[[Any, Any], Any]
+    losses: Callable[[Any, Any], Any]
+
+    def __call__(self, params: Any, batch: Any) -> Any:
+        """The losses of a batch."""
+        return self.losses(self.outputs(params, batch), batch)
+
+    def wrapped(self, wrap: Callable[[Any], Any]) -> "GaussNewton":
+        return dataclasses.replace(self, outputs=wrap(self.outputs))
+
+    def product(self, point: Point, batch: Any, vector: Floats) -> Floats:
+        def outputs_at(floats):
+            return self.outputs(point.params(floats), batch)
+
+        outputs, change = jax.jvp(outputs_at, (point.floats,), (tangent(vector, point),))
+        losses = functools.partial(alone, self.losses)
+        gradient = jax.grad(lambda outputs: mean_loss(losses, outputs, batch))
+        bent = jax.jvp(gradient, (outputs,), (change,))[1]
+        return trees.widen(jax.vjp(outputs_at, point.floats)[1](bent)[0])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class EmpiricalFisher(Curvature):
+    """A loss function whose curvature is the second moment of the examples' gradients.
+
+    `F = mean(g_i g_i^T)` over the examples, at the labels that they have. It has no negative eigenvalues,
+    and its trace is the mean of `||g_i||^2`. Near a good fit it goes to zero with the gradients, where the
+    Hessian does not: it is no approximation of that.
+
+    Every measurement here takes it in the place of a `loss_fn`.
+
+    Args:
+      loss_fn: `loss_fn(params, batch)`, one loss per example, shape `[batch]`; no example's loss may depend
+        on the others.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optax_sam import sharpness
+      >>> fisher = sharpness.EmpiricalFisher(lambda w, x: x @ w)
+      >>> batch = jnp.array([[1.0, 0.0], [0.0, 2.0]])
+      >>> print(sharpness.trace(fisher, jnp.ones(2), batch))
+      2.5 ± 0 (4 products)
+    """
+
+    loss_fn: Callable[[Any, Any], Any]
+
+    def __call__(self, params: Any, batch: Any) -> Any:
+        """The losses of a batch."""
+        return self.loss_fn(params, batch)
+
+    def wrapped(self, wrap: Callable[[Any], Any]) -> "EmpiricalFisher":
+        return EmpiricalFisher(wrap(self.loss_fn))
+
+    def product(self, point: Point, batch: Any, vector: Floats) -> Floats:
+        size = size_of(batch)
+
+        def losses_at(floats):
+            losses = alone(self.loss_fn, point.params(floats), batch)
+            return checked(losses, size, "EmpiricalFisher is made of single examples' gradients")
+
+        _, along = jax.jvp(losses_at, (point.floats,), (tangent(vector, point),))
+        return trees.widen(jax.vjp(losses_at, point.floats)[1](along / size)[0])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Fisher(Curvature):
+    """A loss function in two parts, whose curvature is the Fisher information matrix with drawn labels.
+
+    `F = mean(E_y[g_i(y) g_i(y)^T])` over the examples, with labels `y` drawn from what the model predicts,
+    here `num_draws` for each example. For cross entropy, and for squares with unit variance, the expectation
+    is the Gauss-Newton matrix, which `GaussNewton` takes without drawing; this is for other likelihoods.
+
+    Every measurement here takes it in the place of a `loss_fn`. The labels are the same in all products:
+    each pass has to give the same batches.
+
+    Args:
+      outputs: `outputs(params, batch)`, a tree of float arrays with the examples first, such as logits; no
+        example's outputs may depend on the others.
+      losses: `losses(outputs, batch)`, minus the logarithm of each example's likelihood, shape `[batch]`.
+      draw: `draw(key, outputs, batch)`, the batch with labels drawn from the model, such as
+        `batch | {"label": jax.random.categorical(key, outputs)}`.
+      num_draws: labels for each example.
+      seed: of the labels.
+    """
+
+    outputs: Callable[[Any, Any], Any]
+    losses: Callable[[Any, Any], Any]
+    draw: Callable[[jax.Array, Any, Any], Any]
+    num_draws: int = dataclasses.field(default=1, metadata={"static": True})
+    seed: int = dataclasses.field(default=0, metadata={"static": True})
+
+    def __call__(self, params: Any, batch: Any) -> Any:
+        """The losses of a batch, at its own labels."""
+        return self.losses(self.outputs(params, batch), batch)
+
+    def wrapped(self, wrap: Callable[[Any], Any]) -> "Fisher":
+        return dataclasses.replace(self, outputs=wrap(self.outputs))
+
+    def product(self, point: Point, batch: Any, vector: Floats) -> Floats:
+        checks.integer("num_draws", self.num_draws, low=1)
+        checks.seed(self.seed)
+        size = size_of(batch) or 0
+
+        def outputs_at(floats):
+            return self.outputs(point.params(floats), batch)
+
+        outputs, change = jax.jvp(outputs_at, (point.floats,), (tangent(vector, point),))
+        if any(x.ndim < 1 or x.shape[0] != size for x in jax.tree.leaves(outputs)):
+            shapes = jax.tree.map(jnp.shape, outputs)
+            raise ValueError(
+                f"outputs returned the shapes {shapes} for {size} examples: return the examples on the first "
+                f"axis."
+            )
+        bent = jax.tree.map(jnp.zeros_like, outputs)
+        for number in range(self.num_draws):
+            key = jax.random.fold_in(jax.random.key(self.seed), number)
+            drawn = self.draw(key, outputs, batch)
+            bent = jax.tree.map(jnp.add, bent, self._bent(outputs, change, drawn, size))
+        bent = jax.tree.map(lambda x: x / (size * self.num_draws), bent)
+        return trees.widen(jax.vjp(outputs_at, point.floats)[1](bent)[0])
+
+    def _bent(self, outputs: Any, change: Any, drawn: Any, size: int) -> Any:
+        """Each example's gradient by its outputs, times its inner product with their change."""
+
+        def total(outputs):
+            losses = alone(self.losses, outputs, drawn)
+            return jnp.sum(checked(losses, size, "Fisher is made of single examples' gradients"))
+
+        gradient = jax.grad(total)(outputs)
+
+        def along(g, c):
+            return jnp.sum((g * c).reshape(g.shape[0], -1), axis=1)
+
+        inner = functools.reduce(jnp.add, jax.tree.leaves(jax.tree.map(along, gradient, change)))
+        return jax.tree.map(lambda g: g * inner.reshape([-1] + [1] * (g.ndim - 1)).astype(g.dtype), gradient)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class FiniteDifferences(Curvature):
+    """A loss function whose Hessian products are differences of gradients.
+
+    `H v = (g(w + h v) - g(w - h v)) / (2 h)` with `h = step (1 + ||w||) / ||v||`. For what has a gradient and
+    no second derivative: kernels with a derivative rule of their own, whose gradient JAX cannot
+    differentiate; straight-through estimators, whose gradient it differentiates to something else.
+
+    Every measurement here takes it in the place of a `loss_fn`. It is to be trusted where
+    `finite_difference_error` is below 0.01. That fails where the loss has kinks within `h` (a network of
+    ReLUs), and in bfloat16 and float16. Eigenvalues are known no better than to this error, whatever
+    their residuals say: ask for a `tolerance` above it.
+
+    Args:
+      loss_fn: `loss_fn(params, batch)`; see `hessian_vector_product`.
+      step: length of `h v` as a part of `1 + ||w||`; by default the third root of the rounding, 0.005 in
+        float32.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optax_sam import sharpness
+      >>> loss_fn = sharpness.FiniteDifferences(lambda w, scale: scale @ w**2)
+      >>> found = sharpness.hessian_vector_product(loss_fn, jnp.ones(2), jnp.array([[1.0, 2.0]]), jnp.ones(2))
+      >>> print(found.round(2))
+      [2. 4.]
+    """
+
+    loss_fn: Callable[[Any, Any], Any]
+    step: float | None = dataclasses.field(default=None, metadata={"static": True})
+
+    def __call__(self, params: Any, batch: Any) -> Any:
+        """The losses of a batch."""
+        return self.loss_fn(params, batch)
+
+    def wrapped(self, wrap: Callable[[Any], Any]) -> "FiniteDifferences":
+        return dataclasses.replace(self, loss_fn=wrap(self.loss_fn))
+
+    def product(self, point: Point, batch: Any, vector: Floats) -> Floats:
+        checks.optional_positive("step", self.step)
+        length = trees.norm(vector)
+        distance = self.relative_step(point) * (1 + trees.norm(point.floats))
+        unit = trees.divide(vector, length)
+
+        def gradient(sign):
+            moved = point.moved([trees.times(sign * distance, u) for u in unit])
+            return gradient_at(self.loss_fn, moved, batch)
+
+        return [
+            trees.times(length / (2 * distance), x - y)
+            for x, y in zip(gradient(1.0), gradient(-1.0), strict=True)
+        ]
+
+    def relative_step(self, point: Point) -> float:
+        """The step, or the default for these parameters."""
+        rounding = max(float(jnp.finfo(x.dtype).eps) for x in point.floats)
+        return float(np.cbrt(rounding)) if self.step is None else float(self.step)
+
+
+def tangent(vector: Floats, point: Point) -> Floats:
+    """A vector in the dtypes of the parameters."""
+    return [v.astype(w.dtype) for v, w in zip(vector, point.floats, strict=True)]

@@ -1,0 +1,141 @@
+"""Fisher matrices and differences of gradients, against matrices that are written out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from optax_sam import sharpness
+from tests.sharpness.problems import (
+    differentiable,
+    floats,
+    joined,
+    losses,
+    network,
+    outputs,
+    random_vector_like,
+    written_out,
+)
+
+
+def gradients(params, batch, loss_fn=losses):
+    flat, back = differentiable(params)
+    return np.asarray(jax.jacobian(lambda v: loss_fn(back(v), batch))(flat), float)
+
+
+def test_the_empirical_fisher_matrix_is_the_second_moment_of_the_gradients():
+    params, loss_fn, batches = network()
+    rows, _ = written_out()
+    vector = random_vector_like(params)
+    fisher = sharpness.EmpiricalFisher(loss_fn)
+    found = sharpness.hessian_vector_product(fisher, params, batches, vector)
+    expected = rows.T @ (rows @ floats(vector)) / len(rows)
+    np.testing.assert_allclose(floats(found), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    whole = sharpness.trace(fisher, params, batches, num_products=60)
+    assert whole.value == pytest.approx((rows**2).sum() / len(rows), rel=1e-4)
+    block, part = sharpness.of_part(fisher, params, lambda path, _: "first" in jax.tree_util.keystr(path))
+    top = sharpness.top_eigenvalues(block, part, batches, tolerance=1e-5).values[0]
+    exact = np.linalg.eigvalsh(rows[:, :16].T @ rows[:, :16] / len(rows))[-1]
+    assert top == pytest.approx(exact, rel=1e-4)
+
+
+LABELS = [{"x": batch["x"], "label": jnp.arange(len(batch["x"])) % 2} for batch in network()[2]]
+
+
+def cross_entropy(logits, batch):
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+
+
+@pytest.mark.slow
+def test_the_fisher_matrix_is_made_of_the_labels_that_are_drawn():
+    params, _, _ = network()
+
+    def ones(key, logits, batch):
+        return batch | {"label": jnp.ones(len(logits), int)}
+
+    fisher = sharpness.Fisher(outputs, cross_entropy, ones, num_draws=2)
+    drawn = joined(LABELS) | {"label": jnp.ones(10, int)}
+    rows = gradients(params, drawn, lambda p, b: cross_entropy(outputs(p, b), b))
+    vector = random_vector_like(params)
+    found = sharpness.hessian_vector_product(fisher, params, LABELS, vector)
+    expected = rows.T @ (rows @ floats(vector)) / len(rows)
+    np.testing.assert_allclose(floats(found), expected, rtol=1e-4, atol=1e-5)
+    loss = sharpness.ascent_sharpness(fisher, params, LABELS, 0.0).loss  # at its own labels
+    assert loss == pytest.approx(float(cross_entropy(outputs(params, joined(LABELS)), joined(LABELS)).mean()))
+
+
+@pytest.mark.slow
+def test_with_many_labels_it_is_the_gauss_newton_matrix_of_cross_entropy():
+    params, _, _ = network()
+
+    def draw(key, logits, batch):
+        return batch | {"label": jax.random.categorical(key, logits)}
+
+    newton = sharpness.GaussNewton(outputs, cross_entropy)
+    exact = sharpness.trace(newton, params, LABELS, num_products=60).value
+
+    def trace(seed):
+        fisher = sharpness.Fisher(outputs, cross_entropy, draw, num_draws=8, seed=seed)
+        return sharpness.trace(fisher, params, LABELS, num_products=60).value
+
+    found = np.array([trace(seed) for seed in range(6)])
+    assert abs(found.mean() - exact) < 4 * found.std(ddof=1) / 6**0.5 < exact / 2
+    assert trace(0) == found[0] != found[1]
+
+
+@pytest.mark.slow
+def test_differences_of_gradients_are_products_with_the_hessian():
+    params, loss_fn, batches = network()
+    vector = random_vector_like(params)
+    exact = written_out()[1].mean(0) @ floats(vector)
+    differences = sharpness.FiniteDifferences(loss_fn)
+    found = sharpness.hessian_vector_product(differences, params, batches, vector)
+    error = np.linalg.norm(floats(found) - exact) / np.linalg.norm(exact)
+    assert error < 5e-3
+    told = sharpness.finite_difference_error(differences, params, batches, vector)
+    assert told < 0.01 and error < told
+    top = sharpness.top_eigenvalues(differences, params, batches, tolerance=1e-2).values[0]
+    assert top == pytest.approx(np.linalg.eigvalsh(written_out()[1].mean(0))[-1], rel=1e-2)
+
+
+@jax.custom_vjp
+def cube(x):
+    return x**3
+
+
+cube.defvjp(lambda x: (x**3, np.float32(3) * x**2), lambda residual, g: (residual * g,))
+
+
+def test_what_has_no_second_derivative_is_measured_all_the_same():
+    """A kernel's rule that JAX cannot differentiate forwards, as that of attention kernels."""
+
+    def loss_fn(w, batch):
+        return batch * jnp.sum(cube(w))
+
+    w, batch = jnp.array([1.0, 2.0]), jnp.ones(3)
+    with pytest.raises(TypeError, match="custom_vjp"):
+        jax.jvp(cube, (w,), (w,))
+    found = sharpness.trace(sharpness.FiniteDifferences(loss_fn), w, batch, num_products=10)
+    assert found.value == pytest.approx(18, rel=1e-2)
+    kinked = sharpness.FiniteDifferences(lambda w, batch: batch * jnp.abs(w - 1.001), step=0.01)
+    assert sharpness.finite_difference_error(kinked, jnp.array(1.0), batch, jnp.array(1.0)) > 0.3
+
+
+def test_what_is_no_matrix_is_refused():
+    params, loss_fn, batches = network()
+    vector = random_vector_like(params)
+
+    def refused(message, loss_fn, measure=sharpness.hessian_vector_product):
+        with pytest.raises((ValueError, TypeError), match=message):
+            measure(loss_fn, params, batches, vector)
+
+    refused(
+        "one loss per example is needed, because EmpiricalFisher",
+        sharpness.EmpiricalFisher(lambda p, b: losses(p, b).mean()),
+    )
+    fisher = sharpness.Fisher(lambda p, b: outputs(p, b).T, lambda o, b: o.sum(0), lambda key, o, b: b)
+    refused(r"outputs returned the shapes \(2, 5\) for 5 examples", fisher)
+    refused("num_draws=0 is outside", sharpness.Fisher(outputs, cross_entropy, lambda k, o, b: b, 0))
+    refused("step=-1", sharpness.FiniteDifferences(loss_fn, step=-1.0))
+    refused("takes no differences: pass FiniteDifferences", loss_fn, sharpness.finite_difference_error)
