@@ -24,7 +24,7 @@ from experiments.running.programs import Programs, compile_programs, structure
 from experiments.running.progress import progress_bar
 from experiments.running.run import train_epoch
 from experiments.running.scores import Score, score_of
-from experiments.settings import Settings, SettingsError, Setup, require, setup_of
+from experiments.settings import Settings, SettingsError, Setup, flag, require, setup_of
 from experiments.settings.command_line import command_line, program
 from experiments.settings.defaults import resolved
 from experiments.tuned import DEFAULTS, file_of
@@ -195,6 +195,7 @@ def tune(settings: TuneSettings) -> None:
     check_parts(data, settings)
     for method in settings.methods:
         methods.check_used(Settings(method=method, **setup_of(settings)))
+        check_searched(method, settings)
         for point in points_of(method, settings, settings.points):
             methods.check(with_point(settings, method, point, seed=0))
     for method in settings.methods:
@@ -204,6 +205,18 @@ def tune(settings: TuneSettings) -> None:
             content = records.read_json(file) if file.exists() else {"methods": {}}
             content["methods"][method] = entry | records.environment()
             records.write_json(file, content)
+
+
+def check_searched(method: str, settings: TuneSettings) -> None:
+    """Refuses a number that the grid of a method searches for itself."""
+    around = method == "sgd" and settings.optimizer == "sgd" and settings.data != "digits"
+    for name in ("learning_rate", "weight_decay"):
+        value = getattr(settings, name)
+        if value is None or name not in points_of(method, settings)[0]:
+            continue
+        if not around:
+            raise SettingsError(f"{flag(name)} {value} is searched by the grid of {method}: leave it out")
+        require(value > 0, settings, name, "give a number above 0, around which the grid lies")
 
 
 def check_parts(data: Data, settings: TuneSettings) -> None:

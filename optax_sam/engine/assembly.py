@@ -175,7 +175,10 @@ class Assembly(Method):
                 climbed = self._climb(state, step)
                 point = step.oracle.moved(climbed.perturbation)
                 step = step._replace(
-                    direction=climbed.direction, perturbation=climbed.perturbation, point=point
+                    direction=climbed.direction,
+                    perturbation=climbed.perturbation,
+                    distance=climbed.length,
+                    point=point,
                 )
                 seen = self.selection.select(step._replace(kind="selection"))
                 repair = "return step.oracle, or the oracle of other examples that its methods make"
@@ -197,7 +200,7 @@ class Assembly(Method):
             else:
                 climbed, there, same = begun.climb, step.first, False
                 direction = trees.like_masked(step.params, climbed.direction)
-                step = step._replace(direction=direction, point=step.oracle.point)
+                step = step._replace(direction=direction, distance=climbed.length, point=step.oracle.point)
             step = step._replace(perturbed=there)
             descent = self.combination.combine(step._replace(kind="combination"))
             checks.like_params("combination", self.combination, descent, step.grads)

@@ -39,6 +39,7 @@ class Step(NamedTuple):
       first: the first evaluation; its `grads` are `grads`.
       direction: what pointed uphill; None in a step that is not perturbed, as all that follows but descent.
       perturbation: a tree like the parameters.
+      distance: `float[]`, its norm, zero where it is.
       point: the perturbed parameters.
       perturbed: the evaluation there; its `grads` are `perturbed_grads`. With the start `ahead()` it is the
         first one.
@@ -55,6 +56,7 @@ class Step(NamedTuple):
     first: Evaluation = ABSENT
     direction: Grads = None
     perturbation: Grads = None
+    distance: Any = None
     point: Params = None
     perturbed: Evaluation = ABSENT
     descent: Grads = None

@@ -22,6 +22,9 @@ from optax_sam.pieces.bases import Reuse, Step
 
 __all__ = ["components_beyond", "decayed_difference", "nothing", "orthogonal_component"]
 
+# So many units of the last place of a gradient are no direction of their own.
+ROUNDING = 16
+
 
 @dataclasses.dataclass(frozen=True)
 class Nothing(Reuse):
@@ -103,7 +106,7 @@ class OrthogonalComponent(Reuse):
         return trees.memory_like(params)
 
     def refresh(self, state: Any, step: Step) -> Any:
-        return remembered(trees.perpendicular(step.perturbed_grads, to=step.grads), state)
+        return remembered(beside(step.perturbed_grads, step.grads), state)
 
     def recall(self, state: Any, step: Step) -> tuple[Grads, Any]:
         return added(step.grads, state, at_step(self.alpha, step.count)), state
@@ -152,8 +155,8 @@ class ComponentsBeyond(Reuse):
         oracle = step.oracle.of_surrogate(self.surrogate_losses)
         cheap = oracle.evaluate(oracle.params).grads
         return SurrogateState(
-            remembered(trees.perpendicular(step.grads, to=cheap), state.of_grads),
-            remembered(trees.perpendicular(step.perturbed_grads, to=cheap), state.of_perturbed),
+            remembered(beside(step.grads, cheap), state.of_grads),
+            remembered(beside(step.perturbed_grads, cheap), state.of_perturbed),
         )
 
     def recall(self, state: SurrogateState, step: Step) -> tuple[Grads, SurrogateState]:
@@ -176,6 +179,14 @@ def components_beyond(
     checks.number_or_schedule("mix", mix)
     checks.number_or_schedule("alpha", alpha)
     return ComponentsBeyond(surrogate_losses, mix, alpha)
+
+
+def beside(tree: Any, to: Any) -> Any:
+    """The part of `tree` orthogonal to `to`; zero where it is no longer than its rounding."""
+    part = trees.perpendicular(tree, to=to)
+    length, whole = trees.norm(part), trees.norm(tree)
+    is_rounding = length <= ROUNDING * jnp.finfo(whole.dtype).eps * whole
+    return trees.map_inexact(lambda x: jnp.where(is_rounding, jnp.zeros_like(x), x), part)
 
 
 def remembered(tree: Any, like: Any) -> Any:

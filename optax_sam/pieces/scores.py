@@ -95,6 +95,7 @@ class DrawnByScore(Start):
         oracle = step.oracle
         if self.score == "loss_difference":
             scores = jnp.abs(step.perturbed.losses - step.first.losses)
+            scores = jnp.where(step.distance > 0, scores, 0.0)  # not what rounding makes of the same point
         else:
             scores = oracle.gradient_norms(oracle.params)
         indices = self._indices(oracle)

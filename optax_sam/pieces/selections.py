@@ -69,13 +69,15 @@ class LargestIncrease(Selection):
         if oracle.whole_batch:
             return oracle
         increase = oracle.losses_at(step.point) - step.first.losses
+        increase = jnp.where(step.distance > 0, increase, 0.0)  # not what rounding makes of the same point
         return take_highest(oracle, increase, self.fraction, self.strata)
 
 
 def largest_increase(fraction: Fraction, strata: Count = 1) -> LargestIncrease:
     """The examples whose loss rises most from the first point to the perturbed one (ESAM).
 
-    Costs one forward pass on all examples. Padding comes last.
+    Costs one forward pass on all examples. Padding comes last. Of equal increases the first are chosen: all
+    are zero in a step whose perturbation is.
 
     Args:
       fraction: `int(fraction B / strata)` examples of each stratum, 1 or more.

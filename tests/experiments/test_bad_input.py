@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from experiments import tune
 from experiments.running import checkpoints
 from tests.experiments.runs import TINY, message_of, run
 
@@ -139,3 +140,24 @@ def test_full_disk_is_one_line_and_the_run_can_go_on(tmp_path, capsys, monkeypat
         line = message_of(lambda: run(tmp_path / "x", *args, "--resume"), capsys)
     assert "--out" in line and "No space left on device" in line
     assert run(tmp_path / "x", *args, "--resume")["params_sha256"] == whole["params_sha256"]
+
+
+@pytest.mark.parametrize(
+    "args, part",
+    [
+        (
+            ["--methods", "sgd", "--learning-rate", "0.5"],
+            "--learning-rate 0.5 is searched by the grid of sgd",
+        ),
+        (
+            ["--methods", "pugd", "--learning-rate", "0.5"],
+            "--learning-rate 0.5 is searched by the grid of pugd",
+        ),
+        (
+            ["--methods", "sgd", "--data", "mnist1d", "--model", "mlp", "--weight-decay", "0"],
+            "give a number above 0",
+        ),
+    ],
+)
+def test_numbers_that_a_grid_searches_are_refused(args, part, capsys):
+    assert part in message_of(lambda: tune.main(args), capsys)

@@ -1,0 +1,71 @@
+"""Where two things are equal but for rounding, no method takes the rounding for a direction or a choice."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_sam
+from optax_sam.engine.step_oracle import StepOracle
+
+
+def trained(method, losses, params, batch, steps, jitted=True, **given):
+    tx = optax.chain(method, optax.sgd(0.01))
+    step = optax_sam.step(tx, losses)
+    step = jax.jit(step) if jitted else step
+    state = tx.init(params)
+    for _ in range(steps):
+        params, state, _ = step(params, state, batch, **given)
+    return params, state
+
+
+@pytest.mark.parametrize("method", [optax_sam.looksam, optax_sam.look_layersam])
+def test_a_second_gradient_along_the_first_leaves_nothing_to_look_at(method):
+    x, start = jnp.array([[1.0, 2.0, -0.5]]), jnp.array([0.3, -0.2, 0.9])
+
+    def losses(w, rows):
+        return jnp.square(rows @ w - 1.0)  # one example: every gradient is along x
+
+    w = np.array(trained(method(0.1, every_k=5), losses, start, x, 1)[0], np.float64)
+    after = np.array(trained(method(0.1, every_k=5), losses, start, x, 2)[0], np.float64)
+    row = np.array([1.0, 2.0, -0.5])
+    np.testing.assert_allclose(after, w - 0.01 * 2 * (row @ w - 1) * row, rtol=1e-5)
+
+
+def network(w, batch):
+    return jnp.square(jnp.tanh(batch["x"]) @ w - batch["y"])
+
+
+def data():
+    x = jax.random.normal(jax.random.key(0), (16, 6))
+    return {"x": x, "y": jnp.sin(x.sum(1))}
+
+
+NOISE = 1e-7 * jnp.arange(16.0)  # what another order of the same sums may make of the losses
+
+
+def test_esam_chooses_the_first_examples_where_nothing_is_perturbed(monkeypatch):
+    exact = StepOracle.losses_at
+    monkeypatch.setattr(StepOracle, "losses_at", lambda self, point: exact(self, point) + NOISE)
+    batch, w = data(), jnp.linspace(-1, 1, 6)
+    method = optax_sam.esam(0.0, example_fraction=0.5)
+    first = {name: leaf[:8] for name, leaf in batch.items()}
+    expected = w - 0.01 * jax.grad(lambda w: network(w, first).mean())(w)
+    for jitted in (True, False):
+        found, _ = trained(method, network, w, batch, 1, jitted)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_ausam_scores_zero_where_nothing_is_perturbed(monkeypatch):
+    exact = StepOracle.evaluate
+
+    def noisy(self, point):
+        found = exact(self, point)
+        return found._replace(losses=found.losses + NOISE[:8])
+
+    monkeypatch.setattr(StepOracle, "evaluate", noisy)
+    method = optax_sam.ausam(16, rho=0.0)
+    _, state = trained(method, network, jnp.linspace(-1, 1, 6), data(), 3, indices=jnp.arange(16))
+    assert state[0].start.times_scored.sum() > 0
+    np.testing.assert_array_equal(state[0].start.score_sum, 0)
