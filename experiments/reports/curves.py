@@ -23,7 +23,7 @@ LINES = ("-", "--", ":")
 
 def draw_curves(groups: Sequence[Group], heading: str, folder: Path) -> None:
     """Draws both pictures, mean and 95 % interval over seeds."""
-    together = any("side_by_side" in run.result for group in groups for run in group.runs)
+    together = any("side_by_side" in run.result for group in groups for run in group.runs.values())
     for name, label in AXES.items():
         if name == "seconds" and together:
             label = "seconds of the whole program, whose runs go side by side"
