@@ -131,8 +131,8 @@ def noisy_product(
       Adaptation over a Flat Loss Landscape <https://arxiv.org/abs/2409.14396>`_, 2024.
 
     Deviations:
-      of the paper the abstract was read, and the rule at second hand; its code is not stored where it was
-      looked for. The authors let `noise_scale` rise along a cosine, from 0 to its last value. They scale by
+      of the paper the abstract was read, and the rule at second hand; its code was not read. The authors
+      let `noise_scale` rise along a cosine, from 0 to its last value. They scale by
       the rows of `W'`: a kernel of PyTorch is the transpose of one here.
     """
     _check_shapes(kernel, adapter)
