@@ -1,5 +1,6 @@
 """The tiny problem of the tests: a network of two layers, its losses, batches, and how trees are compared."""
 
+import functools
 from typing import Any
 
 import jax
@@ -57,3 +58,21 @@ def assert_trees_close(got: Any, wanted: Any, rtol: float = 1e-6, atol: float = 
 def assert_trees_equal(got: Any, wanted: Any) -> None:
     """Same structure, same dtypes, same bits."""
     assert_trees_close(got, wanted, rtol=0, atol=0)
+
+
+@functools.cache
+def base_trajectory() -> Any:
+    """Four steps of the base optimizer alone, those of `registry.train`."""
+    base = optax.sgd(0.1, momentum=0.9)
+    params = init_params()
+    state = base.init(params)
+
+    @jax.jit
+    def step(params, state, batch):
+        grads = jax.grad(lambda p: jnp.mean(losses(p, batch)))(params)
+        updates, state = base.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for number in range(4):
+        params, state = step(params, state, make_batch(number))
+    return params

@@ -386,21 +386,3 @@ def train(
         params, state, loss = step(params, state, batch, make_indices(number))
         seen.append(loss)
     return params, state, jnp.stack(seen)
-
-
-@functools.cache
-def base_trajectory() -> Any:
-    """The same steps of the base optimizer alone."""
-    base = optax.sgd(0.1, momentum=0.9)
-    params = init_params()
-    state = base.init(params)
-
-    @jax.jit
-    def step(params, state, batch):
-        grads = jax.grad(lambda p: jnp.mean(losses(p, batch)))(params)
-        updates, state = base.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    for number in range(4):
-        params, state = step(params, state, make_batch(number))
-    return params

@@ -20,6 +20,7 @@ import optax_sam
 from tests.problem import (
     assert_trees_close,
     assert_trees_equal,
+    base_trajectory,
     init_params,
     losses,
     make_batch,
@@ -30,7 +31,6 @@ from tests.registry import (
     EVERY,
     FAMILY,
     REPRESENTATIVE,
-    base_trajectory,
     compiled,
     make_step,
     over,

@@ -14,6 +14,7 @@ import optax_sam
 from tests.problem import (
     assert_trees_close,
     assert_trees_equal,
+    base_trajectory,
     init_params,
     losses,
     make_batch,
@@ -28,7 +29,6 @@ from tests.registry import (
     REPRESENTATIVE,
     VARIANTS,
     WRAPPED,
-    base_trajectory,
     first_step,
     kinds_of,
     one_step,
