@@ -14,7 +14,7 @@ from tests.devices.test_devices import product_axes
 from tests.problem import assert_trees_close, make_indices
 from tests.registry import CASES, FAMILY, METHODS, over
 
-REST = [name for name in FAMILY if name not in ("fgsam", "fgsam_plus", "focal_sam")]
+REST = [name for name in FAMILY if name not in ("fgsam", "fgsam_plus", "focal_sam", "functional_sam")]
 """The rest of the family, but for those that bring losses or labels of their own."""
 
 SPLIT = ("vsam", "ausam", "sparse_sam")

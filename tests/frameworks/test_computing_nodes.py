@@ -11,6 +11,7 @@ from flax import nnx
 import optax_sam
 from tests.problem import assert_trees_close
 from tests.registry import CASES, over
+from tests.rows import own_loss
 
 # The others name leaves or classes of their own, or want more examples.
 OTHERS = {"fgsam", "fgsam_plus", "sam_on", "focal_sam", "ausam_strata"}
@@ -82,7 +83,7 @@ def trained(method, losses, params, num_steps=3):
 @pytest.mark.parametrize("name", over(OF_ANY_PARAMETERS, ["sam", "momentum_sam"]))
 def test_a_node_that_computes_an_array_is_no_variable(name, kind, as_optax_promotes):
     """The method sees the node's leaves, not what the node makes of them."""
-    method = CASES[name].make()
+    method = CASES[name].make(**own_loss(CASES[name], losses))
     found = trained(method, losses, KINDS[kind](PLAIN))
     assert_trees_close(found, trained(method, losses, PLAIN), rtol=1e-5)
 
