@@ -1,5 +1,6 @@
 """Loss functions that say which matrix their curvature is: every measurement takes them."""
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -16,16 +17,16 @@ from optax_sam.engine.losses import checked, mean_loss
 from optax_sam.sharpness.problem import Floats, Point, alone, gradient_at
 
 
-class Curvature:
+class Curvature(abc.ABC):
     """A loss function that brings a matrix of its own in the place of the Hessian."""
 
+    @abc.abstractmethod
     def product(self, point: Point, batch: Any, vector: Floats) -> Floats:
         """The matrix of a batch times a vector."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def wrapped(self, wrap: Callable[[Any], Any]) -> Any:
         """The same with its function of the parameters wrapped."""
-        raise NotImplementedError
 
 
 @jax.tree_util.register_dataclass
