@@ -183,11 +183,11 @@ class Assembly(Method):
                 seen = self.selection.select(step._replace(kind="selection"))
                 repair = "return step.oracle, or the oracle of other examples that its methods make"
                 checks.instance("selection", self.selection, seen, StepOracle, repair)
-                if self.combination.reads_loss and seen.examples.rows.emphasis is not None:
+                if self.combination.reads_loss and not seen.is_of_its_loss:
                     raise ValueError(
                         f"combination={self.combination!r} reads the loss of the second gradient, but "
-                        f"start={self.start!r} or selection={self.selection!r} weighs examples in the "
-                        "gradient alone: choose starts.at_params() and selections.everything()."
+                        f"start={self.start!r} or selection={self.selection!r} changes the gradient "
+                        "alone: choose starts.at_params() and selections.everything()."
                     )
                 there = seen.with_key(1).evaluate(point)
                 same = seen.examples.see_the_same(step.oracle.examples)

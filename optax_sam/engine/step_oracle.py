@@ -139,6 +139,12 @@ class StepOracle:
         """
         return self.on(self.examples.but(surrogate=ById(losses), on_surrogate=when))
 
+    @property
+    def is_of_its_loss(self) -> bool:
+        """Whether its gradient is that of the loss that it tells."""
+        through = isinstance(getattr(self.given.objective, "losses", None), ThroughOutputs)
+        return self.examples.rows.emphasis is None and not through
+
     def through_outputs(self, outputs: Callable[..., Any], losses: Callable[[Any, Any], Any]) -> "StepOracle":
         """Of `losses(outputs(params, batch), batch)`; its gradient by the outputs stays the first point's."""
         parts = ThroughOutputs(outputs, losses)
