@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 import optax_sam
-from benchmarks import models, programs
+from benchmarks import by_hand, models, programs
 from benchmarks.cases import Case, usual_base
 from benchmarks.catalogue import all_cases
 from benchmarks.programs import Program
@@ -47,7 +47,8 @@ class Settings:
     64 tokens), resnet18, vit_s, depthwise, channels_first; none: the first three, on a GPU resnet18 and
     vit_s."""
     only: tuple[str, ...] = ()
-    """Cases by their names in the table, beside the first; all where none is given."""
+    """Cases by their names in the table, beside the first; also those by hand, such as "sam, by hand". All of
+    the library's where none is given."""
     rounds: int = 30
     """How often every step is timed."""
     batch_size: int | None = None
@@ -199,7 +200,8 @@ def main(settings: Settings) -> bool:
     if not on_cpu:
         about["matrix_flops_per_second"] = matrix_flops_per_second()
     exact = True
-    cases = [c for c in all_cases() if not settings.only or c.name in ("sgd", *settings.only)]
+    wanted = ("sgd", *settings.only)
+    cases = [c for c in (*all_cases(), *by_hand.CASES) if c.name in wanted] if settings.only else all_cases()
     for model in settings.models or (ON_CPU if on_cpu else ON_GPU):
         problem = models.make(model, batch_size, settings.width, jnp.dtype(dtype))
         compiled_steps = [compiled(case, problem) for case in cases]

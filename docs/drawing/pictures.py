@@ -120,6 +120,15 @@ def watched(method, train, test, seed, program):
     return carry[0], {name: np.array([row[name] for row in found]) for name in found[0]}
 
 
+def early(train, test):
+    """SGD's parameters after a tenth of its training."""
+    start, epoch, _ = training(METHODS["SGD"], train, test)
+    carry = start(0)
+    for key in jax.random.split(jax.random.key(100), EPOCHS // 10):
+        carry, _ = epoch(carry, key)
+    return carry[0]
+
+
 def save(panel, name):
     panel.figure.savefig(Path(__file__).parents[1] / "images" / f"sharpness_{name}.png", dpi=110)
     plt.close(panel.figure)
@@ -167,6 +176,13 @@ def main():
         name: sharpness.spectral_density(losses, ends[name], train, num_steps=80) for name in ("SGD", "SAM")
     }
     save(plots.spectral_density(densities, new_axes()), "spectrum")
+
+    batches = [jax.tree.map(lambda x, i=i: x[i : i + 50], train) for i in range(0, 500, 50)]
+    found = sharpness.radius_test(losses, early(train, test), batches, learning_rate=0.05)
+    save(plots.radius_test(found, new_axes()), "radius")
+    reports = {name: sharpness.report(losses, ends[name], batches) for name in ("SGD", "SAM")}
+    save(plots.by_layer({name: each.layers for name, each in reports.items()}, new_axes()), "layers")
+    save(plots.report(reports).axes[0], "report")
 
     levels = [0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 0.7, 1, 1.4, 2, 3, 4, 6]
     _, panels = plt.subplots(1, 2, figsize=(8.2, 4.1), layout="constrained")
