@@ -7,8 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental.shard_alike import shard_alike
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+try:
+    from jax.experimental.shard_alike import shard_alike
+except ImportError:  # JAX 0.12 has no such function, nor another in its place
+    shard_alike = None
 
 
 def whole_over(x: jax.Array, axis_name: str) -> jax.Array:
@@ -152,9 +156,10 @@ def cond(condition: Any, on_true: Callable[..., Any], on_false: Callable[..., An
 def alike(tree: Any, like: Any) -> Any:
     """The arrays of `tree`, split over devices as those of `like`.
 
-    The compiler is told: what leaves a conditional it would gather on every device.
+    The compiler is told: what leaves a conditional it would gather on every device. Since JAX 0.12 it
+    cannot be told.
     """
-    if is_inside_shard_map():
+    if shard_alike is None or is_inside_shard_map():
         return tree
 
     def on_leaf(x, y):
