@@ -168,9 +168,10 @@ def test_a_task_is_searched_tested_timed_and_goes_on_where_it_was(tiny, tmp_path
 
 
 def numbers(rows):
-    """What was trained, its times aside."""
+    """What was trained, aside from its time and from how many ran beside it."""
     trained = [row for row in rows if row["phase"] in ("tune", "test")]
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in trained]
+    left_out = ("seconds", "side_by_side")
+    return [{name: value for name, value in row.items() if name not in left_out} for row in trained]
 
 
 def test_what_is_not_known_is_named(tmp_path, capsys):
