@@ -58,10 +58,13 @@ def sent(text):
     The compiler for CPUs alone gathers what `top_k` sees.
     """
     kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
-    lines = re.findall(rf"= (.*?) ({kinds})(?:-start)?\((.*)", text)
+    lines = re.findall(rf"(%[\w.-]+) = (.*?) ({kinds})(?:-start)?\((.*)", text)
     gradient = re.compile(rf"\[(?:16,{WIDTH}|{WIDTH},16)\]")
+    seen = re.findall(r'custom-call\((%[\w.-]+)\), custom_call_target="TopK"', text)  # as JAX 0.12 names it
     return [
-        (kind, shape) for shape, kind, rest in lines if not gradient.search(shape) and "top_k" not in rest
+        (kind, shape)
+        for name, shape, kind, rest in lines
+        if not (gradient.search(shape) or "top_k" in rest or name in seen)
     ]
 
 
