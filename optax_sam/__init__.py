@@ -88,4 +88,4 @@ from optax_sam.wrappers.per_microbatch import per_microbatch as per_microbatch
 from optax_sam.wrappers.with_base import decoupled as decoupled
 from optax_sam.wrappers.with_base import followed_by as followed_by
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
