@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 try:
     from jax.experimental.shard_alike import shard_alike
-except ImportError:  # JAX 0.12 has no such function, nor another in its place
+except ImportError:  # JAX 0.12 has no such function
     shard_alike = None
 
 
@@ -156,8 +156,8 @@ def cond(condition: Any, on_true: Callable[..., Any], on_false: Callable[..., An
 def alike(tree: Any, like: Any) -> Any:
     """The arrays of `tree`, split over devices as those of `like`.
 
-    The compiler is told: what leaves a conditional it would gather on every device. Since JAX 0.12 it
-    cannot be told.
+    The compiler is told: what leaves a conditional it would gather on every device. With JAX 0.12 nothing
+    tells it, and it does not.
     """
     if shard_alike is None or is_inside_shard_map():
         return tree
