@@ -12,7 +12,7 @@ def citation(method: Callable[..., Any]) -> str:
     """The BibTeX entries of a method's papers, for the bibliography of yours.
 
     Args:
-      method: a method of this library, not yet called, such as `optax_sam.vsam`; or a wrapper with a paper.
+      method: a method of this library, not yet called, such as `optax_sam.vsam`, or a wrapper with a paper.
 
     Returns:
       One entry for each paper in the References of its docstring, the year that of the first version.
@@ -50,10 +50,10 @@ class Paper:
     """A paper as a docstring names it.
 
     Attributes:
-      authors: full names; "others" at the end, where the docstring says "et al."
+      authors: full names. "others" at the end, where the docstring says "et al."
       title: as it is printed.
       url: of its first version.
-      venue: where it appeared; empty for arXiv.
+      venue: where it appeared. Empty for arXiv.
       year: of its first version.
     """
 

@@ -27,14 +27,14 @@ def apply_gradients(train_state: Any, *, grads: Any, **arguments: Any) -> Any:
     Args:
       train_state: a `flax.training.train_state.TrainState`, or a subclass.
       grads: the gradient that `value_and_grad` returned.
-      **arguments: fields of `train_state` are replaced, as Flax does (`batch_stats=...`); all others
+      **arguments: fields of `train_state` are replaced, as Flax does (`batch_stats=...`). All others
         are extra arguments of the optimizer (`oracle=...`, `grad_fn=...`, `value=...`).
 
     Returns:
       The new `TrainState`.
 
     Raises:
-      ValueError: see `update`; `oracle` and `grad_fn` are both missing, for example.
+      ValueError: see `update`. `oracle` and `grad_fn` are both missing, for example.
 
     Example:
       >>> import jax.numpy as jnp, optax, optax_sam.flax
@@ -92,7 +92,7 @@ def nnx_value_and_grad(
 
     Every gradient is that of a copy of the model, and of what else of NNX is among `args`: an `nnx.Rngs`,
     metrics, another model. The batch statistics, the counts of random numbers and whatever else the first
-    pass changes are written back to these objects, what the further passes change is not; all passes begin
+    pass changes are written back to these objects, what the further passes change is not. All passes begin
     with the same counts, so that dropout masks are the same. What a pass adds to a model is dropped: return
     it as `aux`.
 
@@ -105,12 +105,12 @@ def nnx_value_and_grad(
 
     Returns:
       A function `(model, batch, *args, optimizer, indices=None, weights=None, whole_batch=False,
-      loss_scale=None)` that returns `loss, grads, oracle`, or `(loss, aux), grads, oracle`; `optimizer` is
+      loss_scale=None)` that returns `loss, grads, oracle`, or `(loss, aux), grads, oracle`. `optimizer` is
       the `nnx.Optimizer`, to be stepped by `optimizer.update(model, grads, oracle=oracle)`. Where the
       batch is gone through in slices, the model gets the mean of their statistics, weighted as they are.
 
     Raises:
-      ValueError: `has_aux`, but `loss_fn` returns no pair; see also `SharpnessAware.value_and_grad`.
+      ValueError: `has_aux`, but `loss_fn` returns no pair. See also `SharpnessAware.value_and_grad`.
       TypeError: an object of NNX stands in the place of the batch.
 
     Example:

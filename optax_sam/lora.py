@@ -105,14 +105,14 @@ def noisy_product(
       kernel: `W`, `float[inputs, outputs]`, not to be trained.
       adapter: the one that is trained.
       key: a PRNG key, another one for each matrix and each step.
-      noise_scale: the length of the noise of an output, as a part of `||W'_j||`; a number or a `float[]`. 0
+      noise_scale: the length of the noise of an output, as a part of `||W'_j||`. A number or a `float[]`. 0
         in evaluation.
 
     Returns:
       `float[..., outputs]`.
 
     Cost:
-      the noise is drawn twice, and `a b` made twice; one matrix more in memory at a time, however many layers
+      The noise is drawn twice, and `a b` made twice. One matrix more in memory at a time, however many layers
       there are.
 
     Guarantees:
@@ -131,7 +131,7 @@ def noisy_product(
       Adaptation over a Flat Loss Landscape <https://arxiv.org/abs/2409.14396>`_, 2024.
 
     Deviations:
-      of the paper the abstract was read, and the rule at second hand; its code was not read. The authors
+      Of the paper the abstract was read, and the rule at second hand. Its code was not read. The authors
       let `noise_scale` rise along a cosine, from 0 to its last value. They scale by
       the rows of `W'`: a kernel of PyTorch is the transpose of one here.
     """
@@ -204,15 +204,15 @@ def bi_lora(
       is `jax.grad` of losses that add both products, such as `product(x, kernel, first, second)`.
 
     Raises:
-      ValueError: `rho` is negative; in a step, `params` is missing.
+      ValueError: `rho` is negative. In a step, `params` is missing.
       TypeError: `params` is no `Pair` of trees of `Adapter`.
 
     Cost:
-      1 gradient per step; no parameter-sized buffer beside those of the two optimizers. The norm is computed
+      1 gradient per step. No parameter-sized buffer beside those of the two optimizers. The norm is computed
       of matrices of the rank by the rank.
 
     Guarantees:
-      after each step the norm is `rho` at most. `rho=0` is LoRA with `descent`: the climbing products are
+      After each step the norm is `rho` at most. `rho=0` is LoRA with `descent`: the climbing products are
       zero.
 
     Example:
@@ -227,7 +227,7 @@ def bi_lora(
       Minimization for Fine-Tuning Large-Scale Models <https://arxiv.org/abs/2508.19564>`_, 2025.
 
     Deviations:
-      of the paper the abstract was read, and the rule at second hand: which of `a_2` and `b_2` is shortened,
+      Of the paper the abstract was read, and the rule at second hand: which of `a_2` and `b_2` is shortened,
       and how both are initialized, is not known here. New adapters begin as those of LoRA do.
     """
     checks.transformation("descent", descent, "optax.adamw(1e-3)")

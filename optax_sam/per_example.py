@@ -32,8 +32,8 @@ def losses(
     Args:
       loss_fn: `loss_fn(params, batch)` returns losses of shape `[batch]`, or their mean.
       params: the parameters.
-      batch: a pytree; every leaf has the batch axis first.
-      microbatch_size: how many examples are in memory at once; all of them by default. Must divide
+      batch: a pytree. Every leaf has the batch axis first.
+      microbatch_size: how many examples are in memory at once. All of them by default. Must divide
         the batch.
 
     Returns:
@@ -44,7 +44,7 @@ def losses(
         `loss_fn` returns another shape.
 
     Cost:
-      one forward pass.
+      One forward pass.
     """
     one = jax.vmap(lambda example: _loss_of_one(loss_fn, params, example))
     return _in_microbatches(one, loss_fn, batch, microbatch_size)
@@ -62,7 +62,7 @@ def gradients(
     Arguments and errors as in `losses`.
 
     Cost:
-      one gradient, computed example by example; a parameter-sized buffer for each example.
+      One gradient, computed example by example. A parameter-sized buffer for each example.
     """
     one = jax.vmap(lambda example: _gradient_of_one(loss_fn, params, example))
     return _in_microbatches(one, loss_fn, batch, microbatch_size)
@@ -85,8 +85,8 @@ def gradient_norms(
     Arguments and errors as in `losses`.
 
     Cost:
-      a forward pass, a backward pass without the gradients of weights, and products of the size of the
-      activations; memory of the activations.
+      A forward pass, a backward pass without the gradients of weights, and products of the size of the
+      activations. Memory of the activations.
 
     Example:
       >>> import jax.numpy as jnp

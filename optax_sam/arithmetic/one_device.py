@@ -2,7 +2,7 @@
 
 Inside a `shard_map` no array is placed along an axis that is manual, and JAX refuses a function that asks for
 it: `with_sharding_constraint(x, PartitionSpec("data"))`, `reshard`, `out_sharding=`. Such a function is
-traced where the axis is what it is outside; an explicit one with one device, which divides all rows. Places
+traced where the axis is what it is outside. An explicit one with one device, which divides all rows. Places
 change no number, so that its equations then run where the axis is manual, and name it no more.
 """
 

@@ -26,7 +26,7 @@ def check_mean(grad_fn: Callable[[Params], Grads], params: Params) -> None:
 
     Raises:
       ValueError: inside a `pmap`, or a `shard_map(check_vma=False)`, what `grad_fn` returns is no mean over
-        an axis of it; inside any `shard_map`, see `check_own_parameters`.
+        an axis of it. Inside any `shard_map`, see `check_own_parameters`.
     """
     if not sharding.is_inside_shard_map():
         return

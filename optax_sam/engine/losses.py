@@ -162,7 +162,7 @@ class Losses(Objective):
         """The inputs, in which padding stays as it is if examples meet, in the losses or in aux.
 
         Such a loss has a mask of its own, which copies of a real row would undo. That mask may be infinite or
-        NaN. `losses` is their number among what was traced; aux stands behind them.
+        NaN. `losses` is their number among what was traced. Aux stands behind them.
         """
         if inputs.rows.weights is None:
             return inputs

@@ -2,7 +2,7 @@
 
 A meter is open while a step is traced. Whatever takes a gradient tells the innermost open one, so that a
 piece, however it is wrapped, cannot be miscounted. `scan` and `cond` hand out what their insides have
-spent; a loop or conditional that does not is refused, since its insides would be counted once.
+spent. A loop or conditional that does not is refused, since its insides would be counted once.
 """
 
 import contextlib

@@ -16,10 +16,10 @@ class Evaluation(NamedTuple):
 
     Attributes:
       grads: a tree like the parameters.
-      loss: the weighted mean of the losses, `float[]`; None where only a gradient function is known.
-      losses: one loss per example, `float[batch]`; None where the loss function returns their mean.
+      loss: the weighted mean of the losses, `float[]`. None where only a gradient function is known.
+      losses: one loss per example, `float[batch]`. None where the loss function returns their mean.
       aux: what the loss function returned beside the losses.
-      norm: `float[]`, the L2 norm of `grads`; None before it is judged.
+      norm: `float[]`, the L2 norm of `grads`. None before it is judged.
     """
 
     grads: Grads

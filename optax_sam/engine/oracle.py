@@ -32,11 +32,11 @@ class _OfOneTrace(type):
 class Oracle(metaclass=_OfOneTrace):
     """Losses and gradients of one training step's examples, at any parameters.
 
-    `sam.value_and_grad(loss_fn)(...)` makes one; by hand it is needed where the method is hidden, for
+    `sam.value_and_grad(loss_fn)(...)` makes one. By hand it is needed where the method is hidden, for
     example in `optax.inject_hyperparams(optax_sam.sam)`. Not a pytree: it lives within one trace.
 
     The loss function is called once for each shape of its arguments, and held as it was then. A name that it
-    closes over may be assigned anew; an array of NumPy that is changed in place may not.
+    closes over may be assigned anew. An array of NumPy that is changed in place may not.
 
     Inside a `jax.shard_map` over the batch, where parameters are the same on all devices and losses
     are not, the mean is that over all devices' examples, as it is outside.
@@ -44,19 +44,19 @@ class Oracle(metaclass=_OfOneTrace):
     Args:
       losses: `losses(params, batch, *args)` returns one loss per example, shape `[batch]` (or their mean, a
         scalar, for methods that need no losses of single examples), or `(losses, aux)` with `has_aux`.
-      batch: a pytree; every leaf has the batch axis first. `()` for losses that take no examples.
-      params: the full parameters; needed only inside `optax.masked` and `optax.partition`.
+      batch: a pytree. Every leaf has the batch axis first. `()` for losses that take no examples.
+      params: the full parameters. Needed only inside `optax.masked` and `optax.partition`.
       has_aux: whether `losses` returns a pair.
       indices: the examples' numbers in the data set, `int[batch]`, for methods with a score per example.
-      weights: `float[batch]` (or bool, or int); 0 marks padding, whose content no result depends on, NaN
+      weights: `float[batch]` (or bool, or int). 0 marks padding, whose content no result depends on, NaN
         included: the first real row takes its place, with weight 0. Where examples meet in the loss, it has a
         mask of its own, and padding stays as it is, but for what is not finite. The loss is
-        `sum(w l) / sum(w)`; where the weights sum to 0, it is `sum(w l)`, which is 0 for padding alone, and
-        slices count alike. Weights below 0 are taken as they are; each slice of `per_microbatch` and
+        `sum(w l) / sum(w)`. Where the weights sum to 0, it is `sum(w l)`, which is 0 for padding alone, and
+        slices count alike. Weights below 0 are taken as they are. Each slice of `per_microbatch` and
         `per_device` has its own mean, and one whose weights sum to 0 counts nothing. The derivative by a
-        weight of 0 is that of padding, which counts nothing; by all others it is the true one.
+        weight of 0 is that of padding, which counts nothing. By all others it is the true one.
       whole_batch: every example is used and scored in this step.
-      key: a PRNG key; `losses` then gets one as its last argument, another one for the gradient at the
+      key: a PRNG key. `losses` then gets one as its last argument, another one for the gradient at the
         perturbed point than for the first one, whose key all other passes share. A key that `losses`
         closes over is the same in all passes.
       loss_scale: the mean of the losses is multiplied by it before, and the gradient divided by it after
@@ -137,7 +137,7 @@ class Started(NamedTuple):
     """A step that `value_and_grad` has begun.
 
     Attributes:
-      method: whose step it is; None where the caller is sure.
+      method: whose step it is. None where the caller is sure.
       given: what the step was given.
       begun: what its beginning has found.
       perturb: the decision that it was told, or None.

@@ -17,14 +17,14 @@ class Diagnostics(NamedTuple):
     """What the last step measured; `info` reads it.
 
     Attributes:
-      values: `float32[5]`, in the order of `MEASURED`; 0 where not known, since a NaN kept in a state
+      values: `float32[5]`, in the order of `MEASURED`. 0 where not known, since a NaN kept in a state
         would stop `jax_debug_nans` and break comparisons.
       known: `bool[5]`.
       perturbed: `bool[]`, whether the step paid for a perturbed gradient.
       gradients: `float32[2]`, gradient evaluations of all steps, in units of one full batch, as an
         exact sum of a large and a small part.
       cost: `float32[]`, the same of the last step alone.
-      not_finite: `float32[]`, 0 if every gradient of the last step was finite; else the part of the
+      not_finite: `float32[]`, 0 if every gradient of the last step was finite. Otherwise the part of the
         slices or draws in which one was not.
     """
 
@@ -41,15 +41,15 @@ class SharpnessAwareState(NamedTuple):
 
     Attributes:
       step: `int32[]`, steps taken.
-      key: `uint32[2]`, raw data of the PRNG key from which every step derives its own; never changes.
+      key: `uint32[2]`, raw data of the PRNG key from which every step derives its own. Never changes.
       due: `bool[]`, whether the next step pays for a perturbed gradient. Changes every step. Empty where
         the gate must see the step's first gradient.
-      start: of the start (scores of examples); changes in perturbed steps.
-      direction: of the direction (running means); changes every step.
-      gate: of the gate; changes every step.
-      ascent: of the ascent, an Optax state; changes in perturbed steps.
-      reuse: of the reuse (a remembered difference); changes every step.
-      diagnostics: what the last step measured; never read by a later step.
+      start: of the start (scores of examples). Changes in perturbed steps.
+      direction: of the direction (running means). Changes every step.
+      gate: of the gate. Changes every step.
+      ascent: of the ascent, an Optax state. Changes in perturbed steps.
+      reuse: of the reuse (a remembered difference). Changes every step.
+      diagnostics: what the last step measured. Never read by a later step.
     """
 
     step: jax.Array
@@ -139,10 +139,10 @@ def add_gradients(total: jax.Array, cost: jax.Array) -> jax.Array:
 def find(opt_state: Any) -> SharpnessAwareState:
     """The one state of this library inside an optimizer's state, as plain arrays.
 
-    Flax NNX keeps each array of an optimizer state in a variable; those are taken out.
+    Flax NNX keeps each array of an optimizer state in a variable. Those are taken out.
 
     Raises:
-      ValueError: there is none, or more than one; with the paths.
+      ValueError: there is none, or more than one. With the paths.
     """
     found = [
         (jax.tree_util.keystr(path), leaf)
@@ -179,7 +179,7 @@ def due(opt_state: Any) -> jax.Array:
       `bool[]`, read from the state.
 
     Raises:
-      ValueError: no state of ours in `opt_state`, or several; the gate must see the gradient first.
+      ValueError: `opt_state` holds no state of ours, or several. The gate must see the gradient first.
     """
     found = find(opt_state).due
     if isinstance(found, tuple):
@@ -199,10 +199,10 @@ def finite(opt_state: Any) -> jax.Array:
       opt_state: any optimizer state that holds one of ours.
 
     Returns:
-      `bool[]`; True before the first step.
+      `bool[]`. True before the first step.
 
     Raises:
-      ValueError: no state of ours in `opt_state`, or several.
+      ValueError: `opt_state` holds no state of ours, or several.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam
@@ -232,7 +232,7 @@ def info(state: Any) -> dict[str, Any]:
       A dict of NumPy scalars, or of traced ones inside `jit`.
 
     Raises:
-      ValueError: no state of ours in `state`, or several.
+      ValueError: `state` holds no state of ours, or several.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam

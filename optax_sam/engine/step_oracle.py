@@ -28,8 +28,8 @@ class Given:
       objective: what is differentiated.
       examples: all examples of the step, or of one slice of it.
       arguments: what every pass is given.
-      params: the full parameters, as arrays; None inside `optax.masked`, with a gradient function.
-      opt_state: the state of the whole optimizer; None where it is not known.
+      params: the full parameters, as arrays. None inside `optax.masked`, with a gradient function.
+      opt_state: the state of the whole optimizer. None where it is not known.
     """
 
     objective: Objective = dataclasses.field(metadata={"static": True})
@@ -249,7 +249,7 @@ class StepOracle:
     def mean_squares(self, point: Params, num_samples: int) -> Any:
         """The mean of the squared gradients of the first examples: the diagonal of a Fisher matrix.
 
-        One after the other, each alone; padding among them counts nothing. Inside a `shard_map` they are the
+        One after the other, each alone. Padding among them counts nothing. Inside a `shard_map` they are the
         first of all devices' examples, and every device goes through them.
         """
         self._losses()

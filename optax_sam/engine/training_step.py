@@ -35,17 +35,17 @@ def step(
     Returns:
       A function `(params, opt_state, batch, *args, indices=None, weights=None, whole_batch=False, key=None,
       loss_scale=None)` that returns `params, opt_state, loss`, or `params, opt_state, (loss, aux)`. `args`
-      go to every pass unchanged; the keywords are those of `Oracle`. What stands behind the method gets the
+      go to every pass unchanged. The keywords are those of `Oracle`. What stands behind the method gets the
       loss as the extra argument `value`. Jit it, and donate what you do not keep:
       `jax.jit(step(tx, losses), donate_argnums=(0, 1))`.
 
     Raises:
-      TypeError: `tx` is no Optax transformation, `losses` no function; in the step, what stands behind the
+      TypeError: `tx` is no Optax transformation, `losses` no function. In the step, what stands behind the
         method calculates with a typed key among the parameters.
       ValueError: in the step, `tx` holds no method of ours, several, or one inside `optax.MultiSteps`.
 
     Cost:
-      that of the method; the loss is traced once.
+      That of the method. The loss is traced once.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, optax_sam

@@ -73,11 +73,11 @@ def to_radius(rho: Radius, geometry: Geometry | None = None) -> optax.GradientTr
     """`e = rho d / ||d||`: a perturbation of size `rho`, and zero where the direction is zero.
 
     Args:
-      rho: the radius, 0 or more, in the norm of the geometry; a number, or a schedule of the step
+      rho: the radius, 0 or more, in the norm of the geometry. A number, or a schedule of the step
         count, which `sharpness_aware` passes as the extra argument `step`. The count is that of the
         training steps, perturbed or not. What a schedule returns is not checked: below 0 the perturbation
         points downhill.
-      geometry: what "size" means; `euclidean()` by default.
+      geometry: what "size" means. `euclidean()` by default.
 
     Returns:
       An Optax transformation without state.
@@ -116,7 +116,7 @@ def to_radius_less(rho: Radius, alpha: Number) -> optax.GradientTransformationEx
     Zero where the direction is zero.
 
     Args:
-      rho: 0 or more, in the L2 norm; a number, or a schedule of the step count.
+      rho: 0 or more, in the L2 norm. A number, or a schedule of the step count.
       alpha: a number, or a schedule of the step count.
     """
     checks.number_or_schedule("rho", rho, low=0)
@@ -163,8 +163,8 @@ def within_loss_budget(budget: NotNegative, max_rho: Cap) -> optax.GradientTrans
     its cap. Zero where the direction is zero.
 
     Args:
-      budget: 0 or more, in the units of the loss; a number, or a schedule of the step count.
-      max_rho: largest radius, 0 or more, in the L2 norm; a number, or a schedule of the step count.
+      budget: 0 or more, in the units of the loss. A number, or a schedule of the step count.
+      max_rho: largest radius, 0 or more, in the L2 norm. A number, or a schedule of the step count.
     """
     checks.number_or_schedule("budget", budget, low=0)
     checks.number_or_schedule("max_rho", max_rho, low=0, infinite_too=True)
@@ -249,7 +249,7 @@ def repeated(ascent: optax.GradientTransformation, num_steps: Count) -> optax.Gr
 
     Args:
       ascent: of a single step, such as `to_radius(rho / num_steps)`.
-      num_steps: 1 or more; each after the first takes one gradient.
+      num_steps: 1 or more. Each after the first takes one gradient.
     """
     checks.transformation("ascent", ascent, "to_radius(0.05)")
     checks.integer("num_steps", num_steps, low=1)
@@ -303,7 +303,7 @@ class Chained(Ascent):
 def chained(*ascents: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """One ascent after the other: `optax.chain` that can be pickled and compared.
 
-    A mask before `to_radius` gives what is kept the whole radius; behind it, a part of it.
+    A mask before `to_radius` gives what is kept the whole radius. Behind it, a part of it.
     """
     for ascent in ascents:
         checks.transformation("ascents", ascent, "to_radius(0.05)")
@@ -336,7 +336,7 @@ def within_leaf_norm(max_norm: Cap) -> optax.GradientTransformationExtraArgs:
     """Each leaf shortened to the L2 norm `max_norm`, where it is longer (GraphSAM).
 
     Args:
-      max_norm: 0 or more; a number, or a schedule of the step count.
+      max_norm: 0 or more. A number, or a schedule of the step count.
     """
     checks.number_or_schedule("max_norm", max_norm, low=0, infinite_too=True)
     return transformation(WithinLeafNorm(max_norm))

@@ -94,7 +94,7 @@ def descent_momentum(
         parameters, in the place of the search by name. Then nothing of its own is kept, with any start.
 
     Raises:
-      ValueError: in a step, `opt_state` holds several such trees: then `read_momentum` must choose; or, with
+      ValueError: in a step, `opt_state` holds several such trees: then `read_momentum` must choose. Or, with
         `ahead()`, the oracle was made by hand, and `opt_state` is out of sight.
     """
     checks.number("momentum", momentum, low=0, high=1)

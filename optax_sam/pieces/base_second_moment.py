@@ -88,7 +88,7 @@ def preconditioned(
         like the parameters, in the place of the search by name. Then nothing of its own is kept.
 
     Raises:
-      ValueError: in a step, `opt_state` holds several such trees: then `read_second_moment` must choose; or
+      ValueError: in a step, `opt_state` holds several such trees: then `read_second_moment` must choose, or
         the oracle was made by hand, and `opt_state` is out of sight.
     """
     checks.number("decay", decay, low=0, high=1)

@@ -30,18 +30,18 @@ class Step(NamedTuple):
 
     Attributes:
       count: `int32[]`, how many steps were taken before this one.
-      params: the parameters; inside `optax.masked` only the visible ones.
-      oracle: further gradients of this step, on the examples of the first one; None when the next step is
+      params: the parameters. Inside `optax.masked` only the visible ones.
+      oracle: further gradients of this step, on the examples of the first one. None when the next step is
         decided.
-      due: `bool[]`, whether the step is perturbed; None where only its gradient can tell.
-      opt_state: the state of the whole optimizer, where the first gradient is taken; None after it, and for
+      due: `bool[]`, whether the step is perturbed. None where only its gradient can tell.
+      opt_state: the state of the whole optimizer, where the first gradient is taken. None after it, and for
         an oracle made by hand.
-      first: the first evaluation; its `grads` are `grads`.
-      direction: what pointed uphill; None in a step that is not perturbed, as all that follows but descent.
+      first: the first evaluation. Its `grads` are `grads`.
+      direction: what pointed uphill. None in a step that is not perturbed, as all that follows but descent.
       perturbation: a tree like the parameters.
       distance: `float[]`, its norm, zero where it is.
       point: the perturbed parameters.
-      perturbed: the evaluation there; its `grads` are `perturbed_grads`. With the start `ahead()` it is the
+      perturbed: the evaluation there. Its `grads` are `perturbed_grads`. With the start `ahead()` it is the
         first one.
       descent: what the step descends along.
       base_key: from which `key` is made.
@@ -113,9 +113,9 @@ class Began(NamedTuple):
     """Where, and on which examples, a step begins.
 
     Attributes:
-      point: of the first gradient; `step.params` for no move.
+      point: of the first gradient. `step.params` for no move.
       oracle: with its examples.
-      climb: what was climbed to get there, as `climb()` returned it; None for a step that climbs later.
+      climb: what was climbed to get there, as `climb()` returned it. None for a step that climbs later.
     """
 
     point: Params

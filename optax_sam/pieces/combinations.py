@@ -180,7 +180,7 @@ def bilateral(lower_rho: Radius) -> Bilateral:
     """`g' + g - (||g'|| / ||g-||) g-`, `g-` the gradient at `w - lower_rho g / ||g||` (BSAM).
 
     Args:
-      lower_rho: 0 or more; a number, or a schedule of the step count.
+      lower_rho: 0 or more. A number, or a schedule of the step count.
     """
     checks.number_or_schedule("lower_rho", lower_rho, low=0)
     return Bilateral(lower_rho)
@@ -260,8 +260,8 @@ def polyak(max_step: Cap = 1.0, lower_bound: Number = 0.0) -> Polyak:
     descends along the gradient as it is.
 
     Args:
-      max_step: 0 or more; a number, or a schedule of the step count.
-      lower_bound: of the loss of any batch: 0 for losses that may vanish; a number, or a schedule of the step
+      max_step: 0 or more. A number, or a schedule of the step count.
+      lower_bound: of the loss of any batch: 0 for losses that may vanish. A number, or a schedule of the step
         count.
     """
     checks.number_or_schedule("max_step", max_step, low=0, infinite_too=True)

@@ -152,7 +152,7 @@ def previous_descent(of: Direction | None = None) -> PreviousDescent:
     """What the step before descended along; zero in the first (S2-SAM).
 
     Args:
-      of: another direction, made of the descents in the place of gradients; `gradient()`, the descent
+      of: another direction, made of the descents in the place of gradients. `gradient()`, the descent
         itself, by default.
     """
     checks.piece("of", of, Direction, "directions.gradient()")
@@ -289,7 +289,7 @@ class DampedGaussian(Direction):
 def damped_gaussian(weight: FixedNotNegative, decay: FixedProbability) -> DampedGaussian:
     """`z / sqrt(1 + weight sum F)`, `z` standard normal: less noise where gradients are large (ARWP).
 
-    `F = decay F + g'^2` with the noisy gradients `g'`, summed over each output filter; entries of
+    `F = decay F + g'^2` with the noisy gradients `g'`, summed over each output filter. Entries of
     leaves with one axis or none stand alone.
 
     Args:

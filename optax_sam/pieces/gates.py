@@ -78,7 +78,7 @@ def with_probability(probability: Probability) -> WithProbability:
     """Perturb with probability `p(t)`, drawn anew in each step: `U(0, 1) < p(t)`.
 
     Args:
-      probability: from 0 (never) to 1 (always); a number, or a schedule of the step count.
+      probability: from 0 (never) to 1 (always). A number, or a schedule of the step count.
     """
     checks.number_or_schedule("probability", probability, low=0, high=1)
     return WithProbability(probability)
@@ -160,7 +160,7 @@ def when_gradient_is_large(threshold: Number, decay: FixedProbability = 0.9) -> 
     decision cannot be known before the first gradient.
 
     Args:
-      threshold: in standard deviations; a number, or a schedule of the step count.
+      threshold: in standard deviations. A number, or a schedule of the step count.
       decay: from 0 to 1.
     """
     checks.number_or_schedule("threshold", threshold)

@@ -167,7 +167,7 @@ def fisher(eta: FixedNotNegative = 1.0) -> Fisher:
     `d^2`, the square of the batch's mean gradient, stands for the diagonal of the Fisher matrix.
 
     Args:
-      eta: 0 (the Euclidean ball) or more; its effect depends on the scale of the gradient.
+      eta: 0 (the Euclidean ball) or more. Its effect depends on the scale of the gradient.
     """
     checks.number("eta", eta, low=0)
     return Fisher(eta)
@@ -227,11 +227,11 @@ def p_norm(p: FixedAboveOne) -> PNorm:
     """`e = rho sign(d) |d|^(q - 1) / ||d||_q^(q - 1)`: the ball of the norm of order `p`, `1/p + 1/q = 1`.
 
     The larger `p`, the more alike all entries move: at 2 the ball is Euclidean, at infinity each entry moves
-    by `rho`. Below 2 few entries move, those of the largest gradient. The norm is over all parameters; of
+    by `rho`. Below 2 few entries move, those of the largest gradient. The norm is over all parameters. Of
     complex entries it takes the absolute value.
 
     Args:
-      p: above 1; infinity is permitted.
+      p: above 1. Infinity is permitted.
     """
     checks.above_one("p", p)
     return PNorm(p)
@@ -261,7 +261,7 @@ def fan_scaled(outputs_first: bool = False) -> FanScaled:
     size one. A number moves by `rho`.
 
     A layer of rank one then moves the entries of its output by `rho` times those of its input, whatever
-    its width. Gradients of few examples are nearly of rank one; of others that is the most.
+    its width. Gradients of few examples are nearly of rank one. Of others that is the most.
 
     Kernels with several output axes (the heads of `nn.MultiHeadDotProductAttention`), transposed convolutions
     that keep the outputs before the inputs (`hk.Conv2DTranspose`, `nn.ConvTranspose(transpose_kernel=True)`),
@@ -269,8 +269,8 @@ def fan_scaled(outputs_first: bool = False) -> FanScaled:
     shapes say: their radius is wrong by a factor. `optax.partition` gives them one of their own.
 
     Args:
-      outputs_first: whether the first axis of a kernel is `fan_out`, as in Equinox; else the last one, as in
-        Flax and Haiku. Nothing in an array tells which.
+      outputs_first: whether the first axis of a kernel is `fan_out`, as in Equinox. Otherwise the last one,
+        as in Flax and Haiku. Nothing in an array tells which.
 
     Raises:
       TypeError: `outputs_first` is no Python bool.

@@ -16,7 +16,7 @@ class IntervalState(NamedTuple):
     """State of `times_interval`; both change in perturbed steps.
 
     Attributes:
-      last: `int32[]`, the count of the last perturbed step; -1 before any.
+      last: `int32[]`, the count of the last perturbed step. -1 before any.
       interval: `int32[]`, from the one before to it.
     """
 

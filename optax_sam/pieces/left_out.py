@@ -2,7 +2,7 @@
 
 Optax does not say which leaves a mask leaves out. The ascents of this library say which ones they are
 given: a leaf that none has seen that says how far, beside a mask, is left out. A compiled function says that
-in its first trace alone; what comes out of it as it went in is seen in its equations.
+in its first trace alone. What comes out of it as it went in is seen in its equations.
 """
 
 import contextlib
@@ -159,7 +159,7 @@ class _Masks(NamedTuple):
     """The masks in an ascent.
 
     Attributes:
-      number: how many; a mask around others does not count.
+      number: how many. A mask around others does not count.
       partitions: whether there are partitions, whose groups are no masks.
       nested: whether a mask stands in another.
     """

@@ -1,6 +1,6 @@
 """Which entries of a perturbation are kept, as Optax transformations.
 
-Behind `to_radius` a mask leaves a part of the perturbation; before it, what is kept has the whole radius.
+Behind `to_radius` a mask leaves a part of the perturbation. Before it, what is kept has the whole radius.
 """
 
 import dataclasses

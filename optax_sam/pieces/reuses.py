@@ -46,7 +46,7 @@ class DecayedDifferenceState(NamedTuple):
 
     Attributes:
       difference: `g' - g` of the last perturbed step, a tree like the parameters.
-      age: `int32[]`, unperturbed steps since then; never above `steps`, where nothing is reused.
+      age: `int32[]`, unperturbed steps since then. Never above `steps`, where nothing is reused.
     """
 
     difference: Any

@@ -131,7 +131,7 @@ def drawn_by_score(
     """At the parameters, on examples drawn without replacement by their scores (AUSAM).
 
     Example `i` has probability proportional to
-    `q_i = smin + (score_i - min) / (max - min) (smax(t) - smin)`, minimum and maximum over the batch;
+    `q_i = smin + (score_i - min) / (max - min) (smax(t) - smin)`, minimum and maximum over the batch.
     `smax(t)` rises linearly from `smin` to its value within `ramp_steps` steps. A score is the mean
     of what the example was given whenever it was drawn, and 1 before. A difference of losses wants a
     selection that sees the same examples and loss as this start. Arguments: see `ausam`.

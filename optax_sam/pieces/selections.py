@@ -104,11 +104,11 @@ class OnPart(Selection):
 def on_part(part: CountOrZero, num_parts: Count, strata: Count = 1) -> OnPart:
     """One of several equal parts of the batch, in the order of its rows.
 
-    As a selection the second gradient sees that part; `starts.on_part` is the same for the first.
+    As a selection the second gradient sees that part. `starts.on_part` is the same for the first.
 
     Args:
       part: from 0 to `num_parts - 1`.
-      num_parts: 1 or more; with `strata` they divide the batch.
+      num_parts: 1 or more. With `strata` they divide the batch.
       strata: the number of contiguous parts of the batch, each of which is split by itself.
     """
     checks.integer("num_parts", num_parts, low=1)
@@ -232,10 +232,10 @@ def draw(log_weights: jax.Array, num_drawn: int, strata: int, key: jax.Array) ->
     """Positions drawn without replacement, one after the other with the given weights.
 
     Adding Gumbel noise and taking the largest is the same draw as taking examples one by one with
-    probabilities proportional to the weights of those left; its size is static.
+    probabilities proportional to the weights of those left. Its size is static.
 
     Args:
-      log_weights: `float[batch]`, logarithms of weights of any scale; -inf comes last.
+      log_weights: `float[batch]`, logarithms of weights of any scale. -inf comes last.
       num_drawn: how many from each stratum.
       strata: the number of contiguous parts of the batch from which is drawn separately.
       key: a typed PRNG key.

@@ -145,10 +145,10 @@ class AtRandomPerFilter(Start):
 def at_random_per_filter(noise_scale: Radius) -> AtRandomPerFilter:
     """At `params + n`, `n_f = noise_scale ||w_f|| z / ||z||` in each output filter `f` (R-SAM).
 
-    The last axis of a leaf counts its filters; a leaf with one axis or none is one filter.
+    The last axis of a leaf counts its filters. A leaf with one axis or none is one filter.
 
     Args:
-      noise_scale: 0 or more, in parts of the filter's norm; a number, or a schedule of the step count.
+      noise_scale: 0 or more, in parts of the filter's norm. A number, or a schedule of the step count.
     """
     checks.number_or_schedule("noise_scale", noise_scale, low=0)
     return AtRandomPerFilter(noise_scale)
@@ -269,8 +269,8 @@ def reweighted(weight: Number, difference_step: PositiveNumber) -> Reweighted:
     along random signs `z`. Costs two forward passes.
 
     Args:
-      weight: of the norms; 0 is the plain mean. A number, or a schedule of the step count.
-      difference_step: of the finite difference, above 0; a number, or a schedule of the step count.
+      weight: of the norms. 0 is the plain mean. A number, or a schedule of the step count.
+      difference_step: of the finite difference, above 0. A number, or a schedule of the step count.
     """
     checks.number_or_schedule("weight", weight)
     checks.number_or_schedule("difference_step", difference_step, low=0)

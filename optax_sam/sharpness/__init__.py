@@ -1,6 +1,6 @@
 """How sharp a minimum is: measured, drawn, never used by training.
 
-Every measurement takes a loss as in the training step, parameters, and one batch or many; it is driven by
+Every measurement takes a loss as in the training step, parameters, and one batch or many. It is driven by
 the host, keeps the sharding of the parameters, and returns a small record that prints well.
 """
 

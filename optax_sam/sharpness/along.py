@@ -30,7 +30,7 @@ class DirectionalSharpness:
 
     Attributes:
       value: `u^T H u / ||u||^2`, the mean over batches, each weighted by the number of its examples.
-      standard_error: of that mean; NaN with one batch.
+      standard_error: of that mean. NaN with one batch.
       slope: `g^T u / ||u||`, the same mean.
       norm: `||u||`.
       count: how many batches.
@@ -59,20 +59,20 @@ def directional_sharpness(
     Args:
       loss_fn: see `top_eigenvalues`.
       params: the parameters.
-      batches: one batch, or many; see `top_eigenvalues`.
+      batches: one batch, or many. See `top_eigenvalues`.
       updates: a tree like `params`, such as `updates, _ = tx.update(grads, opt_state, params)` of the base
-        optimizer; its length and its sign do not matter.
+        optimizer. Its length and its sign do not matter.
       progress: whether a bar is shown.
 
     Returns:
       A `DirectionalSharpness`, on the host.
 
     Raises:
-      ValueError: `updates` are zero or unlike `params`, the loss or a product is not finite; what
+      ValueError: `updates` are zero or unlike `params`, the loss or a product is not finite. Also what
         `hessian_vector_product` refuses.
 
     Cost:
-      one product with the Hessian, about two gradients, and a forward pass.
+      One product with the Hessian, about two gradients, and a forward pass.
 
     Example:
       >>> import jax.numpy as jnp
@@ -108,7 +108,7 @@ class BatchSharpness:
 
     Attributes:
       value: `g_B^T H_B g_B / ||g_B||^2`, the mean over batches, weighted by their examples.
-      standard_error: of that mean; NaN with one batch.
+      standard_error: of that mean. NaN with one batch.
       grad_norm: `||g_B||`, the same mean.
       values: `float64[batches]`, of each batch with a gradient that is not zero.
     """
@@ -140,8 +140,8 @@ def batch_sharpness(
     Args:
       loss_fn: see `top_eigenvalues`.
       params: the parameters.
-      batches: one batch, or many, of the size of training's; see `top_eigenvalues`.
-      microbatch_size: None for the batches as they are; `m` for parts of `m` examples, cut from them.
+      batches: one batch, or many, of the size of training's. See `top_eigenvalues`.
+      microbatch_size: None for the batches as they are. `m` for parts of `m` examples, cut from them.
       progress: whether a bar is shown.
 
     Returns:
@@ -149,11 +149,11 @@ def batch_sharpness(
 
     Raises:
       ValueError: every gradient is zero, the loss or a product is not finite, `microbatch_size` does not
-        divide a batch; what `hessian_vector_product` refuses.
+        divide a batch. Also what `hessian_vector_product` refuses.
       TypeError: `microbatch_size` is no integer.
 
     Cost:
-      three gradients.
+      Three gradients.
 
     Example:
       >>> import jax.numpy as jnp

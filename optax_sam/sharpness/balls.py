@@ -21,7 +21,7 @@ class Rise:
 
     Attributes:
       value: the mean over parts of the data, or over random perturbations.
-      standard_error: of that mean; NaN where there is but one.
+      standard_error: of that mean. NaN where there is but one.
       loss: at the parameters.
       count: how many parts or perturbations.
     """
@@ -52,18 +52,18 @@ def ascent_sharpness(
 
     `T = 1`, or `|w| + eta` where adaptive, which does not change when weights are rescaled. With
     `e = T u`, each of `n` steps goes `2 rho / n` along the normalized gradient of `L` by `u` and back into
-    the ball; one step ends at SAM's own perturbation (or ASAM's, with biases in proportion too). The largest
+    the ball. One step ends at SAM's own perturbation (or ASAM's, with biases in proportion too). The largest
     loss on the way counts.
 
     Args:
       loss_fn: see `top_eigenvalues`.
       params: the parameters.
-      batches: one batch, or many; see `top_eigenvalues`.
+      batches: one batch, or many. See `top_eigenvalues`.
       rho: radius of the ball, 0 or more.
       num_steps: steps uphill: each finds a higher loss, or none.
       adaptive: whether perturbations are measured relative to the weights.
       eta: floor under the size of a weight, where adaptive.
-      microbatch_size: None for one perturbation for all examples; `m` for one of each `m` examples, cut
+      microbatch_size: None for one perturbation for all examples. `m` for one of each `m` examples, cut
         from the batches in order, over which the rise is averaged (m-sharpness, which SAM lowers).
       progress: whether a bar is shown.
 
@@ -71,8 +71,8 @@ def ascent_sharpness(
       A `Rise`, on the host.
 
     Raises:
-      ValueError: the loss is not finite, `microbatch_size` does not divide a batch, an argument out of
-        range; what `hessian_vector_product` refuses.
+      ValueError: the loss is not finite, `microbatch_size` does not divide a batch, an argument is out of
+        range. Also what `hessian_vector_product` refuses.
       TypeError: an argument of another kind.
 
     Cost:
@@ -122,18 +122,18 @@ def surrogate_gap(
     Args:
       loss_fn: see `top_eigenvalues`.
       params: the parameters.
-      batches: one batch, or many, of the size of training's; see `top_eigenvalues`.
+      batches: one batch, or many, of the size of training's. See `top_eigenvalues`.
       rho: radius of the perturbation, 0 or more.
       progress: whether a bar is shown.
 
     Returns:
-      A `Rise`, on the host; negative where the loss falls.
+      A `Rise`, on the host. Negative where the loss falls.
 
     Raises:
       ValueError: as `ascent_sharpness`.
 
     Cost:
-      a gradient and two forward passes.
+      A gradient and two forward passes.
 
     References:
       Juntang Zhuang, Boqing Gong, Liangzhe Yuan, Yin Cui, Hartwig Adam, Nicha Dvornek, Sekhar
@@ -177,7 +177,7 @@ def average_sharpness(
     Args:
       loss_fn: see `top_eigenvalues`.
       params: the parameters.
-      batches: one batch, or many; see `top_eigenvalues`.
+      batches: one batch, or many. See `top_eigenvalues`.
       rho: size of the entries, 0 or more. A ball of radius `r` in `n` dimensions has its mass where
         `rho = r / sqrt(n)`.
       distribution: "gaussian" or "uniform".
@@ -188,7 +188,7 @@ def average_sharpness(
       progress: whether a bar is shown.
 
     Returns:
-      A `Rise`, on the host; `count` is the number of pairs.
+      A `Rise`, on the host. `count` is the number of pairs.
 
     Raises:
       ValueError: as `ascent_sharpness`.

@@ -29,7 +29,7 @@ class CriticalSharpness:
     """How far along an update the loss does not rise.
 
     Attributes:
-      value: `2 / step`; infinite where the loss rises at once, 0 where it never does.
+      value: `2 / step`. Infinite where the loss rises at once, 0 where it never does.
       step: `eta_c`, in the unit of learning rates, the middle of the interval.
       interval: `(low, high)`: at `low` the loss is no higher than at the parameters, at `high` it is.
       loss: at the parameters.
@@ -70,11 +70,11 @@ def critical_sharpness(
     halved until it is narrow. Where the loss rises, falls and rises again, one of the rises is found.
 
     Args:
-      loss_fn: see `top_eigenvalues`; only its values are read, so that it needs no derivative where
+      loss_fn: see `top_eigenvalues`. Only its values are read, so that it needs no derivative where
         `updates` are given. Another loss than the one that the update descends on makes this the relative
         critical sharpness.
       params: the parameters.
-      batches: one batch, or many; see `top_eigenvalues`.
+      batches: one batch, or many. See `top_eigenvalues`.
       updates: a tree like `params`, what is added to them in a step of the optimizer:
         `updates, _ = tx.update(grads, opt_state, params)`. By default minus the learning rate times the
         gradient.
@@ -86,13 +86,13 @@ def critical_sharpness(
       A `CriticalSharpness`, on the host.
 
     Raises:
-      ValueError: the updates are zero, not finite or unlike `params`, the loss is not finite, an argument
-        out of range; what `hessian_vector_product` refuses.
+      ValueError: the updates are zero, not finite or unlike `params`, the loss is not finite, an argument is
+        out of range. Also what `hessian_vector_product` refuses.
       TypeError: an argument of another kind.
 
     Cost:
       5 to 8 forward passes where `eta_c` is within a factor of two of the learning rate, one more for each
-      further factor of two; without `updates` a gradient more.
+      further factor of two. Without `updates` a gradient more.
 
     Example:
       >>> import jax.numpy as jnp
@@ -137,7 +137,7 @@ def relative_critical_sharpness(
     Args:
       loss_fn: the loss that is watched, such as that of what the network knew before.
       params: the parameters.
-      batches: for it, one batch, or many; see `top_eigenvalues`.
+      batches: for it, one batch, or many. See `top_eigenvalues`.
       trained_loss_fn: the loss on whose gradient the step goes down.
       trained_batches: for that one.
       learning_rate: the first step that is tried, above 0.
@@ -145,13 +145,13 @@ def relative_critical_sharpness(
       progress: whether a bar is shown.
 
     Returns:
-      A `CriticalSharpness` of the loss that is watched; its value is infinite where that rises at once.
+      A `CriticalSharpness` of the loss that is watched. Its value is infinite where that rises at once.
 
     Raises:
       ValueError: as `critical_sharpness`.
 
     Cost:
-      as `critical_sharpness` without `updates`.
+      As `critical_sharpness` without `updates`.
 
     References:
       Dayal Singh Kalra, Jean-Christophe Gagnon-Audet, Andrey Gromov, Ishita Mediratta, Kelvin Niu, Alexander

@@ -86,7 +86,7 @@ class EmpiricalFisher(Curvature):
     Every measurement here takes it in the place of a `loss_fn`.
 
     Args:
-      loss_fn: `loss_fn(params, batch)`, one loss per example, shape `[batch]`; no example's loss may depend
+      loss_fn: `loss_fn(params, batch)`, one loss per example, shape `[batch]`. No example's loss may depend
         on the others.
 
     Example:
@@ -125,13 +125,13 @@ class Fisher(Curvature):
 
     `F = mean(E_y[g_i(y) g_i(y)^T])` over the examples, with labels `y` drawn from what the model predicts,
     here `num_draws` for each example. For cross entropy, and for squares with unit variance, the expectation
-    is the Gauss-Newton matrix, which `GaussNewton` takes without drawing; this is for other likelihoods.
+    is the Gauss-Newton matrix, which `GaussNewton` takes without drawing. This is for other likelihoods.
 
     Every measurement here takes it in the place of a `loss_fn`. The labels are the same in all products:
     each pass has to give the same batches.
 
     Args:
-      outputs: `outputs(params, batch)`, a tree of float arrays with the examples first, such as logits; no
+      outputs: `outputs(params, batch)`, a tree of float arrays with the examples first, such as logits. No
         example's outputs may depend on the others.
       losses: `losses(outputs, batch)`, minus the logarithm of each example's likelihood, shape `[batch]`.
       draw: `draw(key, outputs, batch)`, the batch with labels drawn from the model, such as
@@ -199,7 +199,7 @@ class FiniteDifferences(Curvature):
 
     `H v = (g(w + h v) - g(w - h v)) / (2 h)` with `h = step (1 + ||w||) / ||v||`. For what has a gradient and
     no second derivative: kernels with a derivative rule of their own, whose gradient JAX cannot
-    differentiate; straight-through estimators, whose gradient it differentiates to something else.
+    differentiate. Straight-through estimators, whose gradient it differentiates to something else.
 
     Every measurement here takes it in the place of a `loss_fn`. It is to be trusted where
     `finite_difference_error` is below 0.01. That fails where the loss has kinks within `h` (a network of
@@ -207,8 +207,8 @@ class FiniteDifferences(Curvature):
     their residuals say: ask for a `tolerance` above it.
 
     Args:
-      loss_fn: `loss_fn(params, batch)`; see `hessian_vector_product`.
-      step: length of `h v` as a part of `1 + ||w||`; by default the third root of the rounding, 0.005 in
+      loss_fn: `loss_fn(params, batch)`. See `hessian_vector_product`.
+      step: length of `h v` as a part of `1 + ||w||`. By default the third root of the rounding, 0.005 in
         float32.
 
     Example:

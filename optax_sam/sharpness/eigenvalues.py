@@ -28,7 +28,7 @@ class Eigenvalues:
       values: `float64[k]`, descending.
       residuals: `float64[k]`, `||H x - value x||` for the unit vectors `x`: within so much of each value
         there is an eigenvalue.
-      vectors: trees like the parameters, one for each value; None unless asked for.
+      vectors: trees like the parameters, one for each value. None unless asked for.
       products: with the matrix, that it took.
       converged: whether the residuals are as small as was asked for.
     """
@@ -74,8 +74,8 @@ def top_eigenvalues(
       k: how many.
       which: "largest", "smallest" (the most negative), or "both": `k` of each end, all descending.
       tolerance: residuals at which to stop, as a part of the largest absolute value.
-      max_products: when to stop at the latest; `25 k` by default.
-      block_size: vectors that are multiplied at once; `k` by default. An eigenvalue that occurs more often
+      max_products: when to stop at the latest. `25 k` by default.
+      block_size: vectors that are multiplied at once. `k` by default. An eigenvalue that occurs more often
         may be found so often only. Fewer take fewer products where the eigenvalues differ.
       with_vectors: whether the eigenvectors are returned.
       seed: of the first vectors.
@@ -86,11 +86,11 @@ def top_eigenvalues(
 
     Raises:
       ValueError: `k` is larger than the number of float parameters (half of it for "both"), the loss or a
-        product is not finite, an argument out of range; what `hessian_vector_product` refuses.
+        product is not finite, an argument is out of range. Also what `hessian_vector_product` refuses.
       TypeError: `k`, `max_products` or `block_size` is no integer.
 
     Cost:
-      about two gradients for each product; a vector like the parameters, in float32 or wider, for each.
+      About two gradients for each product. A vector like the parameters, in float32 or wider, for each.
 
     Example:
       >>> import jax.numpy as jnp

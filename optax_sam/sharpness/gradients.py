@@ -53,26 +53,26 @@ def gradient_noise(
 ) -> GradientNoise:
     """How much single examples' gradients differ: `tr Cov = n / (n - 1) (mean ||g_i||^2 - ||mean g_i||^2)`.
 
-    Norms per example come from `per_example.gradient_norms`, without gradients per example; the loss is
+    Norms per example come from `per_example.gradient_norms`, without gradients per example. The loss is
     called with one example at a time. A loss with batch norm has to be that of evaluation: else these norms
     are not those of the mean gradient's examples.
 
     Args:
       loss_fn: see `top_eigenvalues`.
       params: the parameters.
-      batches: one batch, or many; see `top_eigenvalues`. Two examples or more.
-      microbatch_size: examples in memory at once; a batch by default. Must divide each batch.
+      batches: one batch, or many. See `top_eigenvalues`. Two examples or more.
+      microbatch_size: examples in memory at once. A batch by default. Must divide each batch.
       progress: whether a bar is shown.
 
     Returns:
       A `GradientNoise`, on the host.
 
     Raises:
-      ValueError: a single example, a loss or a gradient that is not finite; what `hessian_vector_product`
-        refuses.
+      ValueError: a single example, a loss or a gradient that is not finite. Also what
+        `hessian_vector_product` refuses.
 
     Cost:
-      about two gradients; three where the gradients are alike to a thousandth.
+      About two gradients. Three where the gradients are alike to a thousandth.
 
     Example:
       >>> import jax.numpy as jnp
@@ -135,7 +135,7 @@ class PsfNorm:
 
     Attributes:
       value: `||g' - g||`, the mean over batches, each weighted by the number of its examples.
-      standard_error: of that mean; NaN with one batch.
+      standard_error: of that mean. NaN with one batch.
       grad_norm: `||g||`, the same mean.
       perturbed_grad_norm: `||g'||`, the same mean.
       norms: `float64[batches]`, each batch's `||g' - g||`.
@@ -158,12 +158,12 @@ def psf_norm(
     """How far SAM's gradient is from the ordinary one: `||g' - g||` with `g' = grad L_B(w + rho g / ||g||)`.
 
     The norm of the projection onto the second-order gradient (PSF), which vSAM watches to decide how often
-    a second gradient is worth its cost; here for every batch `B`.
+    a second gradient is worth its cost. Here for every batch `B`.
 
     Args:
       loss_fn: see `top_eigenvalues`.
       params: the parameters.
-      batches: one batch, or many, of the size of training's; see `top_eigenvalues`.
+      batches: one batch, or many, of the size of training's. See `top_eigenvalues`.
       rho: radius of the perturbation, 0 or more.
       progress: whether a bar is shown.
 
@@ -174,7 +174,7 @@ def psf_norm(
       ValueError: as `ascent_sharpness`.
 
     Cost:
-      two gradients and a forward pass.
+      Two gradients and a forward pass.
 
     Example:
       >>> import jax.numpy as jnp

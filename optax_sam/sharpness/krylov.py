@@ -53,11 +53,11 @@ class Basis:
 class Krylov:
     """What is known of a symmetric matrix after some products.
 
-    Every new vector is made orthogonal to all before it, twice; where nothing is left of it, a random one
+    Every new vector is made orthogonal to all before it, twice. Where nothing is left of it, a random one
     takes its place, so that the basis grows until it spans everything.
 
     Attributes:
-      basis: orthonormal vectors; the last ones, `pending`, have not been multiplied yet.
+      basis: orthonormal vectors. The last ones, `pending`, have not been multiplied yet.
       pending: how many those are.
       products: how many vectors have been multiplied.
     """
@@ -120,8 +120,8 @@ class Krylov:
         """The eigenvalues in the span of the basis.
 
         Returns:
-          `(values, coefficients, residuals)`: ascending values; the eigenvectors in the basis, a column
-          each; and `||H x - value x||`, not below rounding.
+          `(values, coefficients, residuals)`: ascending values. The eigenvectors in the basis, a column
+          each. And `||H x - value x||`, not below rounding.
         """
         values, coefficients = np.linalg.eigh(self._entries)
         last = coefficients[self.products - self._beyond.shape[1] :]

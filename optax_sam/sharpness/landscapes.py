@@ -33,7 +33,7 @@ class Landscape:
 
     Attributes:
       axes: one or two, `float64[points]` each: multiples of the directions.
-      losses: `float64[points]` or `float64[points of the first axis, points of the second]`; where the
+      losses: `float64[points]` or `float64[points of the first axis, points of the second]`. Where the
         loss overflows, infinity.
       loss: at the parameters.
     """
@@ -53,7 +53,7 @@ class Landscape:
 def random_direction(params: Any, seed: int = 0, *, filter_normalized: bool = True) -> Any:
     """A direction with normal entries, each filter as long as the parameters' own.
 
-    `d_f = (||w_f|| / ||z_f||) z_f` for each filter `f` (output feature, the last axis) of each leaf; leaves
+    `d_f = (||w_f|| / ||z_f||) z_f` for each filter `f` (output feature, the last axis) of each leaf. Leaves
     with one axis or none (biases, scales) get zeros. So pictures of networks whose weights have different
     sizes can be compared.
 
@@ -111,9 +111,9 @@ def landscape(
     of no network. `statistics` computes them anew at each point.
 
     Args:
-      loss_fn: see `top_eigenvalues`; with `statistics`, `loss_fn(params, batch, statistics)`.
+      loss_fn: see `top_eigenvalues`. With `statistics`, `loss_fn(params, batch, statistics)`.
       params: the parameters.
-      batches: one batch, or many; see `top_eigenvalues`.
+      batches: one batch, or many. See `top_eigenvalues`.
       directions: one or two trees like `params`, in a list or tuple: from `random_direction`, an
         eigenvector of `top_eigenvalues`, or the `difference` to another solution.
       span: how far in multiples of the directions: `(from, to)`, or one number to either side.
@@ -126,12 +126,12 @@ def landscape(
       A `Landscape`, on the host.
 
     Raises:
-      ValueError: neither one nor two directions, or one unlike `params`; the loss at `params` is not finite;
-        an argument out of range; what `hessian_vector_product` refuses.
+      ValueError: neither one nor two directions, or one unlike `params`. The loss at `params` is not finite.
+        An argument is out of range. Also what `hessian_vector_product` refuses.
       TypeError: an argument of another kind.
 
     Cost:
-      a forward pass for each point, and one more with `statistics`.
+      A forward pass for each point, and one more with `statistics`.
 
     Example:
       >>> import jax.numpy as jnp

@@ -93,31 +93,31 @@ def report(
 ) -> Report:
     """One page about a network: prints its numbers with their errors, and draws them.
 
-    Both ends of the spectrum, its trace and density; how the loss rises at SAM's perturbation of several
-    radii; the critical sharpness along the gradient and the batch sharpness, beside `2 / learning_rate`; the
+    Both ends of the spectrum, its trace and density. How the loss rises at SAM's perturbation of several
+    radii. The critical sharpness along the gradient and the batch sharpness, beside `2 / learning_rate`. The
     curvature by layer.
 
     Args:
       loss_fn: see `top_eigenvalues`.
       params: the parameters, two or more.
-      batches: one batch, or many, of the size of training's; see `top_eigenvalues`. Errors over batches need
+      batches: one batch, or many, of the size of training's. See `top_eigenvalues`. Errors over batches need
         two.
       learning_rate: of training, if known.
       radii: of SAM's perturbation, each 0 or more.
       picture: a file for the picture, such as "sharpness.png". Without one, the picture is left open in
-        pyplot, where a notebook shows it; without matplotlib there is none.
+        pyplot, where a notebook shows it. Without matplotlib there is none.
       seed: of the random vectors.
 
     Returns:
-      A `Report`, on the host; `plots.report` draws one again, or several beside each other.
+      A `Report`, on the host. `plots.report` draws one again, or several beside each other.
 
     Raises:
-      ValueError: the loss or a product is not finite, the gradient is zero, an argument out of range; what
-        `hessian_vector_product` refuses.
+      ValueError: the loss or a product is not finite, the gradient is zero, an argument is out of range. Also
+        what `hessian_vector_product` refuses.
       ImportError: `picture` is given, and matplotlib is not installed.
 
     Cost:
-      at most 130 products with the Hessian and 15 for each layer, and about 15 gradients.
+      At most 130 products with the Hessian and 15 for each layer, and about 15 gradients.
     """
     found = measured(loss_fn, params, batches, learning_rate=learning_rate, radii=radii, seed=seed)
     print(found)

@@ -40,14 +40,14 @@ def of_part(
     as they are.
 
     Args:
-      loss_fn: see `top_eigenvalues`; `GaussNewton` and its like too.
+      loss_fn: see `top_eigenvalues`. `GaussNewton` and its like too.
       params: the parameters.
       mask: `mask(path, leaf) -> bool`, with the keys of the leaf's path, such as
-        `optax_sam.is_normalization`; or a tree of bools like `params`, or a prefix of it, as `optax.masked`
+        `optax_sam.is_normalization`, or a tree of bools like `params`, or a prefix of it, as `optax.masked`
         takes it.
 
     Returns:
-      `(loss_fn, part)`: a function of the part and a batch; and `params` with `optax.MaskedNode()` in the
+      `(loss_fn, part)`: a function of the part and a batch. And `params` with `optax.MaskedNode()` in the
       place of what is left out. Vectors that measurements return are trees like `part`.
 
     Raises:
@@ -55,7 +55,7 @@ def of_part(
       TypeError: a leaf of the mask is no bool.
 
     Cost:
-      that of the measurement; a product with a block costs about what one with the whole matrix does.
+      That of the measurement. A product with a block costs about what one with the whole matrix does.
 
     Example:
       >>> import jax.numpy as jnp

@@ -1,7 +1,7 @@
 """A loss on data at one place: what every measurement here is made of.
 
 Measurements are driven by the host, so that the data may be larger than the memory and a long one shows
-its progress; what is done on one batch is one compiled program.
+its progress. What is done on one batch is one compiled program.
 """
 
 import dataclasses

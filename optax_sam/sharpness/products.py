@@ -37,11 +37,11 @@ def hessian_vector_product(
       loss_fn: `loss_fn(params, batch)` returns one loss per example, shape `[batch]`, or their mean, or
         either with auxiliary values, `(losses, aux)`, which are not read. A `GaussNewton` loss makes this
         the product with its Gauss-Newton matrix. It is compiled anew in each call, because what it closes
-        over may have changed; a `jax.tree_util.Partial` of a function and arrays is compiled
+        over may have changed. A `jax.tree_util.Partial` of a function and arrays is compiled
         where its trace is a new one.
       params: the parameters. Integer leaves, `None` and zero-size leaves stay as they are.
-      batches: one batch, a tree whose leaves have the batch axis first; or many: a list, or anything that
-        can be iterated over again. The loss is the mean over all examples, however many a batch has.
+      batches: one batch, a tree whose leaves have the batch axis first, or many: a list, or anything that can
+        be iterated over again. The loss is the mean over all examples, however many a batch has.
       vector: a tree like `params`.
       progress: whether a bar is shown (with rich, `pip install rich`).
 
@@ -51,10 +51,10 @@ def hessian_vector_product(
     Raises:
       NotFiniteError: the product is infinite or NaN.
       ValueError: `vector` differs from `params`, a leaf of `params` is complex, batches without examples.
-      TypeError: `batches` is an iterator, which ends after one pass; `params` are traced.
+      TypeError: `batches` is an iterator, which ends after one pass. `params` are traced.
 
     Cost:
-      about two gradients, and their memory; for Gauss-Newton a forward pass less.
+      About two gradients, and their memory. For Gauss-Newton a forward pass less.
     """
     problem = Problem.of(loss_fn, params, batches)
     vector = floats_of("vector", vector, problem.point)
@@ -81,7 +81,7 @@ def gauss_newton_vector_product(
       TypeError: `outputs` or `losses` is no function.
 
     Cost:
-      two forward passes and a backward pass.
+      Two forward passes and a backward pass.
     """
     checks.function("outputs", outputs, "outputs(params, batch) -> logits")
     checks.function("losses", losses, "losses(outputs, batch) -> [batch]")
@@ -99,19 +99,19 @@ def finite_difference_error(
     Args:
       loss_fn: a `FiniteDifferences` loss.
       params: the parameters.
-      batches: one batch, or many; see `top_eigenvalues`.
+      batches: one batch, or many. See `top_eigenvalues`.
       vector: a tree like `params`, such as the gradient or the eigenvector that is asked about.
       progress: whether a bar is shown.
 
     Returns:
-      A number of 0 or more; NaN where the product is zero.
+      A number of 0 or more. NaN where the product is zero.
 
     Raises:
       TypeError: `loss_fn` is no `FiniteDifferences`.
       ValueError: what `hessian_vector_product` refuses.
 
     Cost:
-      four gradients.
+      Four gradients.
     """
     if not isinstance(loss_fn, FiniteDifferences):
         raise TypeError(f"loss_fn={loss_fn!r} takes no differences: pass FiniteDifferences(loss_fn).")

@@ -32,7 +32,7 @@ def shown(progress: bool, name: str, total: int | None) -> Iterator[Steps]:
     Args:
       progress: whether there is a bar.
       name: before the bar.
-      total: passes over a batch, at most; None where that is not known.
+      total: passes over a batch, at most. None where that is not known.
 
     Raises:
       ImportError: there is to be a bar, and rich is not installed.

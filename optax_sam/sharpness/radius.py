@@ -29,18 +29,18 @@ class RadiusTest:
 
     Attributes:
       radii: `float64[n]`, ascending.
-      rises: `float64[n]`, the mean over batches of `L_B(w + rho g_B / ||g_B||) - L_B(w)`; infinite where a
+      rises: `float64[n]`, the mean over batches of `L_B(w + rho g_B / ||g_B||) - L_B(w)`. Infinite where a
         loss was not finite.
-      standard_errors: `float64[n]`, of these means; NaN with one batch.
+      standard_errors: `float64[n]`, of these means. NaN with one batch.
       predicted: `float64[n]`, the first-order prediction `rho ||g_B||`, the same mean.
       loss: at the parameters.
       gradient_norm: the mean of `||g_B||` over batches.
-      eigenvalue: the largest of the Hessian of the mean loss; NaN where it was not asked for.
-      edges: `float64[n]`, the eigenvalue at which SAM with this radius and learning rate comes to rest; NaN
+      eigenvalue: the largest of the Hessian of the mean loss. NaN where it was not asked for.
+      edges: `float64[n]`, the eigenvalue at which SAM with this radius and learning rate comes to rest. NaN
         without a learning rate.
       recommended: the radius at which the loss rises by three quarters, or the last one before it is
-        infinite; NaN if it does neither, or rises by more at all of them.
-      parts_at: the radius from which on the rise is more than half its prediction away from it; NaN if it is
+        infinite. NaN if it does neither, or rises by more at all of them.
+      parts_at: the radius from which on the rise is more than half its prediction away from it. NaN if it is
         at none of the radii, the first one if it is at all of them.
     """
 
@@ -110,9 +110,9 @@ def radius_test(
     Args:
       loss_fn: see `top_eigenvalues`.
       params: the parameters, after about a tenth of the base optimizer's training.
-      batches: one batch, or many, of the size of training's; see `top_eigenvalues`. Ten are enough.
+      batches: one batch, or many, of the size of training's. See `top_eigenvalues`. Ten are enough.
       radii: in ascending order, above 0.
-      learning_rate: of the base optimizer; with it, `edges` tells at which eigenvalue SAM comes to rest,
+      learning_rate: of the base optimizer. With it, `edges` tells at which eigenvalue SAM comes to rest,
         `(||g|| / 2 rho) (sqrt(1 + 8 rho / (learning_rate ||g||)) - 1)`. Below the measured one a radius acts.
       eigenvalue: whether the largest eigenvalue is measured, too.
       progress: whether a bar is shown.
@@ -122,11 +122,11 @@ def radius_test(
 
     Raises:
       ValueError: the loss or its gradient is not finite at the parameters, the loss not above 0, or the
-        gradient zero; an argument out of range; what `hessian_vector_product` refuses.
+        gradient zero. An argument is out of range. Also what `hessian_vector_product` refuses.
       TypeError: an argument of another kind.
 
     Cost:
-      a gradient and `len(radii) + 1` forward passes; for the eigenvalue up to 25 Hessian products.
+      A gradient and `len(radii) + 1` forward passes. For the eigenvalue up to 25 Hessian products.
 
     Example:
       >>> import jax.numpy as jnp
@@ -192,7 +192,7 @@ def edge_of_stability(radii: np.ndarray, gradient_norm: float, learning_rate: fl
 def crossing(radii: np.ndarray, values: np.ndarray, level: float) -> float:
     """The first radius at which the values reach a level, between those that were measured; NaN if none.
 
-    The last one before values that are not finite; the first one if they are above the level all along.
+    The last one before values that are not finite. The first one if they are above the level all along.
     """
     above = np.flatnonzero(values >= level)
     if not len(above):

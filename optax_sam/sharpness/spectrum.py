@@ -25,7 +25,7 @@ class Trace:
 
     Attributes:
       value: the estimate.
-      standard_error: of the estimate, from the spread of its samples; NaN with fewer than two.
+      standard_error: of the estimate, from the spread of its samples. NaN with fewer than two.
       products: with the matrix, that it took.
     """
 
@@ -59,9 +59,9 @@ def trace(
     Args:
       loss_fn: see `top_eigenvalues`.
       params: the parameters.
-      batches: one batch, or many; see `top_eigenvalues`.
-      num_products: products with the Hessian; for Hutch++ 3 or more, for XTrace 2.
-      method: which estimate; of 30 products XTrace makes the most (docs/sharpness.md).
+      batches: one batch, or many. See `top_eigenvalues`.
+      num_products: products with the Hessian. For Hutch++ 3 or more, for XTrace 2.
+      method: which estimate. Of 30 products XTrace makes the most (docs/sharpness.md).
       seed: of the random signs.
       progress: whether a bar is shown.
 
@@ -69,12 +69,12 @@ def trace(
       A `Trace`, on the host.
 
     Raises:
-      ValueError: the loss or a product is not finite, an argument out of range; what
+      ValueError: the loss or a product is not finite, an argument is out of range. Also what
         `hessian_vector_product` refuses.
       TypeError: `num_products` is no integer.
 
     Cost:
-      about two gradients for each product; a vector like the parameters for each third one with Hutch++, for
+      About two gradients for each product. A vector like the parameters for each third one with Hutch++, for
       each second one with XTrace.
 
     Example:
@@ -138,7 +138,7 @@ class SpectralDensity:
 
     Attributes:
       nodes: `float64[num_vectors, num_steps]`, where the eigenvalues are.
-      weights: `float64[num_vectors, num_steps]`, what part of them is there; each row sums to one.
+      weights: `float64[num_vectors, num_steps]`, what part of them is there. Each row sums to one.
       size: how many eigenvalues there are.
       products: with the matrix, that it took.
     """
@@ -163,11 +163,11 @@ class SpectralDensity:
         """The density of the eigenvalues, smoothed by a normal distribution.
 
         Args:
-          grid: where, `float[points]`; 1,000 points over all nodes by default.
-          width: standard deviation of the normal distribution; a hundredth of the range by default.
+          grid: where, `float[points]`. 1,000 points over all nodes by default.
+          width: standard deviation of the normal distribution. A hundredth of the range by default.
 
         Returns:
-          `(grid, density)`; the density integrates to one.
+          `(grid, density)`. The density integrates to one.
         """
         low, high = self.nodes.min(), self.nodes.max()
         if width is None:
@@ -203,7 +203,7 @@ def spectral_density(
     Args:
       loss_fn: see `top_eigenvalues`.
       params: the parameters.
-      batches: one batch, or many; see `top_eigenvalues`.
+      batches: one batch, or many. See `top_eigenvalues`.
       num_vectors: random vectors, over which the density is averaged.
       num_steps: products for each: the more, the finer the resolution.
       seed: of the random vectors.
@@ -213,12 +213,12 @@ def spectral_density(
       A `SpectralDensity`, on the host.
 
     Raises:
-      ValueError: the loss or a product is not finite, an argument out of range; what
+      ValueError: the loss or a product is not finite, an argument is out of range. Also what
         `hessian_vector_product` refuses.
       TypeError: `num_vectors` or `num_steps` is no integer.
 
     Cost:
-      `num_vectors * num_steps` products, about two gradients each; `num_steps` vectors like the parameters.
+      `num_vectors * num_steps` products, about two gradients each. `num_steps` vectors like the parameters.
 
     Example:
       >>> import jax.numpy as jnp

@@ -48,25 +48,25 @@ def worst_case_sharpness(
     Args:
       loss_fn: see `top_eigenvalues`.
       params: the parameters.
-      batches: `n` examples in one batch or many; see `top_eigenvalues`.
-      rho: radius, 0 or more; the paper's are from 0.0005 to 0.05 for "linf", and from 0.05 to 2 for "l2".
+      batches: `n` examples in one batch or many. See `top_eigenvalues`.
+      rho: radius, 0 or more. The paper's are from 0.0005 to 0.05 for "linf", and from 0.05 to 2 for "l2".
       norm: "linf" or "l2".
       adaptive: False for `|w| = 1`.
       num_steps: gradients for each part.
       microbatch_size: `m`, examples that share a perturbation (128 of 1,024 in the paper), cut from the
-        batches in order; None for one perturbation for each batch.
+        batches in order. None for one perturbation for each batch.
       progress: whether a bar is shown.
 
     Returns:
       A `Rise`, on the host, the mean over parts, with its standard error.
 
     Raises:
-      ValueError: the loss is not finite, `microbatch_size` does not divide a batch, an argument out of range;
-        what `hessian_vector_product` refuses.
+      ValueError: the loss is not finite, `microbatch_size` does not divide a batch, an argument is out of
+        range. Also what `hessian_vector_product` refuses.
       TypeError: an argument of another kind.
 
     Cost:
-      `num_steps + 1` gradients; six vectors like the parameters.
+      `num_steps + 1` gradients. Six vectors like the parameters.
 
     Example:
       >>> import jax.numpy as jnp
@@ -82,7 +82,7 @@ def worst_case_sharpness(
 
     Deviations:
       The authors project onto the l2 ball in the space of `e`, here it is in that of `u`, where the ball is
-      round; the l2 step is the steepest one there. The authors' code keeps the current perturbation where it
+      round. The l2 step is the steepest one there. The authors' code keeps the current perturbation where it
       goes back to the best point.
     """
     checks.number("rho", rho, low=0)
@@ -115,7 +115,7 @@ def normalized_logits(logits: jax.Array) -> jax.Array:
       logits: `float[..., classes]`.
 
     Returns:
-      Logits of length one; zeros where all are equal.
+      Logits of length one. Zeros where all are equal.
 
     References:
       Maksym Andriushchenko, Francesco Croce, Maximilian Mueller, Matthias Hein, Nicolas Flammarion, `A

@@ -46,20 +46,20 @@ def accumulated(method: SharpnessAware, num_microbatches: Count) -> SharpnessAwa
 
     Args:
       method: any sharpness-aware method.
-      num_microbatches: the number of slices; divides the batch, and the examples that the method draws.
+      num_microbatches: the number of slices. Divides the batch, and the examples that the method draws.
 
     Returns:
       A `SharpnessAware` transformation.
 
     Raises:
-      TypeError: `method` is none of this library's; `num_microbatches` is no integer.
+      TypeError: `method` is none of this library's. `num_microbatches` is no integer.
       ValueError: `num_microbatches` does not divide the examples.
 
     Cost:
-      gradients per step as `method`; one parameter-sized buffer; activations of one slice.
+      Gradients per step as `method`. One parameter-sized buffer. Activations of one slice.
 
     Guarantees:
-      equal to `method` to float rounding, unless the loss depends on the other examples of its
+      Equal to `method` to float rounding, unless the loss depends on the other examples of its
       batch, as with batch norm.
 
     Example:

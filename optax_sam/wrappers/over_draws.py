@@ -93,7 +93,7 @@ def over_draws(
     gradient trees however many draws. What `info` tells is the mean over the draws.
 
     Args:
-      method: a sharpness-aware method that draws, such as one with the start `at_random(...)`; the runs
+      method: a sharpness-aware method that draws, such as one with the start `at_random(...)`. The runs
         of one that does not are all the same.
       num_draws: how many draws, 1 or more.
       log_weight: `(loss, step) -> float[]`, for example `tilted(tilt)`.

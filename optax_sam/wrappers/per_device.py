@@ -174,28 +174,28 @@ def per_device(method: SharpnessAware, axis_name: str = "data") -> SharpnessAwar
 
     A loss may place its arrays on the mesh, as it does without `per_device`: along the axis each device
     has its own rows already, other axes are kept. Parameters that are split over the axis are gathered
-    for the step; on explicit axes descent and state are split like them again, on automatic ones that is
+    for the step. On explicit axes descent and state are split like them again, on automatic ones that is
     XLA's choice. What `value_and_grad` returns, `aux` and the state: as in `per_microbatch`. The state's
     float leaves are averaged, which is a further all-reduce where they are large: the remembered gradient
     of vSAM, the scores of AUSAM.
 
     Args:
       method: any sharpness-aware method.
-      axis_name: the axis of the mesh along which the batch is split; axes may be automatic or explicit.
+      axis_name: the axis of the mesh along which the batch is split. Axes may be automatic or explicit.
 
     Returns:
       A `SharpnessAware` transformation, to be called inside `with jax.set_mesh(mesh)`.
 
     Raises:
       TypeError: `method` is none of this library's, `axis_name` is no string.
-      ValueError: no such axis in the mesh in use; its devices do not divide the batch; a loss with a
+      ValueError: no such axis in the mesh in use. Its devices do not divide the batch. A loss with a
         `shard_map` over the axis.
 
     Cost:
-      gradients per step as `method`; one all-reduce of a gradient; one parameter-sized buffer a device.
+      Gradients per step as `method`. One all-reduce of a gradient. One parameter-sized buffer a device.
 
     Guarantees:
-      equal to `per_microbatch` with as many slices as devices, to float rounding.
+      Equal to `per_microbatch` with as many slices as devices, to float rounding.
 
     Example:
       >>> import optax_sam

@@ -54,17 +54,17 @@ def per_microbatch(
 
     With `B_1, ..., B_n` contiguous slices of the batch and `S_i` what `method` makes of slice `i`, the
     descent is the mean of the `S_i` (weighted by the slices' weights, where weights are given).
-    `value_and_grad` returns the mean of the slices' losses and first gradients; the gradients
+    `value_and_grad` returns the mean of the slices' losses and first gradients. The gradients
     themselves travel in the oracle, so that the mean costs nothing unless it is read. `aux` gets a
     leading axis of slices.
 
-    A stateful method starts every slice from the one shared state; the new state is the mean of its
-    float leaves and the first slice's for all others. The gate decides once for all slices; one that must see
+    A stateful method starts every slice from the one shared state. The new state is the mean of its
+    float leaves and the first slice's for all others. The gate decides once for all slices. One that must see
     the gradient (AE-SAM) decides in each, so that `due` raises.
 
     Args:
       method: any sharpness-aware method.
-      num_microbatches: the number of slices; divides the batch.
+      num_microbatches: the number of slices. Divides the batch.
       loop: "scan" takes one slice after the other in the memory of one (and the slices' first
         gradients), "vmap" all at once.
 
@@ -72,14 +72,14 @@ def per_microbatch(
       A `SharpnessAware` transformation.
 
     Raises:
-      TypeError: `method` is none of this library's; `num_microbatches` is no integer.
-      ValueError: `num_microbatches` does not divide the batch; `loop` is unknown.
+      TypeError: `method` is none of this library's. `num_microbatches` is no integer.
+      ValueError: `num_microbatches` does not divide the batch. `loop` is unknown.
 
     Cost:
-      gradients per step as `method`; `num_microbatches` parameter-sized buffers.
+      Gradients per step as `method`. `num_microbatches` parameter-sized buffers.
 
     Guarantees:
-      one slice is `method` itself, to float rounding.
+      One slice is `method` itself, to float rounding.
 
     Example:
       >>> import optax_sam

@@ -95,7 +95,7 @@ def parts_and_shared(number: int, state: SharpnessAwareState, given: Given) -> t
 def of_slice(part: Slices, shared: Any, number: int) -> tuple[Given, SharpnessAwareState]:
     """What one of a number of slices is given, and the state with random numbers of its own.
 
-    Those of the first slice are the method's. The only slice has the step's key for the loss too; the first
+    Those of the first slice are the method's. The only slice has the step's key for the loss too. The first
     of several has not, for the second pass makes another slice's key of it.
     """
     state, whole = shared

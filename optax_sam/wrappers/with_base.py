@@ -118,8 +118,8 @@ def decoupled(
 
     Args:
       method: a sharpness-aware method that starts at the parameters, such as `wsam()`.
-      base: an Optax optimizer; its updates are added to the parameters.
-      learning_rate: of the sharpness part, that of `base` in the paper; a number, or a schedule of the
+      base: an Optax optimizer. Its updates are added to the parameters.
+      learning_rate: of the sharpness part, that of `base` in the paper. A number, or a schedule of the
         step count.
 
     Returns:
@@ -130,7 +130,7 @@ def decoupled(
       ValueError: `learning_rate` is negative.
 
     Cost:
-      that of `method` and `base`.
+      That of `method` and `base`.
 
     Example:
       >>> import optax, optax_sam
