@@ -77,16 +77,16 @@ def gradient_norms(
 ) -> jax.Array:
     """The global L2 norm of the gradient of each example's loss, `float[batch]`, in float32 or wider.
 
-    Exact, and without those gradients wherever a parameter is multiplied as a matrix, convolved or looked
-    up: the loss is walked equation by equation. What other equations do with parameters (adding a bias,
-    scaling, a loop) is computed as `vmap` would, for those parameters alone. Complex parameters are
-    left to `vmap`.
+    The norms are exact. The loss is walked equation by equation. Where a parameter is multiplied as a matrix,
+    convolved or looked up, no gradient of an example is formed. What other equations do with parameters
+    (adding a bias, scaling, a loop) is computed as `vmap` would, for those parameters alone. Complex
+    parameters are left to `vmap`.
 
     Arguments and errors as in `losses`.
 
     Cost:
       A forward pass, a backward pass without the gradients of weights, and products of the size of the
-      activations. Memory of the activations.
+      activations. It takes the memory of the activations.
 
     Example:
       >>> import jax.numpy as jnp

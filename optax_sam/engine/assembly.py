@@ -323,20 +323,20 @@ def sharpness_aware(
     """A sharpness-aware method from its pieces: one answer to each of seven questions.
 
     With `g` the first gradient and `d` the direction, a perturbed step descends along the combination of `g`
-    and `grad L(w + ascent(d))`, an unperturbed one along what the reuse makes of `g`. The gate decides
-    which. All that is not given is neutral, so that `sharpness_aware(ascents.to_radius(rho))` is SAM.
+    and `grad L(w + ascent(d))`. An unperturbed step descends along what the reuse makes of `g`. The gate
+    decides which. All that is not given is neutral: `sharpness_aware(ascents.to_radius(rho))` is SAM.
 
     Args:
-      ascent: how far uphill: any Optax transformation, from the direction (for complex leaves, its
-        conjugate) to the perturbation: `optax.scale(0.1)`, not `optax.sgd(0.1)`, which points downhill.
-        It gets the extra arguments `step` (the step count), `key` and `oracle`. For a part of the parameters,
-        `optax.masked(to_radius(rho), mask)`. For a radius per group, `optax.partition({...}, labels)`.
-      start: where and on which examples the first gradient is. `starts.at_params()`.
-      direction: what points uphill. `directions.gradient()`.
-      gate: whether a step is perturbed. `gates.always()`.
-      selection: which examples see the second gradient. `selections.everything()`.
-      combination: how the two gradients become one. `combinations.perturbed()`.
-      reuse: what an unperturbed step remembers. `reuses.nothing()`.
+      ascent: how far uphill. Any Optax transformation from the direction (for complex leaves, its conjugate)
+        to the perturbation: `optax.scale(0.1)`, not `optax.sgd(0.1)`, which points downhill. It gets the
+        extra arguments `step` (the step count), `key` and `oracle`. Take `optax.masked(to_radius(rho), mask)`
+        for a part of the parameters, `optax.partition({...}, labels)` for a radius per group.
+      start: where and on which examples the first gradient is, by default `starts.at_params()`.
+      direction: what points uphill, by default `directions.gradient()`.
+      gate: whether a step is perturbed, by default `gates.always()`.
+      selection: which examples see the second gradient, by default `selections.everything()`.
+      combination: how the two gradients become one, by default `combinations.perturbed()`.
+      reuse: what an unperturbed step remembers, by default `reuses.nothing()`.
       seed: an integer, or an integer array, for the pieces that draw.
 
     Returns:

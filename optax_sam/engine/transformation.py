@@ -51,7 +51,7 @@ class Climb(NamedTuple):
 
 
 class Begun(NamedTuple):
-    """The beginning of a step: arrays alone, so that it may leave a loop over slices.
+    """The beginning of a step. It holds arrays alone, so that it may leave a loop over slices.
 
     Attributes:
       first: the first evaluation, not yet judged.
@@ -87,7 +87,7 @@ class Outcome(NamedTuple):
 
 
 class Probe:
-    """In the place of an oracle: `update` raises the method that it belongs to, wherever it stands."""
+    """Stands in place of an oracle: `update` raises the method that it belongs to, wherever it stands."""
 
 
 class Found(Exception):
@@ -127,7 +127,7 @@ class Method(abc.ABC):
         return self
 
     def due(self, state: SharpnessAwareState, grads: Grads) -> jax.Array:
-        """Whether the next step is perturbed; `grads` only for gates that must see them."""
+        """Whether the next step is perturbed. `grads` only for gates that must see them."""
         del grads
         return states.due(state)
 
@@ -184,9 +184,9 @@ class Method(abc.ABC):
           The sharpness-aware gradient, with the dtypes of `updates`, and the new state.
 
         Raises:
-          ValueError: `params` is missing. Not exactly one of `oracle` and `grad_fn`. The method needs
-            what `grad_fn` cannot give. The oracle was started by another method. A tree that differs from
-            `params`. `perturb=False` for a method whose first gradient is already perturbed.
+          ValueError: `params` is missing. Not exactly one of `oracle` and `grad_fn` is given. The method
+            needs what `grad_fn` cannot give. Another method has started the oracle. A tree differs from
+            `params`. `perturb` is False for a method whose first gradient is already perturbed.
           TypeError: `perturb` is an array.
         """
         del extra_args
@@ -223,7 +223,7 @@ class Method(abc.ABC):
         perturb: bool | None,
         opt_state: OptState = None,
     ) -> tuple[Grads, Begun, Given]:
-        """The first gradient and what belongs to it; taken now, if `value_and_grad` did not, or otherwise.
+        """The first gradient, taken now unless `value_and_grad` has taken the same one.
 
         `opt_state` is that of the whole optimizer, where it is known.
         """
@@ -277,14 +277,14 @@ class SharpnessAware(optax.GradientTransformationExtraArgs):
 
         Returns:
           A function `(params, batch, *args, state, indices=None, weights=None, whole_batch=False, key=None,
-          loss_scale=None)` that returns `loss, grads, oracle`, or `(loss, aux), grads, oracle`. `state`
-          is any optimizer state that holds this transformation's. `args` go to every pass unchanged. The
-          others are those of `Oracle`. Pass the gradient and the oracle on:
+          loss_scale=None)` that returns `loss, grads, oracle`, or `(loss, aux), grads, oracle`. `state` is
+          any optimizer state that holds this transformation's. `args` go to every pass unchanged. The others
+          are those of `Oracle`. Pass the gradient and the oracle on:
           `tx.update(grads, state, params, oracle=oracle)`. Later passes see what `loss_fn` closes over as it
           was in the first one.
 
         Raises:
-          ValueError: `state` holds no state of ours, several, or one inside `optax.MultiSteps`. See
+          ValueError: `state` holds no state of this library, several, or one inside `optax.MultiSteps`. See
             `Oracle` for the rest.
 
         Example:
@@ -337,7 +337,7 @@ class SharpnessAware(optax.GradientTransformationExtraArgs):
           grads: the step's first gradient. Only for gates that must see it before they decide.
 
         Raises:
-          ValueError: `state` holds no state of ours, or several. The gate must see `grads`.
+          ValueError: `state` holds no state of this library, or several. The gate must see `grads`.
         """
         return self.method.due(states.find(state), grads)
 

@@ -56,7 +56,7 @@ class Every(Gate):
 
 
 def every(k: Count) -> Every:
-    """Perturb every k-th step: those whose number, counted from 0, is a multiple of `k`."""
+    """Perturb every k-th step: the steps 0, `k`, `2 k` and so on."""
     checks.integer("k", k, low=1)
     return Every(k)
 
@@ -110,7 +110,7 @@ def after(start_step: FixedNotNegative) -> After:
 
 
 class LargeGradientState(NamedTuple):
-    """State of `when_gradient_is_large`; both change every step.
+    """State of `when_gradient_is_large`. Both change every step.
 
     Attributes:
       mean: `float[]`, running mean of the squared norm of the gradient.
@@ -153,7 +153,7 @@ class WhenGradientIsLarge(Gate):
 
 
 def when_gradient_is_large(threshold: Number, decay: FixedProbability = 0.9) -> WhenGradientIsLarge:
-    """Perturb when `||g||^2 >= mu + threshold sigma`: the gradient is large among those before (AE-SAM).
+    """Perturb when `||g||^2 >= mu + threshold sigma`: the gradient is large among the earlier ones (AE-SAM).
 
     `mu = decay mu + (1 - decay) ||g||^2` and
     `sigma^2 = decay sigma^2 + (1 - decay) (||g||^2 - mu)^2`, from 0, this step's gradient included. The

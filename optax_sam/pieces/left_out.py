@@ -1,8 +1,8 @@
-"""What `optax.masked` leaves out of an ascent, which Optax hands on as it came: the raw gradient.
+"""What `optax.masked` leaves out of an ascent. Optax passes it on as it came: the raw gradient.
 
-Optax does not say which leaves a mask leaves out. The ascents of this library say which ones they are
-given: a leaf that none has seen that says how far, beside a mask, is left out. A compiled function says that
-in its first trace alone. What comes out of it as it went in is seen in its equations.
+Optax does not say which leaves a mask leaves out. The ascents of this library say which leaves they are
+given. Beside a mask, a leaf is left out if no ascent that says how far has seen it. A compiled function says
+that in its first trace alone. What comes out of it as it went in is seen in its equations.
 """
 
 import contextlib

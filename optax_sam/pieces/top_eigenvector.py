@@ -17,8 +17,8 @@ class EigenvectorState(NamedTuple):
     """State of `with_top_eigenvector`.
 
     Attributes:
-      vector: a unit vector, a tree like the parameters in float32 or wider. As of gradients, the conjugate
-        of complex leaves points uphill. Changes when it is renewed.
+      vector: a unit vector, a tree like the parameters in float32 or wider. The conjugate of complex leaves
+        points uphill, as with gradients. Changes when it is renewed.
     """
 
     vector: Params
