@@ -15,7 +15,7 @@ def citation(method: Callable[..., Any]) -> str:
       method: a method of this library, not yet called, such as `optax_sam.vsam`, or a wrapper with a paper.
 
     Returns:
-      One entry for each paper in the References of its docstring, the year that of the first version.
+      One entry for each paper in the References of its docstring, with the year of the first version.
 
     Raises:
       TypeError: `method` is no function, or its docstring names no paper.
@@ -96,7 +96,7 @@ SECTIONS = "Args Attributes Returns Raises Cost Guarantees Example References Li
 
 
 def sections(docstring: str) -> dict[str, str]:
-    """The sections of a docstring by their names, in its order; what stands before them has no name."""
+    """The sections of a docstring by their names, in its order. What stands before them has no name."""
     names = "|".join(SECTIONS)
     parts = re.split(rf"^({names}):(?=\s)", inspect.cleandoc(docstring), flags=re.MULTILINE)
     return {"": parts[0].strip()} | dict(zip(parts[1::2], map(str.strip, parts[2::2]), strict=True))

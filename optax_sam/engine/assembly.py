@@ -345,11 +345,11 @@ def sharpness_aware(
     Raises:
       TypeError: `ascent` is no Optax transformation, another piece is none of its kind (all that it lacks is
         named), or `seed` is no integer.
-      ValueError: two pieces contradict each other: `starts.ahead()` with a direction that needs the step's
-        gradient or with a gate, selection, combination or reuse. A start that follows the gate with a
-        gate that must see the gradient. In a step, a start that compares losses meets a selection of other
-        examples or of another loss, or a combination that reads the loss meets a gradient of other weights.
-        A piece returns a tree that is not like the parameters, or a state that is not like its state before.
+      ValueError: two pieces contradict each other. `starts.ahead()` takes no direction that needs the step's
+        gradient, and no gate, selection, combination or reuse. A start that follows the gate takes no gate
+        that must see the gradient. A start that compares losses takes no selection of other examples or of
+        another loss, and a combination that reads the loss no gradient of other weights. Or a piece returns a
+        tree unlike the parameters, or a state unlike the one before.
 
     Example:
       >>> from optax_sam import ascents, gates, sharpness_aware

@@ -42,7 +42,7 @@ class Arguments(NamedTuple):
 
 
 class Objective(abc.ABC):
-    """What can be asked at a point; a step asks through `StepOracle`, which counts and judges."""
+    """What can be asked at a point. A step asks through `StepOracle`, which counts and judges."""
 
     @abc.abstractmethod
     def evaluate(self, point: Params, examples: Examples, arguments: Arguments) -> Evaluation:
@@ -90,7 +90,7 @@ class Layout(NamedTuple):
 
 
 def like_params(name: str, grads: Any, params: Params) -> Grads:
-    """The gradient as arrays, zeros for integer leaves; refuses what is no tree like the parameters."""
+    """The gradient as arrays, zeros for integer leaves. Refuses what is no tree like the parameters."""
     grads, params = trees.plain(grads), trees.plain(params)
     if (got := jax.tree.structure(grads)) != (wanted := jax.tree.structure(params)):
         raise ValueError(

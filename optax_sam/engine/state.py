@@ -14,7 +14,7 @@ MEASURED = ("loss", "perturbed_loss", "grad_norm", "perturbed_grad_norm", "pertu
 
 
 class Diagnostics(NamedTuple):
-    """What the last step measured; `info` reads it.
+    """What the last step measured. `info` reads it.
 
     Attributes:
       values: `float32[5]`, in the order of `MEASURED`. 0 where not known, since a NaN kept in a state
@@ -64,7 +64,7 @@ class SharpnessAwareState(NamedTuple):
 
 
 def initial(seed: Any, **fields: Any) -> SharpnessAwareState:
-    """The state before the first step; a kind of piece that is not given remembers nothing."""
+    """The state before the first step. A kind of piece that is not given remembers nothing."""
     remembered = dict.fromkeys(("due", "start", "direction", "gate", "ascent", "reuse"), ())
     return SharpnessAwareState(
         step=jnp.zeros([], jnp.int32),
@@ -104,7 +104,7 @@ def no_diagnostics() -> Diagnostics:
 
 
 def measured(**values: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """`(values, known)` in the order of `MEASURED`; None and non-finite values are not known."""
+    """`(values, known)` in the order of `MEASURED`. None and non-finite values are not known."""
     found = [values.get(name) for name in MEASURED]
     numbers = jnp.stack([jnp.zeros([], jnp.float32) if v is None else v.astype(jnp.float32) for v in found])
     known = jnp.asarray([v is not None for v in found]) & jnp.isfinite(numbers)
@@ -112,7 +112,7 @@ def measured(**values: jax.Array | None) -> tuple[jax.Array, jax.Array]:
 
 
 def diagnostics(old: Diagnostics, spent: Spent, *, perturbed: bool, **values: Any) -> Diagnostics:
-    """What a step measured, after what was measured before it; the values are named as in `MEASURED`."""
+    """What a step measured, after what was measured before it. The values are named as in `MEASURED`."""
     numbers, known = measured(**values)
     paid, finite = spent.as_arrays()
     return Diagnostics(
@@ -142,7 +142,7 @@ def find(opt_state: Any) -> SharpnessAwareState:
     Flax NNX keeps each array of an optimizer state in a variable. Those are taken out.
 
     Raises:
-      ValueError: there is none, or more than one. With the paths.
+      ValueError: there is none, or more than one. The error names the paths.
     """
     found = [
         (jax.tree_util.keystr(path), leaf)
@@ -193,7 +193,7 @@ def due(opt_state: Any) -> jax.Array:
 def finite(opt_state: Any) -> jax.Array:
     """Whether every gradient of the last step was finite: the first one and the perturbed ones.
 
-    The one verdict on which a dynamic loss scale, or the skipping of a step, should be decided.
+    Decide by this whether a dynamic loss scale changes, or a step is skipped.
 
     Args:
       opt_state: any optimizer state that holds one of ours.
@@ -215,15 +215,15 @@ def finite(opt_state: Any) -> jax.Array:
 
 
 def info(state: Any) -> dict[str, Any]:
-    """What the last step measured: scalars for logging, the same keys in the same order always.
+    """What the last step measured: scalars for logging, always the same keys in the same order.
 
-    `loss` and `perturbed_loss` at the first and at the perturbed point, `sharpness` (their
-    difference), `grad_norm`, `perturbed_grad_norm`, `perturbation_norm` (global L2 norms), `perturbed`
-    (0 or 1: whether the step paid for a perturbed gradient), `gradients` (evaluations of all steps
-    so far, in units of one full batch; float64 outside of `jit`, so that it is exact in long runs).
-    All but `gradients` are in single precision, where double is enabled too: a `sharpness` smaller than the
-    rounding of the loss is lost. What the step did not compute is NaN (so call it outside `jit` under
-    `jax_debug_nans`). For tilted SAM all are means over its samples, and seen from their random starts.
+    `loss` and `perturbed_loss` are those at the first and at the perturbed point, and `sharpness` is their
+    difference. `grad_norm`, `perturbed_grad_norm` and `perturbation_norm` are global L2 norms. `perturbed` is
+    1 if the step paid for a perturbed gradient, else 0. `gradients` counts the evaluations of all steps so
+    far, in units of one full batch. Outside of `jit` it is a float64, exact in long runs. All others are in
+    single precision, even where double is enabled. A `sharpness` smaller than the rounding of the loss is
+    lost. What the step did not compute is NaN (so call it outside `jit` under `jax_debug_nans`). For tilted
+    SAM all are means over its samples, seen from their random starts.
 
     Args:
       state: any optimizer state that holds one of ours.

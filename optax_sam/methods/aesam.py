@@ -15,7 +15,7 @@ def aesam(
     start_threshold: FixedNumber = 1.0,
     end_threshold: FixedNumber = -1.0,
 ) -> SharpnessAware:
-    """AE-SAM: perturbs a step if its gradient is large among those before.
+    """AE-SAM: perturbs a step if its gradient is large among the earlier ones.
 
     The region is sharp where gradients are large, and SAM is worth its price there. Running statistics tell
     what counts as large. The threshold falls during training, so that perturbed steps get more frequent.

@@ -53,8 +53,8 @@ def directional_sharpness(
 ) -> DirectionalSharpness:
     """The curvature of the mean loss along an update: `u^T H u / ||u||^2`.
 
-    A step `u` of the optimizer changes the loss by `g^T u + u^T H u / 2`. This is the second part, for a
-    step of length one: what a longer step of the same optimizer pays.
+    A step `u` of the optimizer changes the loss by `g^T u + u^T H u / 2`. This is the second part, for a step
+    of length one. It tells what a longer step of the same optimizer costs.
 
     Args:
       loss_fn: see `top_eigenvalues`.
@@ -68,7 +68,7 @@ def directional_sharpness(
       A `DirectionalSharpness`, on the host.
 
     Raises:
-      ValueError: `updates` are zero or unlike `params`, the loss or a product is not finite. Also what
+      ValueError: `updates` are zero or unlike `params`, or the loss or a product is not finite. Also what
         `hessian_vector_product` refuses.
 
     Cost:
@@ -133,7 +133,7 @@ def batch_sharpness(
 ) -> BatchSharpness:
     """The curvature that SGD meets: the mean of `g_B^T H_B g_B / ||g_B||^2` over the batches `B`.
 
-    While SGD with a small batch and a constant learning rate trains, this comes to rest at
+    While SGD trains with a small batch and a constant learning rate, this comes to rest at
     `2 / learning_rate`, above the largest eigenvalue of the mean loss. With one batch of all examples it is
     the curvature along the gradient.
 
@@ -141,14 +141,14 @@ def batch_sharpness(
       loss_fn: see `top_eigenvalues`.
       params: the parameters.
       batches: one batch, or many, of the size of training's. See `top_eigenvalues`.
-      microbatch_size: None for the batches as they are. `m` for parts of `m` examples, cut from them.
+      microbatch_size: None takes the batches as they are. `m` cuts them into parts of `m` examples.
       progress: whether a bar is shown.
 
     Returns:
       A `BatchSharpness`, on the host.
 
     Raises:
-      ValueError: every gradient is zero, the loss or a product is not finite, `microbatch_size` does not
+      ValueError: every gradient is zero, the loss or a product is not finite, or `microbatch_size` does not
         divide a batch. Also what `hessian_vector_product` refuses.
       TypeError: `microbatch_size` is no integer.
 

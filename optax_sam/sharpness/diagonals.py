@@ -40,7 +40,7 @@ def diagonal(
     """The diagonal of the Hessian of the mean loss: the mean of `s * (H s)` over random signs `s`.
 
     The error of an entry is `sqrt(sum of the squares of the other entries of its row)`, divided by the root
-    of the number of products: exact for a diagonal matrix.
+    of the number of products. The estimate is exact for a diagonal matrix.
 
     Args:
       loss_fn: see `top_eigenvalues`.
@@ -54,7 +54,7 @@ def diagonal(
       A `Diagonal`, whose trees lie on the devices as `params` do.
 
     Raises:
-      ValueError: the loss or a product is not finite, an argument is out of range. Also what
+      ValueError: the loss or a product is not finite, or an argument is out of range. Also what
         `hessian_vector_product` refuses.
       TypeError: `num_products` is no integer.
 

@@ -26,8 +26,8 @@ class GradientNoise:
     Attributes:
       variance: `tr Cov(g_i)`, summed over all parameters, without bias.
       grad_norm: of the mean gradient over all examples.
-      noise_scale: `variance / grad_norm^2`, in examples: batches much larger average little more noise
-        away than is there in signal.
+      noise_scale: `variance / grad_norm^2`, in examples. In much larger batches the noise is already small
+        beside the signal.
       norms: `float64[examples]`, each example's gradient norm, in the order of the data.
     """
 
@@ -54,25 +54,25 @@ def gradient_noise(
     """How much single examples' gradients differ: `tr Cov = n / (n - 1) (mean ||g_i||^2 - ||mean g_i||^2)`.
 
     Norms per example come from `per_example.gradient_norms`, without gradients per example. The loss is
-    called with one example at a time. A loss with batch norm has to be that of evaluation: else these norms
-    are not those of the mean gradient's examples.
+    called with one example at a time. A loss with batch norm must be that of evaluation. Otherwise these
+    norms are not those of the mean gradient's examples.
 
     Args:
       loss_fn: see `top_eigenvalues`.
       params: the parameters.
       batches: one batch, or many. See `top_eigenvalues`. Two examples or more.
-      microbatch_size: examples in memory at once. A batch by default. Must divide each batch.
+      microbatch_size: examples in memory at once, a batch by default. Must divide each batch.
       progress: whether a bar is shown.
 
     Returns:
       A `GradientNoise`, on the host.
 
     Raises:
-      ValueError: a single example, a loss or a gradient that is not finite. Also what
+      ValueError: there is a single example, or a loss or a gradient is not finite. Also what
         `hessian_vector_product` refuses.
 
     Cost:
-      About two gradients. Three where the gradients are alike to a thousandth.
+      About two gradients, or three where the gradients are alike to a thousandth.
 
     Example:
       >>> import jax.numpy as jnp
@@ -157,8 +157,8 @@ def psf_norm(
 ) -> PsfNorm:
     """How far SAM's gradient is from the ordinary one: `||g' - g||` with `g' = grad L_B(w + rho g / ||g||)`.
 
-    The norm of the projection onto the second-order gradient (PSF), which vSAM watches to decide how often
-    a second gradient is worth its cost. Here for every batch `B`.
+    This is the norm of the projection onto the second-order gradient (PSF), here for every batch `B`. vSAM
+    watches it to decide how often a second gradient is worth its cost.
 
     Args:
       loss_fn: see `top_eigenvalues`.

@@ -1,4 +1,4 @@
-"""One page about one place: what is usually asked of a network, measured, printed and drawn."""
+"""One page about a trained network: its usual numbers, measured, printed and drawn."""
 
 import dataclasses
 import time
@@ -93,9 +93,9 @@ def report(
 ) -> Report:
     """One page about a network: prints its numbers with their errors, and draws them.
 
-    Both ends of the spectrum, its trace and density. How the loss rises at SAM's perturbation of several
-    radii. The critical sharpness along the gradient and the batch sharpness, beside `2 / learning_rate`. The
-    curvature by layer.
+    The page has both ends of the spectrum, its trace and its density. It has the rise of the loss at SAM's
+    perturbation for several radii. It has the critical sharpness along the gradient and the batch sharpness,
+    beside `2 / learning_rate`. And it has the curvature by layer.
 
     Args:
       loss_fn: see `top_eigenvalues`.
@@ -104,16 +104,16 @@ def report(
         two.
       learning_rate: of training, if known.
       radii: of SAM's perturbation, each 0 or more.
-      picture: a file for the picture, such as "sharpness.png". Without one, the picture is left open in
-        pyplot, where a notebook shows it. Without matplotlib there is none.
+      picture: a file for the picture, such as "sharpness.png". Without a file, the picture stays open in
+        pyplot, where a notebook shows it. Without matplotlib there is no picture.
       seed: of the random vectors.
 
     Returns:
       A `Report`, on the host. `plots.report` draws one again, or several beside each other.
 
     Raises:
-      ValueError: the loss or a product is not finite, the gradient is zero, an argument is out of range. Also
-        what `hessian_vector_product` refuses.
+      ValueError: the loss or a product is not finite, the gradient is zero, or an argument is out of range.
+        Also what `hessian_vector_product` refuses.
       ImportError: `picture` is given, and matplotlib is not installed.
 
     Cost:

@@ -1,7 +1,7 @@
 """Pictures of what is measured here, for papers and notebooks.
 
-Each function draws on the axes it is given, or on a figure of its own, and returns them. No setting of
-matplotlib is changed: fonts and sizes are the caller's.
+Each function draws on the axes that you pass, or on a new figure, and returns them. No setting of matplotlib
+is changed. Fonts and sizes are yours.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,13 +36,13 @@ _PLACES = "multiples of direction {}"
 def landscape_contour(
     landscape: Landscape, axes: Axes | None = None, levels: Sequence[float] | None = None
 ) -> Axes:
-    """A landscape of two directions as labelled level lines; a cross stands at the parameters.
+    """A landscape of two directions as labelled level lines, with a cross at the parameters.
 
     Where the loss is infinite, the ground is grey.
 
     Args:
       landscape: from `landscape`, with two directions.
-      axes: where. A new figure by default.
+      axes: where to draw. A new figure by default.
       levels: of the lines and colours, ascending, the same for pictures that are compared. By default about
         ten that suit the losses, log-spaced where their range is large.
 
@@ -79,13 +79,13 @@ def landscape_surface(landscape: Landscape, axes: Any = None) -> Any:
 
     Args:
       landscape: from `landscape`, with two directions.
-      axes: where, made with `projection="3d"`. A new figure by default.
+      axes: where to draw, made with `projection="3d"`. A new figure by default.
 
     Returns:
       The axes.
 
     Raises:
-      ValueError: the landscape has one direction. The axes are flat.
+      ValueError: the landscape has one direction, or the axes are flat.
     """
     _check_directions(landscape, 2, "landscape_line")
     panel = _axes(axes, (5.6, 4.8), projection="3d")
@@ -111,10 +111,10 @@ def landscape_line(landscape: Landscape | Mapping[str, Landscape], axes: Axes | 
 
     Args:
       landscape: from `landscape`, with one direction, or several by their names.
-      axes: where. A new figure by default.
+      axes: where to draw. A new figure by default.
 
     Returns:
-      The axes. A dot stands at the parameters, the loss is logarithmic where its range is large.
+      The axes. A dot stands at the parameters. The loss is logarithmic where its range is large.
 
     Raises:
       ValueError: a landscape has two directions.
@@ -139,10 +139,10 @@ def spectral_density(
 
     Args:
       density: from `spectral_density`, or several by their names.
-      axes: where. A new figure by default.
+      axes: where to draw. A new figure by default.
 
     Returns:
-      The axes. A curve ends where it is lower than a hundredth of what a single eigenvalue makes.
+      The axes. A curve ends where it is lower than a hundredth of a single eigenvalue's.
     """
     densities = _named(density)
     panel = _axes(axes, (5.6, 3.6))
@@ -162,7 +162,7 @@ def radius_test(test: RadiusTest, axes: Axes | None = None) -> Axes:
 
     Args:
       test: from `radius_test`.
-      axes: where. A new figure by default.
+      axes: where to draw. A new figure by default.
 
     Returns:
       The axes, both logarithmic. A line stands at the recommended radius.
@@ -184,7 +184,7 @@ def by_layer(layers: Layers | Mapping[str, Layers], axes: Axes | None = None) ->
 
     Args:
       layers: from `by_layer`, or several by their names, of the same layers.
-      axes: where. A new figure by default.
+      axes: where to draw. A new figure by default.
 
     Returns:
       The axes. The first layer is on top.
@@ -257,7 +257,7 @@ def _along_gradients(reports: Mapping[str, Report], axes: Axes) -> None:
 def trajectories(
     series: Mapping[str, Curves], axes: Sequence[Axes] | None = None, x_label: str = "epoch"
 ) -> list[Axes]:
-    """What is watched during training: panels under each other, one x axis.
+    """What you watch during training: panels under each other, with one x axis.
 
     Args:
       series: for each panel, by the name of its y axis, the methods and their `(x, y)` or
@@ -269,7 +269,7 @@ def trajectories(
       The axes, from top to bottom.
 
     Raises:
-      ValueError: not one axes for each panel.
+      ValueError: there is not one axes for each panel.
     """
     if axes is None:
         size = (5.6, 0.7 + 1.5 * len(series))
@@ -301,7 +301,7 @@ def accuracy_against_time(curves: Curves, axes: Axes | None = None) -> Axes:
     Args:
       curves: methods and their `(seconds, accuracy)` or `(seconds, accuracy, spread)`, accuracies
         from 0 to 1.
-      axes: where. A new figure by default.
+      axes: where to draw. A new figure by default.
 
     Returns:
       The axes. A dot stands at the end of each curve.

@@ -1,4 +1,4 @@
-"""Programs of a loss that is measured again and again: traced each time, compiled where the trace is new."""
+"""Programs of a loss that is measured repeatedly: traced each time, compiled when the trace is new."""
 
 import functools
 import hashlib
