@@ -37,7 +37,7 @@ SIDE_BY_SIDE = 18
 class WidthSettings:
     """Train dense networks of several widths on MNIST-1D with SAM and fan-scaled SAM, and draw the picture.
 
-    Every finished run is a line of the results; the same command goes on after an interruption.
+    Every finished run is a line of the results. The same command continues after an interruption.
     """
 
     widths: tuple[int, ...] = (64, 256, 1024)
