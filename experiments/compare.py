@@ -54,7 +54,7 @@ class CompareSettings(Setup):
 
 def main(args: list[str] | None = None) -> None:
     """The command line."""
-    command_line(CompareSettings, compare, args, "the same command goes on")
+    command_line(CompareSettings, compare, args, "the same command continues")
 
 
 def compare(settings: CompareSettings) -> None:

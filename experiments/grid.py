@@ -47,7 +47,7 @@ class GridSettings(Setup):
 
 def main(args: list[str] | None = None) -> None:
     """The command line."""
-    command_line(GridSettings, grid, args, "the same command goes on")
+    command_line(GridSettings, grid, args, "the same command continues")
 
 
 def grid(settings: GridSettings) -> None:

@@ -177,7 +177,7 @@ class TuneSettings(Setup):
 
 def main(args: list[str] | None = None) -> None:
     """The command line."""
-    command_line(TuneSettings, tune, args, "methods with a table are done, --methods goes on")
+    command_line(TuneSettings, tune, args, "methods with a table are done, --methods continues")
 
 
 def tune(settings: TuneSettings) -> None:

@@ -40,7 +40,7 @@ def citation(method: Callable[..., Any]) -> str:
     if not found:
         raise TypeError(
             f"method={method!r} names no paper in its docstring: pass a method of this library, for example "
-            f"optax_sam.vsam; the library itself is cited by CITATION.cff."
+            f"optax_sam.vsam. CITATION.cff cites the library itself."
         )
     return "\n\n".join(paper.bibtex() for paper in found)
 

@@ -62,7 +62,7 @@ class EvidenceSettings:
 
 def main(args: list[str] | None = None) -> None:
     """The command line."""
-    command_line(EvidenceSettings, evidence, args, "the same command goes on")
+    command_line(EvidenceSettings, evidence, args, "the same command continues")
 
 
 def evidence(settings: EvidenceSettings) -> None:

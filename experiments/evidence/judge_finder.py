@@ -40,7 +40,7 @@ class FinderSettings:
 
 def main(args: list[str] | None = None) -> None:
     """The command line."""
-    command_line(FinderSettings, finder, args, "the same command goes on")
+    command_line(FinderSettings, finder, args, "the same command continues")
 
 
 def finder(settings: FinderSettings) -> None:

@@ -52,7 +52,7 @@ class RulesSettings:
 
 def main(args: list[str] | None = None) -> None:
     """The command line."""
-    command_line(RulesSettings, rules, args, "the same command goes on")
+    command_line(RulesSettings, rules, args, "the same command continues")
 
 
 def rules(settings: RulesSettings) -> None:

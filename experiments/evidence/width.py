@@ -52,7 +52,7 @@ class WidthSettings:
 
 def main(args: list[str] | None = None) -> None:
     """The command line."""
-    command_line(WidthSettings, width, args, "the same command goes on")
+    command_line(WidthSettings, width, args, "the same command continues")
 
 
 def width(settings: WidthSettings) -> None:

@@ -131,8 +131,8 @@ def _check_shard_map(equation: jex.JaxprEqn, axis_name: str) -> None:
     axes = params.get("newly_manual_axes", params.get("manual_axes", ()))  # before JAX 0.10.2
     if equation.primitive.name == "shard_map" and axis_name in axes:
         raise ValueError(
-            f"the loss has a shard_map over {axis_name!r}, the axis of which it sees one device: call what "
-            f"it maps as it is, or name the other axes alone, jax.shard_map(..., axis_names=...)."
+            f"the loss has a shard_map over {axis_name!r}, but it sees one device of that axis: call the "
+            f"mapped function itself, or name the other axes alone, jax.shard_map(..., axis_names=...)."
         )
 
 

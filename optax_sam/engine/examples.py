@@ -93,8 +93,8 @@ class Examples:
         """How many examples each of several parts has; refuses a number that does not divide them."""
         if self.size is None:
             raise ValueError(
-                f"{what} a batch without arrays, as batch=() is: pass the examples as the batch, every leaf "
-                f"with the batch axis first, or choose a method that takes no parts of it."
+                f"{what} a batch without arrays, such as batch=(): pass the examples as the batch, every "
+                f"leaf with the batch axis first, or choose a method that takes no parts of it."
             )
         if self.size % number:
             whole = round(self.size / self.fraction)
@@ -264,7 +264,7 @@ def check_rows(rows: Rows) -> None:
         if not leaf.shape:
             raise ValueError(
                 f"{name} has dtype {leaf.dtype} and no batch axis: every leaf of batch has the "
-                f"batch axis first; pass scalars, keys and batch statistics as further arguments, "
+                f"batch axis first. Pass scalars, keys and batch statistics as further arguments, "
                 f"value_and_grad(losses)(params, batch, *args, state=...)."
             )
         size = leaf.shape[0] if size is None else size

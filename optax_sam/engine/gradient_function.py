@@ -52,8 +52,8 @@ def check_own_parameters(traced: jex.Jaxpr | jex.ClosedJaxpr, params: Params) ->
     if axes := sharding.varying_axes(params) & replicas.axes_reduced_over(traced):
         raise ValueError(
             f"the parameters differ over the axis {min(axes)!r} of a shard_map, over which the loss "
-            f"communicates: they are parts of one model, of whose norm every device would see a part alone. "
-            f"Split the parameters by shardings under plain jax.jit, whose norms are those of the model."
+            f"communicates: they are parts of one model, and every device would see only a part of its norm. "
+            f"Split the parameters by shardings under plain jax.jit. Norms are those of the model there."
         )
 
 

@@ -94,13 +94,13 @@ def like_params(name: str, grads: Any, params: Params) -> Grads:
     grads, params = trees.plain(grads), trees.plain(params)
     if (got := jax.tree.structure(grads)) != (wanted := jax.tree.structure(params)):
         raise ValueError(
-            f"{name} has the tree structure {got}, the parameters have {wanted}: pass a gradient "
+            f"{name} has the tree structure {got}, but the parameters have {wanted}: pass a gradient "
             f"tree like params, without auxiliary values."
         )
     for (path, g), p in zip(jax.tree.leaves_with_path(grads), jax.tree.leaves(params), strict=True):
         if jnp.shape(g) != jnp.shape(p):
             raise ValueError(
-                f"{name}{jax.tree_util.keystr(path)} has shape {jnp.shape(g)}, the parameter has "
+                f"{name}{jax.tree_util.keystr(path)} has shape {jnp.shape(g)}, but the parameter has "
                 f"{jnp.shape(p)}: pass the gradient with respect to params."
             )
     # The gradient of an integer leaf has no arithmetic in JAX (float0).

@@ -162,8 +162,8 @@ def check_replicas() -> None:
         raise ValueError(
             f"an oracle takes the gradient of one device alone, under a pmap (or a shard_map with "
             f"check_vma=False) over {axes[0]!r}: each device would perturb along its own gradient, and the "
-            f"replicas would drift apart. Pass a gradient function that takes the mean in the place of the "
-            f"oracle, tx.update(grads, state, params, "
+            f"replicas would drift apart. Pass a gradient function that takes the mean, in place of the "
+            f"oracle: tx.update(grads, state, params, "
             f"grad_fn=lambda params: lax.pmean(grads_of(params), {axes[0]!r})). Or use jax.jit with a batch "
             f"that is split over a mesh, or shard_map as it is by default. If every device trains a model of "
             f"its own, give the pmap no axis_name."

@@ -140,5 +140,6 @@ def method_in(update: Callable[..., Any], opt_state: OptState, params: Params) -
         pass
     raise ValueError(
         "tx holds the state of a sharpness-aware method, but does not hand extra arguments on to it: put the "
-        "method first in an optax.chain, and nothing around that chain which takes none (as optax.lookahead)."
+        "method first in an optax.chain, and put nothing around that chain that takes no extra arguments, "
+        "such as optax.lookahead."
     )

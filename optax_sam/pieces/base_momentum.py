@@ -136,8 +136,8 @@ def momentum_of_base(opt_state: OptState, params: Params, visible: Params) -> tu
     refuse_several(found, "momenta", "read_momentum")
     if found and not _is_scaled(opt_state, found[0][1]):
         raise ValueError(
-            f"nothing stands behind the momentum at {found[0][0]}: a learning rate before it may have turned "
-            f"it downhill, and nobody can tell. Say where it is, and which way is uphill, "
+            f"nothing stands behind the momentum at {found[0][0]}, so that a learning rate before it may "
+            f"have turned it downhill. The state does not tell: say where it is, and which way is uphill, "
             f"read_momentum=lambda opt_state: ..."
         )
     return found[0] if found else ("own", None)

@@ -91,9 +91,9 @@ def _left_out(
     patterns = {shown for shown in seen if not all(shown)}
     if any(unseen) and (masks.partitions or len(patterns) < masks.number):
         raise ValueError(
-            "ascent has optax.masked among other transformations of Optax, or inside a function, and what it "
-            "leaves out cannot be told from what those do: put optax.masked outermost, or say what is done "
-            "with every leaf, "
+            "ascent has optax.masked among other transformations of Optax, or inside a function. Nobody can "
+            "tell there what the mask leaves out: put optax.masked outermost, or say what is done with every "
+            "leaf, "
             'optax.partition({"here": ascent, "none": optax.set_to_zero()}, labels).'
         )
     return unseen

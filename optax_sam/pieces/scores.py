@@ -157,7 +157,7 @@ def _check_sees_the_batch(oracle: StepOracle) -> None:
     if axes:
         raise ValueError(
             f"batch and indices differ over the axis {min(axes)!r} of a shard_map, but the scores are one "
-            f"array for the whole data set, the same on every device: take the step under plain jax.jit, "
-            f"outside of the shard_map, with the batch split over the mesh, "
+            f"array for the whole data set, the same on every device. Take the step under plain jax.jit, "
+            f"outside of the shard_map, and split the batch over the mesh, "
             f"jax.device_put(batch, NamedSharding(mesh, PartitionSpec({min(axes)!r})))."
         )

@@ -111,7 +111,9 @@ def gradient_noise(
 
 def _finite(norms: np.ndarray) -> np.ndarray:
     if not np.all(np.isfinite(norms)):
-        raise NotFiniteError("a gradient is not finite: is the loss smooth at params, and within rho of it?")
+        raise NotFiniteError(
+            "a gradient is not finite: make sure that the loss is smooth at params, and within rho of it."
+        )
     return norms
 
 

@@ -89,9 +89,7 @@ def point_of(params: Any) -> Point:
 
 def _refuse_traced(name: str, tree: Any) -> None:
     if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree)):
-        raise TypeError(
-            f"{name} are traced: measurements are driven by the host, call them outside of jax.jit."
-        )
+        raise TypeError(f"{name} are traced, but the host drives a measurement: call it outside of jax.jit.")
 
 
 def floats_of(name: str, tree: Any, point: Point) -> Floats:
@@ -257,7 +255,7 @@ def check_product(number: float) -> None:
     """Refuses what comes of a product that is not finite."""
     if not np.isfinite(number):
         raise NotFiniteError(
-            "a product with the curvature matrix is not finite: is the loss smooth at params?"
+            "a product with the curvature matrix is not finite: make sure that the loss is smooth at params."
         )
 
 

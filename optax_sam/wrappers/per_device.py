@@ -37,7 +37,7 @@ class PerDevice(PerSlice):
         if self.axis_name in mesh.manual_axes:
             raise ValueError(
                 f"axis_name={self.axis_name!r} belongs to a shard_map that is around this step already: "
-                f"call the step outside of it; per_device is a shard_map of its own."
+                f"call the step outside of it. per_device is a shard_map of its own."
             )
         size = mesh.shape[self.axis_name]
         if given.examples.size is None or given.examples.size % size:
