@@ -2,9 +2,9 @@
 
     make accelerators
 
-Nothing is run: loops, conditionals, kernels, exchanges, memory and donation are read from the compiled
-program, and beside them SAM and its kin as they are written by hand in plain JAX. Times, numerics and what
-autotuning would choose cannot be known so.
+Nothing is run. Loops, conditionals, kernels, exchanges, memory and donation are read from the compiled
+program. Beside them stand SAM and its kin, written by hand in plain JAX. Times, numerics and the choices of
+autotuning cannot be known in this way.
 """
 
 import dataclasses
@@ -51,18 +51,19 @@ class Settings:
     machines: tuple[str, ...] = ("h100:1x1x1",)
     """Kinds and shapes: h100:1x1x8, v5e:16x16, v5p:8x8x8, v6e:16x16."""
     models: tuple[str, ...] = ("mlp", "resnet", "transformer")
-    """Networks: also decoder, decoder_1b, vit_l. They compute in bfloat16; parameters are float32."""
+    """Networks, also decoder, decoder_1b, vit_l. They compute in bfloat16. Parameters are float32."""
     parameters: tuple[Literal["copied", "split"], ...] = ("copied",)
-    """On all chips, or split over them (FSDP)."""
+    """Where the parameters are: on all chips, or split over them (FSDP)."""
     axes: tuple[Literal["auto", "explicit"], ...] = ("auto",)
-    """Of the mesh. The decoders are written for both kinds."""
+    """Kinds of the mesh's axes. The decoders are written for both."""
     only: tuple[str, ...] = ()
-    """Steps by their names in the table, beside the base and what they are compared with; by default the
+    """Steps by their names in the table, beside the base and what they are compared with. By default the
     headline ones."""
     every: bool = False
-    """Every public method."""
+    """Compile every public method."""
     out: Path = Path("runs/benchmarks/accelerators.jsonl")
-    """JSON lines, one for each program, are added to this file; those that stand in it are not made again."""
+    """JSON lines, one for each program, are added to this file. Programs that it holds are not compiled
+    again."""
     check: bool = False
     """Exit with 1 where a promise is missed."""
 

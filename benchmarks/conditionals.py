@@ -2,8 +2,9 @@
 
     python -m benchmarks.conditionals
 
-XLA's CPU backend compiles convolutions inside conditionals and loops to slow code; the library rewrites
-each gradient so that it does not. What that achieves is measured on nets with convolutions of all kinds.
+XLA's CPU backend compiles convolutions inside conditionals and loops to slow code. The library rewrites each
+gradient so that it does not. This measures what the rewrite achieves, on networks with convolutions of all
+kinds.
 """
 
 import dataclasses
@@ -54,9 +55,9 @@ class Settings:
     """Measure conditionals and loops, relative to straight-line programs."""
 
     models: tuple[str, ...] = ("resnet", "channels_first", "depthwise", "resnet18")
-    """Networks: batch size 128, 128, 64 and 64."""
+    """Networks, with batch sizes 128, 128, 64 and 64."""
     width: int | None = None
-    """Features of the first layer; None is each network's own."""
+    """Features of the first layer. None is each network's own."""
     rounds: int = 10
     """How often each is timed."""
     plain: bool = False

@@ -2,10 +2,10 @@
 
     python -m benchmarks.device_times --rounds 12
 
-The batch of all devices together stays the same, and so does the work: forced devices share the cores.
-What this shows is what splitting a step costs beside its work (collectives as copies in memory, work
-that every device repeats); not the speed of real devices, nor any overlap. The number of devices is
-fixed when a process starts, so that each has a process of its own; within it, steps are timed in turn.
+The batch of all devices together stays the same, and so does the work, since forced devices share the cores.
+This shows what splitting a step costs beside its work (collectives as copies in memory, work that every
+device repeats). It does not show the speed of real devices, nor any overlap. The number of devices is fixed
+when a process starts, so that each number has a process of its own. Within it, steps are timed in turn.
 """
 
 import dataclasses
@@ -34,13 +34,13 @@ class Settings:
     """Time training steps on forced devices of one CPU, relative to SGD on as many devices."""
 
     devices: tuple[int, ...] = (1, 2, 4, 8)
-    """How many; divisors of 8."""
+    """How many devices, divisors of 8."""
     models: tuple[Literal["mlp", "resnet"], ...] = ("mlp", "resnet")
     """mlp (784-256x3-10), resnet (three blocks with batch norm over the global batch, 32x32 images)."""
     rounds: int = 12
     """How often every step is timed."""
     batch_size: int = 128
-    """Examples per step, on all devices together; a multiple of 16."""
+    """Examples per step on all devices together, a multiple of 16."""
     out: Path = Path("runs/benchmarks/device_times.jsonl")
     """JSON lines, one for each step, are added to this file."""
     here: bool = False

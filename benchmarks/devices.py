@@ -2,9 +2,9 @@
 
     python -m benchmarks.devices
 
-Eight devices are forced on one CPU; parameters are on all of them, the batch is split. Programs are
-compiled and read, none is run, so that the figures do not depend on the machine. The code behind the
-compiler's own passes is generated at its lowest level, which changes neither FLOPs nor collectives.
+Eight devices are forced on one CPU. Parameters are on all of them, and the batch is split. Programs are
+compiled and read, and none is run. The figures do not depend on the machine. Machine code is generated at its
+lowest level, which changes neither FLOPs nor collectives.
 """
 
 import os
@@ -50,15 +50,15 @@ class Settings:
     axes: tuple[Literal["automatic", "explicit"], ...] = ("automatic", "explicit")
     """Types of the mesh's axis."""
     only: tuple[str, ...] = ()
-    """Steps by their names in the table, beside SGD; all where none is given."""
+    """Steps by their names in the table, beside SGD. All by default."""
     batch_size: int = 1024
-    """Examples per step, on all devices together; a multiple of 64."""
+    """Examples per step on all devices together, a multiple of 64."""
     out: Path = Path("runs/benchmarks/devices.jsonl")
     """JSON lines, one for each program, are added to this file."""
     check: bool = False
     """Exit with 1 where a promise is missed."""
     width: int | None = None
-    """Features of the first layer; None is 256 for the MLP, 16 for the ResNet."""
+    """Features of the first layer. None is 256 for the MLP, 16 for the ResNet."""
 
 
 def measure(name: str, build: Any, problem: models.Problem, axes: str, batch_size: int) -> dict[str, Any]:

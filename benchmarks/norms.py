@@ -1,4 +1,4 @@
-"""Per-example gradient norms: without per-example gradients, by `vmap`, and what a batch gradient takes.
+"""Per-example gradient norms: without per-example gradients, by `vmap`, and beside a gradient of the batch.
 
     python -m benchmarks.norms
 
@@ -30,9 +30,9 @@ class Settings:
     """Measure per-example gradient norms, relative to one gradient of the batch."""
 
     models: tuple[str, ...] = ("mlp", "resnet", "transformer", "resnet18")
-    """Networks; the last at batch size 16, the others at 128."""
+    """Networks. The last has batch size 16, the others have 128."""
     width: int | None = None
-    """Features of the first layer; None is each network's own."""
+    """Features of the first layer. None is each network's own."""
     rounds: int = 12
     """How often each is timed."""
     out: Path = Path("runs/benchmarks/norms.jsonl")

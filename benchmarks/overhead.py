@@ -2,11 +2,11 @@
 
     python -m benchmarks.overhead
 
-A dense network on few examples, so that the gradients are cheap beside the parameters. The method's own
-part is the difference to a program with the same gradients, the second at a given point, and plain SGD:
-what is left are norms, the perturbed point, and what the method remembers. The measure is a program that
-reads and writes the parameters, twice. Memory that a program works in is new to the process in each call
-(XLA on a CPU gives it back), and to touch a new page costs more than to copy it: pages are told too.
+A dense network sees few examples, so that the gradients are cheap beside the parameters. The method's own
+part is the difference to a program with the same gradients, the second at a given point, and plain SGD. What
+is left are norms, the perturbed point, and what the method remembers. The unit is a program that reads and
+writes the parameters, twice. The memory that a program works in is new to the process in each call, since XLA
+on a CPU gives it back. Touching a new page costs more than copying it, so that pages are told too.
 """
 
 import dataclasses

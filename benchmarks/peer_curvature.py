@@ -4,7 +4,7 @@
     /tmp/peer/bin/pip install torch==2.13.0 curvlinops-for-pytorch
     python -m benchmarks.peer_curvature --python /tmp/peer/bin/python
 
-Each side runs in its own process, one after the other, and once before it is timed.
+Each side runs in its own process, one after the other. Each runs once before it is timed.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ class Settings:
     """Measure the curvature of one network by both libraries."""
 
     python: Path
-    """Of an environment with torch and curvlinops."""
+    """The Python of an environment with torch and curvlinops."""
     rounds: int = 10
     """How often each is timed."""
     out: Path = Path("runs/benchmarks/peer_curvature.jsonl")

@@ -2,8 +2,8 @@
 
     python -m benchmarks.products
 
-`loop` and `vmap` are blocks of products with four vectors; their ratios are per product. CPU time, for
-machines that do other things, too.
+`loop` and `vmap` are blocks of products with four vectors. Their ratios are per product. Times are CPU times,
+so that other work on the machine matters less.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ class Settings:
     models: tuple[str, ...] = ("mlp", "resnet", "transformer")
     """Networks: batch sizes 128, 64 and 32."""
     width: int | None = None
-    """Of the networks; each has its own by default."""
+    """Features of the first layer. Each network has its own by default."""
     rounds: int = 10
     """How often each is timed."""
     out: Path = Path("runs/benchmarks/products.jsonl")

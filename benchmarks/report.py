@@ -41,9 +41,9 @@ class Settings:
     file: tyro.conf.Positional[Path]
     """JSON lines of `benchmarks.steps`."""
     again: Path | None = None
-    """Those of a second run on the same machine: how far both agree is told."""
+    """JSON lines of a second run on the same machine. The report then tells how far both agree."""
     picture: Path | None = None
-    """Where the picture goes."""
+    """File for the picture."""
 
 
 def read(file: Path) -> Lines:

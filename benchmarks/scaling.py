@@ -3,7 +3,7 @@
     python -m benchmarks.scaling
 
 Nothing is measured here. A step is its products at a part of the peak, and its all-reduces at the full
-bandwidth; `python -m benchmarks.devices` counts both for every method. All assumptions are printed.
+bandwidth. `python -m benchmarks.devices` counts both for every method. All assumptions are printed.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ class Network:
     """What is trained.
 
     Attributes:
-      multiply_adds: of one forward pass of one image; a gradient takes three times as many.
+      multiply_adds: of one forward pass of one image. A gradient takes three times as many.
       norms: layers with batch statistics.
     """
 

@@ -32,7 +32,7 @@ class Settings:
     """Measure the largest eigenvalue of the Hessian, relative to one product with it."""
 
     models: tuple[str, ...] = ("mlp", "resnet", "resnet18")
-    """Networks: batch size 128, resnet18's 32."""
+    """Networks. The batch size is 128, for resnet18 32."""
     rounds: int = 5
     """How often each is timed."""
     out: Path = Path("runs/benchmarks/sharpness.jsonl")

@@ -2,9 +2,9 @@
 
     python -m benchmarks.steps --models mlp --rounds 30
 
-FLOPs, bytes and memory are those of the compiled programs. Times are of all steps in turn, round by
-round and in a new order each round, and every ratio is taken within a round. The CPU clock counts the
-work of all threads, and so tells more than the wall clock where other work shares the machine.
+FLOPs, bytes and memory are those of the compiled programs. All steps are timed in turn, round by round, in a
+new order each round. Every ratio is taken within a round. The CPU clock counts the work of all threads. It
+tells more than the wall clock where other work shares the machine.
 """
 
 import dataclasses
@@ -43,26 +43,26 @@ class Settings:
     """Measure whole training steps of every method, relative to plain SGD."""
 
     models: tuple[str, ...] = ()
-    """mlp (784-1024x3-10), resnet (three blocks with batch norm, 32x32 images), transformer (two blocks on
-    64 tokens), resnet18, vit_s, depthwise, channels_first; none: the first three, on a GPU resnet18 and
+    """mlp (784-1024x3-10), resnet (three blocks with batch norm, 32x32 images), transformer (two blocks on 64
+    tokens), resnet18, vit_s, depthwise, channels_first. By default the first three, on a GPU resnet18 and
     vit_s."""
     only: tuple[str, ...] = ()
-    """Cases by their names in the table, beside the first; also those by hand, such as "sam, by hand". All of
-    the library's where none is given."""
+    """Cases by their names in the table, beside the first. Those by hand have names too, such as "sam, by
+    hand". All of the library's by default."""
     rounds: int = 30
     """How often every step is timed."""
     batch_size: int | None = None
-    """Examples per step, a multiple of 8; None is 128, on a GPU 1,024."""
+    """Examples per step, a multiple of 8. None is 128, on a GPU 1,024."""
     width: int | None = None
-    """Features of the first layer; None is each network's own."""
+    """Features of the first layer. None is each network's own."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """What the networks compute in; None is float32, on a GPU bfloat16. Parameters are float32."""
+    """What the networks compute in. None is float32, on a GPU bfloat16. Parameters are float32."""
     out: Path = Path("runs/benchmarks/steps.jsonl")
     """JSON lines, one for each program, are added to this file."""
     clock: Literal["wall", "cpu"] = "wall"
-    """The clock by which limits on the time are judged; both are measured."""
+    """The clock by which limits on the time are judged. Both are measured."""
     check: bool = False
-    """Exit with 1 where FLOPs or gradient evaluations, which do not depend on the machine, are missed."""
+    """Exit with 1 where FLOPs or gradient evaluations are missed. These do not depend on the machine."""
 
 
 def compiled(case: Case, problem: models.Problem) -> Program:

@@ -2,8 +2,8 @@
 
     python -m benchmarks.traces
 
-On matrices of 400 rows with known eigenvalues: about alike; falling as a power; and ten large ones beside a
-bulk around zero, as in trained networks.
+The matrices have 400 rows and known eigenvalues. These are about alike, or fall as a power, or are ten large
+ones beside a bulk around zero, as in trained networks.
 """
 
 import dataclasses

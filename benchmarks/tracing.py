@@ -2,8 +2,8 @@
 
     python -m benchmarks.tracing
 
-A loss is traced once for each shape, however many gradients a step takes of it, so that a method costs
-far less Python time than the losses that it evaluates.
+A loss is traced once for each shape, however many gradients a step takes of it. A method therefore costs far
+less Python time than the losses that it evaluates.
 """
 
 import dataclasses
@@ -30,9 +30,9 @@ class Settings:
     only: tuple[str, ...] = ("sgd", "optax.contrib.sam, opaque", "sam", "rst", "vsam(window=10)", "ausam")
     """Cases by their names."""
     batch_size: int = 16
-    """Examples; the time does not depend on them."""
+    """Examples. The time does not depend on them."""
     rounds: int = 8
-    """How often each is traced, after once that is not counted."""
+    """How often each is traced. The first time is not counted."""
     out: Path = Path("runs/benchmarks/tracing.jsonl")
     """JSON lines are added to this file."""
 

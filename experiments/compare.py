@@ -34,27 +34,27 @@ GROUPS = {"demo": DEMO, "all": tuple(METHODS)}
 
 @dataclasses.dataclass(frozen=True)
 class CompareSettings(Setup):
-    """Train methods over seeds in one process; one table, one picture.
+    """Train methods over seeds in one process, and make one table and one picture.
 
-    Each run has its own folder, such as sam-seed0, in the output folder. Finished runs are used
-    again by the next call; a run with other settings is set aside, not overwritten.
+    Each run has its own folder, such as sam-seed0, in the output folder. The next call uses finished runs
+    again. A run with other settings is set aside, not overwritten.
     """
 
     methods: tuple[str, ...] = ("demo",)
-    """Methods by name; demo: sgd, sam, momentum_sam, rst, grst, vsam, pugd, tsam and ausam; or all."""
+    """Methods by name, or all. demo is sgd, sam, momentum_sam, rst, grst, vsam, pugd, tsam and ausam."""
     seeds: int = 3
     """Runs per method, with seeds 0, 1, ..."""
     out: Path = Path("runs/demo")
     """Folder for summary.json, comparison.png and the folders of the runs."""
     checkpoint_every: int = 1000
-    """Epochs from one checkpoint to the next; the last gets one: mostly the only one, in runs of seconds."""
+    """Epochs from one checkpoint to the next. The last epoch always gets one. Short runs have no other."""
     timing_rounds: int = 30
-    """Rounds of 20 steps of every method in turn, in which the time per step is measured."""
+    """Rounds of 20 steps of every method in turn, to measure the time per step."""
 
 
 def main(args: list[str] | None = None) -> None:
     """The command line."""
-    command_line(CompareSettings, compare, args, "the same command goes on")
+    command_line(CompareSettings, compare, args, "the same command continues")
 
 
 def compare(settings: CompareSettings) -> None:

@@ -29,24 +29,25 @@ class GridSettings(Setup):
     """Train every combination of the values of some settings, each in a folder of its own.
 
     `--vary method=sgd,sam rho=0.05,0.1 seed=0,1,2` makes nine runs, since sgd has no rho: sgd-seed0,
-    sam-rho0.05-seed0, ... Finished runs are left as they are, interrupted ones go on, and those with
-    other settings are set aside. The same command may run several times at once, on machines that share
-    the disk too: each takes runs that no other is at work in.
+    sam-rho0.05-seed0, ... Finished runs are left as they are. Interrupted runs continue. Runs with other
+    settings are set aside. You may start the same command several times at once, also on machines that share
+    the disk. Each then takes runs that no other one is working on.
     """
 
     vary: tuple[str, ...] = dataclasses.field(kw_only=True)
-    """NAME=VALUE,VALUE,... of any settings of experiments.train; several words: "augment=crop flip,crop"."""
+    """NAME=VALUE,VALUE,... of any settings of experiments.train. Several words: "augment=crop flip,crop"."""
     out: Path = Path("runs/grid")
     """Folder for the folders of the runs."""
     processes: int = 1
     """Processes that share the runs."""
     side_by_side: int = 1
-    """Train so many runs of one method in one program: seeds, rates, decays and radii of a small network."""
+    """How many runs of one method to train in one program: seeds, rates, decays and radii of a small
+    network."""
 
 
 def main(args: list[str] | None = None) -> None:
     """The command line."""
-    command_line(GridSettings, grid, args, "the same command goes on")
+    command_line(GridSettings, grid, args, "the same command continues")
 
 
 def grid(settings: GridSettings) -> None:

@@ -1,4 +1,4 @@
-"""Which radius to begin with, measured where a run stands: `python -m experiments.radius --help`."""
+"""Recommends a first radius, measured at a run's last checkpoint: `python -m experiments.radius --help`."""
 
 import dataclasses
 from pathlib import Path
@@ -16,7 +16,7 @@ from optax_sam.sharpness import plots
 
 @dataclasses.dataclass(frozen=True)
 class RadiusSettings:
-    """Measure how the loss rises with SAM's radius where a run stands, and recommend one to begin with.
+    """Measure how the loss rises with SAM's radius at a run's last checkpoint, and recommend a first radius.
 
     Train the base optimizer for about a tenth of the epochs first. Writes radius.png into the run's folder.
     """

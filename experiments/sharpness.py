@@ -1,4 +1,4 @@
-"""How sharp finished runs are, side by side: `python -m experiments.sharpness --help`."""
+"""Measures how sharp finished runs are, side by side: `python -m experiments.sharpness --help`."""
 
 import dataclasses
 from pathlib import Path
@@ -19,10 +19,9 @@ from optax_sam.sharpness.page import Report, measured
 
 @dataclasses.dataclass(frozen=True)
 class SharpnessSettings:
-    """Measure how sharp runs are where they stand, and set them side by side: a table and sharpness.png.
+    """Measure how sharp runs are at their last checkpoint, side by side: a table and sharpness.png.
 
-    At the last checkpoint of each, on training examples in evaluation. Runs that are drawn beside each other
-    have the same layers.
+    The loss is that of training examples in evaluation. All runs must have the same layers.
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]

@@ -44,14 +44,14 @@ SEVERAL = "Where SGD or SAM has several settings, the unit is the best one: {}."
 
 @dataclasses.dataclass(frozen=True)
 class SummarizeSettings:
-    """Sum up finished runs, those together that differ only in the seed: a table and pictures.
+    """Sum up finished runs in a table and pictures. Runs that differ only in the seed are taken together.
 
     Writes summary.md, summary.json, score_by_seconds.png, score_by_gradients.png and, where the loss of
     perturbed steps was recorded, relative_rise.png.
     """
 
     folders: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders of runs, or with such in them."""
+    """Folders of runs, or folders that hold them."""
     out: Path = Path("runs/summary")
     """Folder for the table and the pictures."""
 

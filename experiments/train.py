@@ -26,7 +26,7 @@ from experiments.settings.command_line import (
 )
 from experiments.settings.defaults import resolved
 
-HOW_TO_GO_ON = "--resume goes on"
+HOW_TO_GO_ON = "--resume continues the run"
 
 
 def main(args: list[str] | None = None) -> None:

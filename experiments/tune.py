@@ -1,7 +1,7 @@
 """Searches each method's settings on validation data: `python -m experiments.tune --help`.
 
-Validation data are parts of the training examples, wrong labels included (cross-validation); the
-test part is never looked at. Every method has the same number of grid points.
+Validation data are parts of the training examples, wrong labels included (cross-validation). The test part is
+never looked at. Every method has the same number of grid points.
 """
 
 import dataclasses
@@ -159,7 +159,7 @@ def _all_points(method: str, setup: Setup) -> list[Point]:
 class TuneSettings(Setup):
     """Search each method's settings by cross-validation, and write the best as defaults.
 
-    The table goes to a file in experiments/tuned, named after the task; other methods stay. Several
+    The table goes to a file in experiments/tuned, named after the task. Other methods in it stay. Several
     processes may search at once, each its own methods.
     """
 
@@ -170,14 +170,14 @@ class TuneSettings(Setup):
     folds: int = 5
     """Parts into which the training examples are cut."""
     parts: int | None = None
-    """So many of them are the validation data once; None is each."""
+    """How many of these parts are the validation data once. None takes each."""
     seeds: int = 1
     """Runs per part and grid point."""
 
 
 def main(args: list[str] | None = None) -> None:
     """The command line."""
-    command_line(TuneSettings, tune, args, "methods with a table are done, --methods goes on")
+    command_line(TuneSettings, tune, args, "methods with a table are done, --methods continues")
 
 
 def tune(settings: TuneSettings) -> None:

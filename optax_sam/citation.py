@@ -12,10 +12,10 @@ def citation(method: Callable[..., Any]) -> str:
     """The BibTeX entries of a method's papers, for the bibliography of yours.
 
     Args:
-      method: a method of this library, not yet called, such as `optax_sam.vsam`; or a wrapper with a paper.
+      method: a method of this library, not yet called, such as `optax_sam.vsam`, or a wrapper with a paper.
 
     Returns:
-      One entry for each paper in the References of its docstring, the year that of the first version.
+      One entry for each paper in the References of its docstring, with the year of the first version.
 
     Raises:
       TypeError: `method` is no function, or its docstring names no paper.
@@ -40,7 +40,7 @@ def citation(method: Callable[..., Any]) -> str:
     if not found:
         raise TypeError(
             f"method={method!r} names no paper in its docstring: pass a method of this library, for example "
-            f"optax_sam.vsam; the library itself is cited by CITATION.cff."
+            f"optax_sam.vsam. CITATION.cff cites the library itself."
         )
     return "\n\n".join(paper.bibtex() for paper in found)
 
@@ -50,10 +50,10 @@ class Paper:
     """A paper as a docstring names it.
 
     Attributes:
-      authors: full names; "others" at the end, where the docstring says "et al."
+      authors: full names. "others" at the end, where the docstring says "et al."
       title: as it is printed.
       url: of its first version.
-      venue: where it appeared; empty for arXiv.
+      venue: where it appeared. Empty for arXiv.
       year: of its first version.
     """
 
@@ -96,7 +96,7 @@ SECTIONS = "Args Attributes Returns Raises Cost Guarantees Example References Li
 
 
 def sections(docstring: str) -> dict[str, str]:
-    """The sections of a docstring by their names, in its order; what stands before them has no name."""
+    """The sections of a docstring by their names, in its order. What stands before them has no name."""
     names = "|".join(SECTIONS)
     parts = re.split(rf"^({names}):(?=\s)", inspect.cleandoc(docstring), flags=re.MULTILINE)
     return {"": parts[0].strip()} | dict(zip(parts[1::2], map(str.strip, parts[2::2]), strict=True))

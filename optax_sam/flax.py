@@ -1,4 +1,4 @@
-"""Adapters for Flax: `import optax_sam.flax`; the rest of the package does not need Flax."""
+"""Adapters for Flax: `import optax_sam.flax`. The rest of the package does not need Flax."""
 
 import dataclasses
 import functools
@@ -20,21 +20,21 @@ except ImportError as error:
 
 
 def apply_gradients(train_state: Any, *, grads: Any, **arguments: Any) -> Any:
-    """`train_state.apply_gradients(grads=grads)` that hands `oracle` on to the optimizer.
+    """`train_state.apply_gradients(grads=grads)` that passes `oracle` on to the optimizer.
 
-    Flax's own method takes every further keyword for a field to be replaced.
+    Flax's own method takes every further keyword for a field to replace.
 
     Args:
       train_state: a `flax.training.train_state.TrainState`, or a subclass.
       grads: the gradient that `value_and_grad` returned.
-      **arguments: fields of `train_state` are replaced, as Flax does (`batch_stats=...`); all others
-        are extra arguments of the optimizer (`oracle=...`, `grad_fn=...`, `value=...`).
+      **arguments: fields of `train_state` are replaced, as in Flax (`batch_stats=...`). All others are extra
+        arguments of the optimizer (`oracle=...`, `grad_fn=...`, `value=...`).
 
     Returns:
       The new `TrainState`.
 
     Raises:
-      ValueError: see `update`; `oracle` and `grad_fn` are both missing, for example.
+      ValueError: see `update`. `oracle` and `grad_fn` are both missing, for example.
 
     Example:
       >>> import jax.numpy as jnp, optax, optax_sam.flax
@@ -90,11 +90,11 @@ def nnx_value_and_grad(
 ) -> Callable[..., tuple[Any, Any, Any]]:
     """`method.value_and_grad` for a loss of an NNX model.
 
-    Every gradient is that of a copy of the model, and of what else of NNX is among `args`: an `nnx.Rngs`,
-    metrics, another model. The batch statistics, the counts of random numbers and whatever else the first
-    pass changes are written back to these objects, what the further passes change is not; all passes begin
-    with the same counts, so that dropout masks are the same. What a pass adds to a model is dropped: return
-    it as `aux`.
+    Every gradient is that of a copy of the model, and of the other objects of NNX among `args`: an
+    `nnx.Rngs`, metrics, another model. What the first pass changes is written back to these objects: the
+    batch statistics, the counts of random numbers and all else. What the further passes change is not. All
+    passes begin with the same counts, so that dropout masks are the same. What a pass adds to a model is
+    dropped. Return it as `aux`.
 
     Args:
       method: a sharpness-aware method.
@@ -105,12 +105,12 @@ def nnx_value_and_grad(
 
     Returns:
       A function `(model, batch, *args, optimizer, indices=None, weights=None, whole_batch=False,
-      loss_scale=None)` that returns `loss, grads, oracle`, or `(loss, aux), grads, oracle`; `optimizer` is
-      the `nnx.Optimizer`, to be stepped by `optimizer.update(model, grads, oracle=oracle)`. Where the
-      batch is gone through in slices, the model gets the mean of their statistics, weighted as they are.
+      loss_scale=None)` that returns `loss, grads, oracle`, or `(loss, aux), grads, oracle`. `optimizer` is
+      the `nnx.Optimizer`. Step it with `optimizer.update(model, grads, oracle=oracle)`. If the batch is cut
+      into slices, the model gets the mean of their statistics, weighted as the slices are.
 
     Raises:
-      ValueError: `has_aux`, but `loss_fn` returns no pair; see also `SharpnessAware.value_and_grad`.
+      ValueError: `has_aux`, but `loss_fn` returns no pair. See also `SharpnessAware.value_and_grad`.
       TypeError: an object of NNX stands in the place of the batch.
 
     Example:
@@ -161,16 +161,16 @@ def nnx_value_and_grad(
 
 
 def nnx_losses(loss_fn: Callable[..., Any], model: Any, wrt: Any = nnx.Param) -> tuple[Partial, Any]:
-    """The loss of an NNX model as a function of its parameters, and these: for `optax_sam.sharpness`.
+    """The loss of an NNX model as a function of its parameters, and these, for `optax_sam.sharpness`.
 
     Each call of the loss is that of a copy of the model. What it writes there, batch statistics or counts of
-    random numbers, is dropped with the copy: all calls begin with the same, so that dropout masks are those
-    of one fixed function, and the model stays as it is.
+    random numbers, is dropped with the copy. All calls begin with the same counts, so that dropout masks are
+    those of one fixed function. The model stays as it is.
 
     Args:
       loss_fn: `loss_fn(model, batch)` returns one loss per example, shape `[batch]`, or their mean, or
         either with auxiliary values.
-      model: the model, as it is to be measured: `model.eval()` before for running statistics.
+      model: the model, as you want to measure it. Call `model.eval()` before, for running statistics.
       wrt: which variables are parameters, a filter of NNX.
 
     Returns:

@@ -105,15 +105,15 @@ def noisy_product(
       kernel: `W`, `float[inputs, outputs]`, not to be trained.
       adapter: the one that is trained.
       key: a PRNG key, another one for each matrix and each step.
-      noise_scale: the length of the noise of an output, as a part of `||W'_j||`; a number or a `float[]`. 0
-        in evaluation.
+      noise_scale: the length of the noise of an output, as a part of `||W'_j||`. A number or a `float[]`.
+        Pass 0 in evaluation.
 
     Returns:
       `float[..., outputs]`.
 
     Cost:
-      the noise is drawn twice, and `a b` made twice; one matrix more in memory at a time, however many layers
-      there are.
+      The noise is drawn twice, and `a b` is made twice. The memory is that of one more matrix at a time,
+      however many layers there are.
 
     Guarantees:
       `noise_scale=0` is `product(x, kernel, adapter)`.
@@ -131,9 +131,9 @@ def noisy_product(
       Adaptation over a Flat Loss Landscape <https://arxiv.org/abs/2409.14396>`_, 2024.
 
     Deviations:
-      of the paper the abstract was read, and the rule at second hand; its code was not read. The authors
-      let `noise_scale` rise along a cosine, from 0 to its last value. They scale by
-      the rows of `W'`: a kernel of PyTorch is the transpose of one here.
+      Only the abstract of the paper was read, and the rule at second hand. Its code was not read. The authors
+      let `noise_scale` rise along a cosine, from 0 to its last value. They scale by the rows of `W'`, since a
+      kernel of PyTorch is the transpose of one here.
     """
     _check_shapes(kernel, adapter)
     checks.number("noise_scale", noise_scale, low=0)
@@ -187,8 +187,8 @@ def bi_lora(
     """Bi-LoRA: a second adapter climbs where the first one descends, by the same backward pass.
 
     SAM over an adapter perturbs the matrix inside the adapter's own subspace, and takes two gradients. The
-    second adapter has a subspace of its own, and stands where the last step has left it, so that one gradient
-    is both the descent and the ascent.
+    second adapter has a subspace of its own, and stands where the last step has left it. One gradient then
+    serves both the descent and the ascent.
 
     With the losses at `W + a_1 b_1 + a_2 b_2` and their gradient `g`: `(a_1, b_1)` take the step of `descent`
     along `g`, `(a_2, b_2)` that of `ascent` along `-g`. Then `sqrt(sum ||a_2 b_2||_F^2)`, over all matrices,
@@ -196,7 +196,8 @@ def bi_lora(
 
     Args:
       descent: any optimizer, of the descending adapters.
-      ascent: any optimizer, of the climbing ones: `optax.sgd(0.1)`, which is given the negative gradient.
+      ascent: any optimizer, of the climbing adapters, such as `optax.sgd(0.1)`. It gets the negative
+        gradient.
       rho: the most by which the climbing adapters move all matrices together, in the L2 norm.
 
     Returns:
@@ -204,15 +205,15 @@ def bi_lora(
       is `jax.grad` of losses that add both products, such as `product(x, kernel, first, second)`.
 
     Raises:
-      ValueError: `rho` is negative; in a step, `params` is missing.
+      ValueError: `rho` is negative. In a step, `params` is missing.
       TypeError: `params` is no `Pair` of trees of `Adapter`.
 
     Cost:
-      1 gradient per step; no parameter-sized buffer beside those of the two optimizers. The norm is computed
-      of matrices of the rank by the rank.
+      1 gradient per step. No parameter-sized buffer beside those of the two optimizers. The norm is computed
+      from matrices of rank by rank.
 
     Guarantees:
-      after each step the norm is `rho` at most. `rho=0` is LoRA with `descent`: the climbing products are
+      After each step the norm is `rho` at most. `rho=0` is LoRA with `descent`: the climbing products are
       zero.
 
     Example:
@@ -227,8 +228,8 @@ def bi_lora(
       Minimization for Fine-Tuning Large-Scale Models <https://arxiv.org/abs/2508.19564>`_, 2025.
 
     Deviations:
-      of the paper the abstract was read, and the rule at second hand: which of `a_2` and `b_2` is shortened,
-      and how both are initialized, is not known here. New adapters begin as those of LoRA do.
+      Only the abstract of the paper was read, and the rule at second hand. It is not known here which of
+      `a_2` and `b_2` is shortened, and how both are initialized. New adapters begin as those of LoRA do.
     """
     checks.transformation("descent", descent, "optax.adamw(1e-3)")
     checks.transformation("ascent", ascent, "optax.sgd(0.1)")

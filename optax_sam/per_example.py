@@ -32,8 +32,8 @@ def losses(
     Args:
       loss_fn: `loss_fn(params, batch)` returns losses of shape `[batch]`, or their mean.
       params: the parameters.
-      batch: a pytree; every leaf has the batch axis first.
-      microbatch_size: how many examples are in memory at once; all of them by default. Must divide
+      batch: a pytree. Every leaf has the batch axis first.
+      microbatch_size: how many examples are in memory at once. All of them by default. Must divide
         the batch.
 
     Returns:
@@ -44,7 +44,7 @@ def losses(
         `loss_fn` returns another shape.
 
     Cost:
-      one forward pass.
+      One forward pass.
     """
     one = jax.vmap(lambda example: _loss_of_one(loss_fn, params, example))
     return _in_microbatches(one, loss_fn, batch, microbatch_size)
@@ -62,7 +62,7 @@ def gradients(
     Arguments and errors as in `losses`.
 
     Cost:
-      one gradient, computed example by example; a parameter-sized buffer for each example.
+      One gradient, computed example by example. A parameter-sized buffer for each example.
     """
     one = jax.vmap(lambda example: _gradient_of_one(loss_fn, params, example))
     return _in_microbatches(one, loss_fn, batch, microbatch_size)
@@ -77,16 +77,16 @@ def gradient_norms(
 ) -> jax.Array:
     """The global L2 norm of the gradient of each example's loss, `float[batch]`, in float32 or wider.
 
-    Exact, and without those gradients wherever a parameter is multiplied as a matrix, convolved or looked
-    up: the loss is walked equation by equation. What other equations do with parameters (adding a bias,
-    scaling, a loop) is computed as `vmap` would, for those parameters alone. Complex parameters are
-    left to `vmap`.
+    The norms are exact. The loss is walked equation by equation. Where a parameter is multiplied as a matrix,
+    convolved or looked up, no gradient of an example is formed. What other equations do with parameters
+    (adding a bias, scaling, a loop) is computed as `vmap` would, for those parameters alone. Complex
+    parameters are left to `vmap`.
 
     Arguments and errors as in `losses`.
 
     Cost:
-      a forward pass, a backward pass without the gradients of weights, and products of the size of the
-      activations; memory of the activations.
+      A forward pass, a backward pass without the gradients of weights, and products of the size of the
+      activations. It takes the memory of the activations.
 
     Example:
       >>> import jax.numpy as jnp

@@ -1,8 +1,8 @@
 """Schedules of RST's probability, and one of LE-SAM's budget, as Optax schedules of the step count.
 
-Those of the probability are the families of RST's paper. In each of their formulas `t` is the step, `T` is
-`total_steps`, and `p` is `probability`. In brackets stands the name of the family in the authors' code, and
-the mean over training, which is what the perturbed gradients cost: a step takes `1 + mean` gradients.
+Those of the probability are the families of RST's paper. In their formulas `t` is the step, `T` is
+`total_steps`, and `p` is `probability`. The brackets have the name of the family in the authors' code, and
+the mean over training. A step costs `1 + mean` gradients.
 """
 
 import math
@@ -63,9 +63,9 @@ def cosine_at_end(value: FixedNotNegative, total_steps: Count, start: Share = 0.
     """`value` for `t < start T`, then along half a cosine to 0 at `T`, where it stays.
 
     Args:
-      value: 0 or more: a budget or a radius.
+      value: a budget or a radius, 0 or more.
       total_steps: of the training.
-      start: the part of them after which the value falls.
+      start: the part of the steps after which the value falls.
     """
     checks.number("value", value, low=0)
     checks.static_number("start", start, 0, 1)

@@ -43,17 +43,17 @@ Phase = Literal["tune", "test", "time"]
 class EvidenceSettings:
     """Compare the candidates on one task: search their numbers, test them, time their steps.
 
-    Every finished run is a line of the results; the same command goes on after an interruption.
+    Every finished run is a line of the results. The same command continues after an interruption.
     """
 
     task: tyro.conf.Positional[str]
-    """mnist1d, etth1_96, trec, ... (any other word lists all)."""
+    """mnist1d, etth1_96, trec, ... Any other word lists all."""
     candidates: tuple[str, ...] = tuple(CANDIDATES)
-    """Which of them."""
+    """Which candidates to compare."""
     phases: tuple[Phase, ...] = ("tune", "test", "time")
     """What to do, in this order."""
     data: Path | None = None
-    """Folder that holds `ett` and `tensorflow_datasets`; None reads where experiments.train does."""
+    """Folder that holds `ett` and `tensorflow_datasets`. None reads where experiments.train does."""
     results: Path = RESULTS
     """Folder of the JSON lines."""
     out: Path = Path("runs/evidence")
@@ -62,7 +62,7 @@ class EvidenceSettings:
 
 def main(args: list[str] | None = None) -> None:
     """The command line."""
-    command_line(EvidenceSettings, evidence, args, "the same command goes on")
+    command_line(EvidenceSettings, evidence, args, "the same command continues")
 
 
 def evidence(settings: EvidenceSettings) -> None:

@@ -29,18 +29,18 @@ class FinderSettings:
     """Train the tuned base for a tenth of its epochs at a constant rate, and ask for a radius there."""
 
     task: tyro.conf.Positional[str]
-    """mnist1d, etth1_96, ... (any other word lists all)."""
+    """mnist1d, etth1_96, ... Any other word lists all."""
     seeds: int = 3
     """Runs."""
     data: Path | None = None
-    """Folder that holds `ett`; None reads where experiments.train does."""
+    """Folder that holds `ett`. None reads where experiments.train does."""
     results: Path = RESULTS
     """Folder of the JSON lines, with those of experiments.evidence."""
 
 
 def main(args: list[str] | None = None) -> None:
     """The command line."""
-    command_line(FinderSettings, finder, args, "the same command goes on")
+    command_line(FinderSettings, finder, args, "the same command continues")
 
 
 def finder(settings: FinderSettings) -> None:

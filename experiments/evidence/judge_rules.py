@@ -1,7 +1,7 @@
 """Trains the rules without a radius: `python -m experiments.evidence.judge_rules --help`.
 
 A rule has the learning rate and the decay of the tuned SAM, so that the radius alone is judged. Its constant
-is tried on the design tasks, and chosen by hand into `rules.py`. The judging tasks are then run once, in the
+is tried on the design tasks, and written by hand into `rules.py`. The judging tasks are then run once, in the
 seeds in which the base and SAM were tested.
 """
 
@@ -29,21 +29,21 @@ from experiments.settings.command_line import command_line, program
 class RulesSettings:
     """Try the rules' constants on a design task, or judge the frozen ones on any task.
 
-    Every finished run is a line of the results; the same command goes on after an interruption.
+    Every finished run is a line of the results. The same command continues after an interruption.
     """
 
     task: tyro.conf.Positional[str]
-    """mnist1d, digits; mnist1d_noise20, etth1_96, ..."""
+    """mnist1d or digits, the design tasks, or mnist1d_noise20, etth1_96, ..."""
     rules: tuple[str, ...] = tuple(RULES)
-    """Which of them."""
+    """Which rules to try."""
     phases: tuple[Literal["choose", "judge"], ...] = ("judge",)
-    """choose: all constants, on a design task; judge: the chosen ones."""
+    """choose tries all constants, on a design task. judge takes the chosen ones."""
     numbers_of: Literal["sam", "base"] = "sam"
-    """Whose learning rate and decay: those of the tuned SAM, or those of the tuned base."""
+    """Whose learning rate and decay to use: those of the tuned SAM, or those of the tuned base."""
     seeds: int = 10
     """Runs of each constant."""
     data: Path | None = None
-    """Folder that holds `ett`; None reads where experiments.train does."""
+    """Folder that holds `ett`. None reads where experiments.train does."""
     results: Path = RESULTS
     """Folder of the JSON lines, with those of experiments.evidence."""
     out: Path = Path("runs/rules")
@@ -52,7 +52,7 @@ class RulesSettings:
 
 def main(args: list[str] | None = None) -> None:
     """The command line."""
-    command_line(RulesSettings, rules, args, "the same command goes on")
+    command_line(RulesSettings, rules, args, "the same command continues")
 
 
 def rules(settings: RulesSettings) -> None:

@@ -64,7 +64,7 @@ class SymptomSettings:
 
 def main(args: list[str] | None = None) -> None:
     """The command line."""
-    command_line(SymptomSettings, symptoms, args, "the same command goes on")
+    command_line(SymptomSettings, symptoms, args, "the same command continues")
 
 
 def symptoms(settings: SymptomSettings) -> None:

@@ -37,7 +37,7 @@ SIDE_BY_SIDE = 18
 class WidthSettings:
     """Train dense networks of several widths on MNIST-1D with SAM and fan-scaled SAM, and draw the picture.
 
-    Every finished run is a line of the results; the same command goes on after an interruption.
+    Every finished run is a line of the results. The same command continues after an interruption.
     """
 
     widths: tuple[int, ...] = (64, 256, 1024)
@@ -52,7 +52,7 @@ class WidthSettings:
 
 def main(args: list[str] | None = None) -> None:
     """The command line."""
-    command_line(WidthSettings, width, args, "the same command goes on")
+    command_line(WidthSettings, width, args, "the same command continues")
 
 
 def width(settings: WidthSettings) -> None:

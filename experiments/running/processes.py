@@ -33,8 +33,8 @@ def in_processes(work: Callable[[bool], T], count: int) -> list[T]:
         return [mine, *(other.recv() for other in others)]
     except EOFError as error:
         raise SettingsError(
-            f"--processes {count}: one of them was killed, perhaps for its memory: give fewer; the same "
-            "command goes on"
+            f"--processes {count}: one of them was killed, perhaps for its memory: give fewer. The same "
+            "command continues"
         ) from error
 
 

@@ -101,7 +101,7 @@ def check_folder(settings: Settings) -> None:
     check_writable(settings.out)
     if (settings.out / "config.json").exists() and not settings.resume:
         raise SettingsError(
-            f"--out {settings.out} already holds a run: give --resume to go on with it, or another --out"
+            f"--out {settings.out} already holds a run: give --resume to continue it, or another --out"
         )
     if (settings.out / "checkpoints").exists() and not (settings.out / "config.json").exists():
         raise SettingsError(

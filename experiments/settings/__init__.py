@@ -21,7 +21,7 @@ class InUseError(SettingsError):
 
 
 class DiskError(SettingsError):
-    """A disk that is full, read-only or the like: one line, to which the program adds how to go on."""
+    """A disk that is full, read-only or the like: one line. The program adds how to continue."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,64 +31,64 @@ class Setup:
     data: str = "digits"
     """digits, mnist1d, stick_figures, mpii, etth1, etth2, tinyshakespeare, or a TFDS set, such as cifar10."""
     model: str | None = None
-    """conv, resnet18, vit_s, ... (any other word lists all); None: the usual one for the kind of data."""
+    """conv, resnet18, vit_s, ... Any other word lists all. None takes the usual one for the kind of data."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the network computes in; parameters, losses and batch statistics are float32."""
+    """What the network computes in. Parameters, losses and batch statistics are float32."""
     quantize_bits: int | None = None
-    """Quantize weights and activations to so many bits while training (LSQ); None does not."""
+    """Bits that weights and activations are quantized to in training (LSQ). None does not quantize."""
     epochs: int = 60
-    """Passes over the training examples; the schedule ends with the last one."""
+    """Passes over the training examples. The schedule ends with the last one."""
     batch_size: int = 50
     """Examples per step, on all devices together."""
     optimizer: Literal["sgd", "adamw", "lamb"] = "sgd"
     """The base optimizer of every method."""
     learning_rate: float | None = None
-    """Highest of the schedule; None is the tuned value, else 0.1 (sgd), 0.001 (adamw), 0.01 (lamb)."""
+    """The highest of the schedule. None takes the tuned value, else 0.1 (sgd), 0.001 (adamw), 0.01 (lamb)."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """The learning rate falls to 0 along a cosine, or stays."""
     warmup_epochs: float = 0.0
     """Epochs in which the learning rate first rises from 0."""
     weight_decay: float | None = None
-    """Times the weights; None is the tuned value, else 0.0005 (sgd) or 0.01 (adamw, lamb)."""
+    """Multiplies the weights. None takes the tuned value, else 0.0005 (sgd) or 0.01 (adamw, lamb)."""
     decay_in_loss: bool = False
-    """Whether the decay is a term of the loss, of train_loss too, and so perturbed, or follows the method."""
+    """Make the decay a term of the loss, of train_loss too, and so perturbed. Else it follows the method."""
     momentum: float = 0.9
-    """Momentum of sgd; b1 of adamw and lamb."""
+    """Momentum of sgd, b1 of adamw and lamb."""
     nesterov: bool = False
     """Nesterov's momentum (sgd)."""
     clip_norm: float | None = None
-    """Largest norm of the sharpness-aware gradient; None is any."""
+    """Largest norm of the sharpness-aware gradient. None does not clip."""
     augment: tuple[Change, ...] | None = None
-    """Random changes of the training images; None is the data set's choice (digits: none)."""
+    """Random changes of the training images. None takes the data set's choice (digits: none)."""
     mixup: float = 0.0
-    """Mix pairs of training images by a weight from Beta(mixup, mixup); 0 is never."""
+    """Mix pairs of training images by a weight from Beta(mixup, mixup). 0 does not mix."""
     label_smoothing: float = 0.0
     """Share of a label's weight that is spread over all labels."""
     label_noise: float | None = None
-    """Share of training labels that are made random; None is 0.2 for digits, else 0."""
+    """Share of training labels that are made random. None is 0.2 for digits, else 0."""
     labels: str | None = None
     """FILE.npz:NAME: training labels of that name from that file, in the data set's order (CIFAR-10N)."""
     horizon: int | None = None
-    """Hours to forecast; None is 96 (etth1, etth2)."""
+    """Hours to forecast (etth1, etth2). None is 96."""
     train_examples: int | None = None
-    """Use only so many training examples; None is all of them (digits has 500)."""
+    """How many training examples to use. None uses all of them (digits has 500)."""
     data_dir: Path | None = None
-    """Folder with the files of mpii, etth1, etth2 or tinyshakespeare, or with prepared TFDS data; for those
-    None is TFDS_DATA_DIR, else TFDS's own, with download."""
+    """Folder with the files of mpii, etth1, etth2 or tinyshakespeare, or with prepared TFDS data. For TFDS
+    data None takes TFDS_DATA_DIR, else TFDS's own folder, with download."""
     stream: bool | None = None
-    """Read batches while training, instead of all data at first; None: sets that are large."""
+    """Read batches while training, instead of all data at first. None does so for large data sets."""
     workers: int = 0
-    """Processes that read a stream; 0 reads in this one."""
+    """Processes that read a stream. 0 reads in this process."""
     fsdp: bool = False
     """Split parameters and optimizer state over the devices, instead of a copy on each."""
     checkpoint_every: int = 1
-    """Epochs from one checkpoint to the next; the last epoch always gets one."""
+    """Epochs from one checkpoint to the next. The last epoch always gets one."""
     evaluate_every: int = 1
-    """Epochs from one look at the test part to the next; the last epoch always gets one."""
+    """Epochs from one look at the test part to the next. The last epoch always gets one."""
     evaluate_on: Literal["test", "validation"] = "test"
-    """validation: the data set's own part to choose settings by, else every fifth training example."""
+    """validation is the data set's own part to choose settings by, else every fifth training example."""
     sharpness_every: int = 0
-    """Epochs from one record of the sharpness in metrics.jsonl to the next; 0 is never."""
+    """Epochs from one record of the sharpness in metrics.jsonl to the next. 0 records none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,19 +100,19 @@ class Settings(Setup):
     """
 
     method: str = "sam"
-    """sgd (the optimizer alone), sam, ... (any other word lists all); --help shows its settings too."""
+    """sgd (the optimizer alone), sam, ... Any other word lists all. --help shows its settings too."""
     seed: int = 0
-    """Decides initial weights, order of examples, augmentation and the method's draws."""
+    """Decides the initial weights, the order of examples, the augmentation and the method's draws."""
     out: Path = Path("runs/train")
-    """Folder of the run; it must not hold another one."""
+    """Folder of the run. It must not hold another run."""
     resume: bool = False
-    """Go on from the last checkpoint in the folder; in an empty folder, just start."""
+    """Continue from the last checkpoint in the folder. In an empty folder, start."""
     distributed: bool = False
     """One of several processes: on a TPU slice, under SLURM, or as JAX_COORDINATOR_ADDRESS etc. say."""
     profile: tuple[int, int] | None = None
-    """First and last step that a profiler trace is written of, into the folder."""
+    """First and last step of a profiler trace, which is written into the folder."""
     compile_only: str | None = None
-    """A machine, h100:1x1x8 or v5e:16x16: say what the run's programs need there, and train nothing."""
+    """A machine, h100:1x1x8 or v5e:16x16. Print what the run's programs need there, and train nothing."""
     method_settings: tyro.conf.OmitArgPrefixes[MethodSettings] = MethodSettings()
     """Settings of the method."""
 

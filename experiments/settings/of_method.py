@@ -6,30 +6,30 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True)
 class MethodSettings:
-    """Settings of the method; None is the tuned value for the data set, else the library's."""
+    """Settings of the method. None takes the tuned value for the data set, else the library's default."""
 
     # How far
     rho: float | None = None
     """Radius of the perturbation (all but sgd, pugd, lesam, extrapolation and the random perturbations)."""
     budget: float | None = None
-    """How far the loss may rise; it falls to 0 in the last fifth of the steps (lesam)."""
+    """How far the loss may rise. It falls to 0 in the last fifth of the steps (lesam)."""
     max_rho: float | None = None
     """Largest radius (lesam)."""
     constant: float | None = None
-    """What a rule multiplies its radius by, or the rise of the loss that it aims at (the rules of
+    """The factor of a rule's radius, or the rise of the loss that it aims at (the rules of
     experiments.evidence.judge_rules)."""
     normalization: float | None = None
-    """From 0, a perturbation as long as the gradient says, to 1, one of the radius (sam_sps)."""
+    """From 0, a perturbation in proportion to the gradient, to 1, one of length rho (sam_sps)."""
     radius: float | None = None
     """Radius of the perturbation (pugd), or of the random start (tsam)."""
     lower_rho: float | None = None
     """Radius of the second, downhill perturbation (bilateral_sam)."""
     step_size: float | None = None
-    """How far ahead the gradient is taken; None is the learning rate (extrapolation)."""
+    """How far ahead the gradient is taken. None is the learning rate (extrapolation)."""
     ascent_rate: float | None = None
     """How far one gradient lifts the perturbation (persistent_sam)."""
     max_leaf_norm: float | None = None
-    """Largest norm of one array's perturbation; None is rho (graphsam)."""
+    """Largest norm of one array's perturbation. None is rho (graphsam)."""
     num_steps: int | None = None
     """Ascent steps to the radius (multistep_sam)."""
     eta: float | None = None
@@ -56,12 +56,12 @@ class MethodSettings:
     sparsity: float | None = None
     """Share of the weights that is not perturbed (sparse_sam, fisher_mask_sam)."""
     mask: Literal["fisher", "dynamic"] | None = None
-    """How they are chosen (sparse_sam)."""
+    """How those weights are chosen (sparse_sam)."""
     pattern: str | None = None
     """unstructured, structured, or N of M such as 2:4 (sparse_sam)."""
     refresh_steps: int | None = None
-    """Steps from one choice to the next (sparse_sam, fisher_mask_sam), or from one gradient at the
-    weights to the next; None is five epochs, or one (graphsam)."""
+    """Steps from one choice to the next (sparse_sam, fisher_mask_sam; None is five epochs), or from one
+    gradient at the weights to the next (graphsam; None is one epoch)."""
     drop_rate: float | None = None
     """Share of the perturbed weights that is exchanged at first (sparse_sam)."""
     weight_fraction: float | None = None
@@ -73,7 +73,7 @@ class MethodSettings:
     every_k: int | None = None
     """Every k-th step is perturbed (looksam, look_layersam, fgsam_plus)."""
     start_step: int | None = None
-    """The first perturbed step; None leaves the last fifth of all steps (late_sam)."""
+    """The first perturbed step. None leaves the last fifth of all steps (late_sam)."""
     start_threshold: float | None = None
     """Deviations above the mean from which a gradient is large, at the start (aesam, aelooksam)."""
     end_threshold: float | None = None
@@ -81,7 +81,7 @@ class MethodSettings:
     window: int | None = None
     """Steps in which the number of perturbed steps is fixed (vsam)."""
     slices: int | None = None
-    """Slices of the variance estimate; they divide the window (vsam)."""
+    """Slices of the variance estimate. They must divide the window (vsam)."""
     max_rate: float | None = None
     """Largest share of perturbed steps (vsam)."""
     rate_gain: tuple[float, float] | None = None
@@ -107,11 +107,11 @@ class MethodSettings:
     minimize_clean: bool | None = None
     """Whether the clean gradient is the main one (gsam)."""
     max_step: float | None = None
-    """Largest step size; the learning rate multiplies it (sam_sps)."""
+    """Largest step size. The learning rate multiplies it (sam_sps)."""
     lower_bound: float | None = None
-    """Of the loss of any batch (sam_sps)."""
+    """A lower bound of the loss of any batch (sam_sps)."""
     tilt: float | None = None
-    """How strongly samples with a large loss dominate; 0 is their plain mean (tsam)."""
+    """How strongly samples with a large loss dominate. 0 is their plain mean (tsam)."""
 
     # Noise
     num_samples: int | None = None

@@ -33,8 +33,8 @@ def take_rows(x: jax.Array, positions: jax.Array) -> jax.Array:
 def split_rows(x: jax.Array, num_parts: int) -> jax.Array:
     """`[batch, ...]` as `[num_parts, batch / num_parts, ...]`, the parts contiguous.
 
-    Where the number of parts is a multiple of the number of devices, no row moves; else every part
-    is split over all devices, as far as it can be.
+    Where the number of parts is a multiple of the number of devices, no row moves. Otherwise every part is
+    split over all devices, as far as it can be.
     """
     shape = (num_parts, x.shape[0] // num_parts, *x.shape[1:])
     axis, *rest = sharding.spec_of(x)

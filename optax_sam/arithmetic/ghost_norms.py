@@ -69,7 +69,7 @@ def norms(loss: Callable[[list[Any], Any], jax.Array], params: list[jax.Array], 
     Args:
       loss: `loss(params, example)`, a scalar.
       params: real float arrays.
-      examples: a pytree; every leaf has the examples first.
+      examples: a pytree. Every leaf has the examples first.
     """
     leaves, treedef = jax.tree.flatten(examples)
 

@@ -85,7 +85,7 @@ class Rule(NamedTuple):
     """What is known of a primitive.
 
     Attributes:
-      sides: `(equation, position)`: how the parameter there is seen; None where the rule does not hold.
+      sides: `(equation, position)`: how the parameter there is seen. None where the rule does not hold.
       rows: `(equation, position, other, d)`: of what else it reads, and the cotangent of what it gives.
     """
 

@@ -45,7 +45,7 @@ def canonical_convolutions(fn: Callable[..., Any]) -> Callable[..., Any]:
       TypeError: `fn` is no function.
 
     Cost:
-      none in straight-line code (XLA makes the same rewrite there); one more trace of `fn`.
+      None in straight-line code (XLA makes the same rewrite there). One more trace of `fn`.
 
     Example:
       >>> import jax, jax.numpy as jnp

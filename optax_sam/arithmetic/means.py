@@ -1,6 +1,6 @@
 """Weighted means of trees over the parts of a whole, in a loop or at once.
 
-Inexact leaves are averaged in float32 or wider; of all others the first part's stands for all. A part
+Inexact leaves are averaged in float32 or wider. Of all others the first part's stands for all. A part
 of share 0 (padding alone) counts nothing, whatever came of it.
 """
 

@@ -2,7 +2,7 @@
 
 Inside a `shard_map` no array is placed along an axis that is manual, and JAX refuses a function that asks for
 it: `with_sharding_constraint(x, PartitionSpec("data"))`, `reshard`, `out_sharding=`. Such a function is
-traced where the axis is what it is outside; an explicit one with one device, which divides all rows. Places
+traced where the axis is what it is outside. An explicit one with one device, which divides all rows. Places
 change no number, so that its equations then run where the axis is manual, and name it no more.
 """
 
@@ -131,8 +131,8 @@ def _check_shard_map(equation: jex.JaxprEqn, axis_name: str) -> None:
     axes = params.get("newly_manual_axes", params.get("manual_axes", ()))  # before JAX 0.10.2
     if equation.primitive.name == "shard_map" and axis_name in axes:
         raise ValueError(
-            f"the loss has a shard_map over {axis_name!r}, the axis of which it sees one device: call what "
-            f"it maps as it is, or name the other axes alone, jax.shard_map(..., axis_names=...)."
+            f"the loss has a shard_map over {axis_name!r}, but it sees one device of that axis: call the "
+            f"mapped function itself, or name the other axes alone, jax.shard_map(..., axis_names=...)."
         )
 
 

@@ -18,7 +18,7 @@ _CASTS = frozenset(["pvary", "pcast"])
 def is_same_on_all(closed: jex.ClosedJaxpr, axis: str) -> bool:
     """Whether all outputs are the same on all devices of an axis, if all inputs are.
 
-    Constants are the same where they are known; traced ones may differ.
+    Constants are the same where they are known. Traced ones may differ.
     """
     return all(_outputs(closed, [True] * len(closed.jaxpr.invars), axis))
 

@@ -1,8 +1,8 @@
 """The assembly: one step of any method, from its pieces.
 
-SAM is the gradient direction, always perturbed, to a radius. ASAM is the same with another geometry.
-RST is SAM with a random gate; G-RST mixes the two gradients; vSAM has a gate that watches the second
-gradient and a reuse that remembers it. AUSAM is SAM with a start that draws examples.
+SAM is the gradient direction, always perturbed, to a radius. ASAM is the same with another geometry. RST is
+SAM with a random gate. G-RST mixes the two gradients. vSAM has a gate that watches the second gradient and a
+reuse that remembers it. AUSAM is SAM with a start that draws examples.
 """
 
 import contextlib
@@ -323,20 +323,20 @@ def sharpness_aware(
     """A sharpness-aware method from its pieces: one answer to each of seven questions.
 
     With `g` the first gradient and `d` the direction, a perturbed step descends along the combination of `g`
-    and `grad L(w + ascent(d))`, an unperturbed one along what the reuse makes of `g`; the gate decides
-    which. All that is not given is neutral, so that `sharpness_aware(ascents.to_radius(rho))` is SAM.
+    and `grad L(w + ascent(d))`. An unperturbed step descends along what the reuse makes of `g`. The gate
+    decides which. All that is not given is neutral: `sharpness_aware(ascents.to_radius(rho))` is SAM.
 
     Args:
-      ascent: how far uphill: any Optax transformation, from the direction (for complex leaves, its
-        conjugate) to the perturbation: `optax.scale(0.1)`, not `optax.sgd(0.1)`, which points downhill.
-        It gets the extra arguments `step` (the step count), `key` and `oracle`. For a part of the parameters,
-        `optax.masked(to_radius(rho), mask)`; for a radius per group, `optax.partition({...}, labels)`.
-      start: where and on which examples the first gradient is; `starts.at_params()`.
-      direction: what points uphill; `directions.gradient()`.
-      gate: whether a step is perturbed; `gates.always()`.
-      selection: which examples see the second gradient; `selections.everything()`.
-      combination: how the two gradients become one; `combinations.perturbed()`.
-      reuse: what an unperturbed step remembers; `reuses.nothing()`.
+      ascent: how far uphill. Any Optax transformation from the direction (for complex leaves, its conjugate)
+        to the perturbation: `optax.scale(0.1)`, not `optax.sgd(0.1)`, which points downhill. It gets the
+        extra arguments `step` (the step count), `key` and `oracle`. Take `optax.masked(to_radius(rho), mask)`
+        for a part of the parameters, `optax.partition({...}, labels)` for a radius per group.
+      start: where and on which examples the first gradient is, by default `starts.at_params()`.
+      direction: what points uphill, by default `directions.gradient()`.
+      gate: whether a step is perturbed, by default `gates.always()`.
+      selection: which examples see the second gradient, by default `selections.everything()`.
+      combination: how the two gradients become one, by default `combinations.perturbed()`.
+      reuse: what an unperturbed step remembers, by default `reuses.nothing()`.
       seed: an integer, or an integer array, for the pieces that draw.
 
     Returns:
@@ -345,11 +345,11 @@ def sharpness_aware(
     Raises:
       TypeError: `ascent` is no Optax transformation, another piece is none of its kind (all that it lacks is
         named), or `seed` is no integer.
-      ValueError: two pieces contradict each other: `starts.ahead()` with a direction that needs the step's
-        gradient or with a gate, selection, combination or reuse; a start that follows the gate with a
-        gate that must see the gradient. In a step, a start that compares losses meets a selection of other
-        examples or of another loss, or a combination that reads the loss meets a gradient of other weights;
-        a piece returns a tree that is not like the parameters, or a state that is not like its state before.
+      ValueError: two pieces contradict each other. `starts.ahead()` takes no direction that needs the step's
+        gradient, and no gate, selection, combination or reuse. A start that follows the gate takes no gate
+        that must see the gradient. A start that compares losses takes no selection of other examples or of
+        another loss, and a combination that reads the loss no gradient of other weights. Or a piece returns a
+        tree unlike the parameters, or a state unlike the one before.
 
     Example:
       >>> from optax_sam import ascents, gates, sharpness_aware

@@ -40,7 +40,7 @@ def check_call(method: Any, oracle: Any, grad_fn: Any, perturb: Any) -> None:
     if perturb is not None and not isinstance(perturb, bool | np.bool_):
         raise TypeError(
             f"perturb={perturb!r} is no Python bool: pass None, or a Python bool "
-            f"such as bool(sam.due(opt_state)); it chooses which program is compiled."
+            f"such as bool(sam.due(opt_state)). It chooses which program is compiled."
         )
     if perturb is not None and not perturb and method.perturbs_at_start:
         raise ValueError(
@@ -69,7 +69,7 @@ def check_same_structure(params: Params, visible: Params) -> None:
     """Refuses parameters in `update` that are another tree than those of `value_and_grad`."""
     if not trees.has_masked(visible) and jax.tree.structure(params) != jax.tree.structure(visible):
         raise ValueError(
-            f"params has the structure {jax.tree.structure(visible)} here, where the step began with "
+            f"params has the structure {jax.tree.structure(visible)} here, but the step began with "
             f"{jax.tree.structure(params)}: pass the same tree, and no optax.flatten around a "
             f"sharpness-aware method."
         )
@@ -96,9 +96,9 @@ def check_state(method: Any, state: Any, params: Params) -> None:
         if any(map(jax.tree.leaves, pair)) and _outline(pair[0]) != _outline(pair[1]):
             got, of_method = (_described(part) for part in pair)
             raise ValueError(
-                f"state.{kind} holds {got}, where this method, with these parameters, keeps {of_method}: it "
-                f"is the state of another method, or of other arguments. Make one with tx.init(params), and "
-                f"put the old state of the base optimizer into it, if that is to go on."
+                f"state.{kind} holds {got}, but this method keeps {of_method} for these parameters: it is "
+                f"the state of another method, or of other arguments. Make one with tx.init(params). To "
+                f"continue with the base optimizer, put its old state into the new one."
             )
     if len(_SEEN) > 1000:  # a program that makes its methods of functions of their own, again and again
         _SEEN.clear()
@@ -145,8 +145,9 @@ def check_first(opt_state: Any) -> None:
     found = [part for part in jax.tree.leaves(before, is_leaf=is_base) if is_base(part)]
     if found and not behind:
         raise ValueError(
-            "the method stands last in its chain, behind what looks like the base optimizer, whose steps it "
-            "would take for gradients: put the method first, optax.chain(optax_sam.sam(), optax.sgd(0.1))."
+            "the method stands last in its chain, behind what looks like the base optimizer. It would take "
+            "the steps of that optimizer for gradients: put the method first, "
+            "optax.chain(optax_sam.sam(), optax.sgd(0.1))."
         )
 
 
@@ -171,8 +172,8 @@ def check_unconditional(method: Any, opt_state: Any) -> None:
             "state is that of optax.conditionally_transform around a method whose first gradient is not that "
             "of the whole batch at the parameters: while the condition is false, the base optimizer would "
             "descend on that gradient. Pass the gradient of the whole batch and an oracle made by hand, "
-            "tx.update(grads, state, params, oracle=optax_sam.Oracle(losses, batch)). (momentum_sam, which "
-            "wants optax_sam.step: give it a radius that is a schedule, 0 until then, and no condition.)"
+            "tx.update(grads, state, params, oracle=optax_sam.Oracle(losses, batch)). With momentum_sam, "
+            "take optax_sam.step and no condition, and give it a radius that is a schedule, 0 at first."
         )
 
 
@@ -184,9 +185,9 @@ def _is_conditional(node: Any) -> bool:
 
 
 REPAIRS = (
-    "Either put it behind, optax.chain(sam, optax.MultiSteps(base, k)): every micro-batch has its own "
-    "perturbation (m-sharpness). Or take optax_sam.accumulated(sam, k): the perturbation of the big batch, "
-    "cut into k slices in the program."
+    "Either put it behind, optax.chain(sam, optax.MultiSteps(base, k)): every micro-batch then has its own "
+    "perturbation (m-sharpness). Or take optax_sam.accumulated(sam, k): the perturbation is that of the big "
+    "batch, which the program cuts into k slices."
 )
 
 

@@ -156,8 +156,8 @@ def piece(name: str, value: Any, base: type, example: str) -> None:
     missing = sorted(n for n in dir(base) if not n.startswith("_") and not hasattr(value, n))
     if missing:
         raise TypeError(
-            f"{name}={value!r} is no {base.__name__}, for it has no {', '.join(missing)}: pass {example}, or "
-            f"inherit from {base.__module__}.{base.__name__}."
+            f"{name}={value!r} is no {base.__name__}, since it has no {', '.join(missing)}: pass {example}, "
+            f"or inherit from {base.__module__}.{base.__name__}."
         )
 
 
@@ -246,13 +246,14 @@ def _place(path: Any) -> str:
 def _check_tree(name: str, maker: Any, value: Any, like: Any, words: str) -> None:
     if (got := jax.tree.structure(value)) != (wanted := jax.tree.structure(like)):
         raise ValueError(
-            f"{name}={maker!r} returned a tree of the structure {got}, {words} has {wanted}: return the same."
+            f"{name}={maker!r} returned a tree of the structure {got}, not {wanted} of {words}: return the "
+            f"same."
         )
     for (path, x), y in zip(jax.tree.leaves_with_path(value), jax.tree.leaves(like), strict=True):
         if (got := np.shape(x)) != (wanted := np.shape(y)):
             raise ValueError(
-                f"{name}={maker!r} returned the shape {got} at {_place(path)}, {words} has "
-                f"{wanted} there: return the same."
+                f"{name}={maker!r} returned the shape {got} at {_place(path)}, not {wanted} of {words}: "
+                f"return the same."
             )
 
 

@@ -17,8 +17,8 @@ class Rows(NamedTuple):
     Attributes:
       batch: a pytree, as the loss function takes it.
       indices: `int[batch]`, the examples' numbers in the data set, or None.
-      weights: `float[batch]`, 0 for padding; None where all count alike.
-      emphasis: `float[batch]`, by which examples count more in a gradient than in its loss; or None.
+      weights: `float[batch]`, 0 for padding. None where all count alike.
+      emphasis: `float[batch]`, by which examples count more in a gradient than in its loss, or None.
     """
 
     batch: Batch
@@ -58,10 +58,10 @@ class Examples:
 
     Attributes:
       rows: the examples.
-      total: `float[]`, the sum of the weights of the batch that they stand for; None where all count alike.
+      total: `float[]`, the sum of the weights of the batch that they stand for. None where all count alike.
       key: a PRNG key for the loss function, or None.
-      spare: a real row for the place of padding, or None; see `with_spare`.
-      on_surrogate: `bool[]`, whether the surrogate is differentiated; None where that is certain.
+      spare: a real row for the place of padding, or None. See `with_spare`.
+      on_surrogate: `bool[]`, whether the surrogate is differentiated. None where that is certain.
       surrogate: the loss function in the place of the user's, or None.
       fraction: how many of the batch's examples these are.
       num_slices: into how many parts an evaluation is cut.
@@ -93,8 +93,8 @@ class Examples:
         """How many examples each of several parts has; refuses a number that does not divide them."""
         if self.size is None:
             raise ValueError(
-                f"{what} a batch without arrays, as batch=() is: pass the examples as the batch, every leaf "
-                f"with the batch axis first, or choose a method that takes no parts of it."
+                f"{what} a batch without arrays, such as batch=(): pass the examples as the batch, every "
+                f"leaf with the batch axis first, or choose a method that takes no parts of it."
             )
         if self.size % number:
             whole = round(self.size / self.fraction)
@@ -165,7 +165,7 @@ class Examples:
         """The same, knowing a real row for the place of padding: all passes of a step share it.
 
         Args:
-          params: where the examples are seen; other devices of a `jax.shard_map` with the same ones may lend
+          params: where the examples are seen. Other devices of a `jax.shard_map` with the same ones may lend
             the row.
         """
         if self.rows.weights is None or self.spare is not None:
@@ -264,7 +264,7 @@ def check_rows(rows: Rows) -> None:
         if not leaf.shape:
             raise ValueError(
                 f"{name} has dtype {leaf.dtype} and no batch axis: every leaf of batch has the "
-                f"batch axis first; pass scalars, keys and batch statistics as further arguments, "
+                f"batch axis first. Pass scalars, keys and batch statistics as further arguments, "
                 f"value_and_grad(losses)(params, batch, *args, state=...)."
             )
         size = leaf.shape[0] if size is None else size

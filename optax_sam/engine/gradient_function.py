@@ -26,7 +26,7 @@ def check_mean(grad_fn: Callable[[Params], Grads], params: Params) -> None:
 
     Raises:
       ValueError: inside a `pmap`, or a `shard_map(check_vma=False)`, what `grad_fn` returns is no mean over
-        an axis of it; inside any `shard_map`, see `check_own_parameters`.
+        an axis of it. Inside any `shard_map`, see `check_own_parameters`.
     """
     if not sharding.is_inside_shard_map():
         return
@@ -52,8 +52,8 @@ def check_own_parameters(traced: jex.Jaxpr | jex.ClosedJaxpr, params: Params) ->
     if axes := sharding.varying_axes(params) & replicas.axes_reduced_over(traced):
         raise ValueError(
             f"the parameters differ over the axis {min(axes)!r} of a shard_map, over which the loss "
-            f"communicates: they are parts of one model, of whose norm every device would see a part alone. "
-            f"Split the parameters by shardings under plain jax.jit, whose norms are those of the model."
+            f"communicates: they are parts of one model, and every device would see only a part of its norm. "
+            f"Split the parameters by shardings under plain jax.jit. Norms are those of the model there."
         )
 
 

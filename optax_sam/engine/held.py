@@ -14,7 +14,7 @@ class Traced(NamedTuple):
     """A function of arrays, as it was when it was traced.
 
     Attributes:
-      jaxpr: its equations; what it closes over are their constants.
+      jaxpr: its equations. What it closes over are their constants.
       run: the same as a function of constants and arguments, convolutions in canonical form on a CPU.
       compiled: `run` as one equation of whatever is traced around it.
       treedef: of what it returns.

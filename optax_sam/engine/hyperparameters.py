@@ -91,7 +91,7 @@ def declared(annotation: Any) -> tuple[Any, Range | SeedOfDraws | None]:
 
 
 def at_step(value: ScalarOrSchedule, step: Any, infinite_too: bool = False) -> Any:
-    """The number, or what the schedule gives at `step`; infinity where the number may be infinite.
+    """The number, or what the schedule gives at `step`. Infinity where the number may be infinite.
 
     Raises:
       TypeError, ValueError: the schedule gives no real number.

@@ -162,7 +162,7 @@ class Losses(Objective):
         """The inputs, in which padding stays as it is if examples meet, in the losses or in aux.
 
         Such a loss has a mask of its own, which copies of a real row would undo. That mask may be infinite or
-        NaN. `losses` is their number among what was traced; aux stands behind them.
+        NaN. `losses` is their number among what was traced. Aux stands behind them.
         """
         if inputs.rows.weights is None:
             return inputs
@@ -260,7 +260,7 @@ class Losses(Objective):
 
         if equations(1) == equations(2):  # else the loss looks at the number of examples
             raise ValueError(
-                "losses reads nothing of batch, but this step takes gradients of parts of it, and every part "
+                "losses reads nothing of batch, but this step takes gradients of parts of it. Every part "
                 "would be the same: take the examples from the argument batch, not from what losses closes "
                 "over."
             )
@@ -288,9 +288,9 @@ def check_signature(losses: Callable[..., Any], params: Params, batch: Any, args
         called = ", ".join(("params", "batch", *(f"args[{n}]" for n in range(len(args)))))
         raise TypeError(
             f"losses is called as losses({called}), but has the arguments {signature}: {error}. "
-            "Put all arrays of the batch into one pytree, with the batch (x, y) "
+            "Put all arrays of the batch into one pytree. With the batch (x, y), pass "
             "lambda params, batch: losses(params, *batch). What has no batch axis goes behind the batch. "
-            "A loss of the parameters alone takes the batch ()."
+            "For a loss of the parameters alone, pass the batch ()."
         ) from None
 
 
@@ -345,7 +345,7 @@ def checked(losses: Any, size: int | None, needed: str | None) -> jax.Array:
     if len(shape) != 1 or (size is not None and shape[0] != size):
         raise ValueError(
             f"losses returned shape {list(shape)} for a batch of {size} examples: return "
-            f"one loss per example, shape [{size}]; reduce further axes inside the "
+            f"one loss per example, shape [{size}]. Reduce further axes inside the "
             f"function, for example losses.mean(axis=-1), or over the valid positions alone, "
             f"losses.mean(axis=-1, where=mask)."
         )

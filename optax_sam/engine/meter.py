@@ -2,7 +2,7 @@
 
 A meter is open while a step is traced. Whatever takes a gradient tells the innermost open one, so that a
 piece, however it is wrapped, cannot be miscounted. `scan` and `cond` hand out what their insides have
-spent; a loop or conditional that does not is refused, since its insides would be counted once.
+spent. A loop or conditional that does not is refused, since its insides would be counted once.
 """
 
 import contextlib
@@ -89,9 +89,9 @@ def spend(gradients: Any, finite: Any = True) -> None:
     meter = _OPEN.get()[-1]
     if meter.trace != get_opaque_trace_state():
         raise ValueError(
-            "a piece asks the oracle inside a loop, conditional, vmap, grad or jit of its own, where what it "
-            "spends cannot be counted: use oracle.scan in the place of a loop, oracle.cond in that of a "
-            "conditional, oracle.hessian_product in that of grad."
+            "a piece asks the oracle inside a loop, conditional, vmap, grad or jit of its own, where its "
+            "gradients cannot be counted: use oracle.scan for a loop, oracle.cond for a conditional, and "
+            "oracle.hessian_product for grad."
         )
     meter.spent = meter.spent.plus(Spent(gradients, finite))
 

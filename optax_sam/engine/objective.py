@@ -16,10 +16,10 @@ class Evaluation(NamedTuple):
 
     Attributes:
       grads: a tree like the parameters.
-      loss: the weighted mean of the losses, `float[]`; None where only a gradient function is known.
-      losses: one loss per example, `float[batch]`; None where the loss function returns their mean.
+      loss: the weighted mean of the losses, `float[]`. None where only a gradient function is known.
+      losses: one loss per example, `float[batch]`. None where the loss function returns their mean.
       aux: what the loss function returned beside the losses.
-      norm: `float[]`, the L2 norm of `grads`; None before it is judged.
+      norm: `float[]`, the L2 norm of `grads`. None before it is judged.
     """
 
     grads: Grads
@@ -42,7 +42,7 @@ class Arguments(NamedTuple):
 
 
 class Objective(abc.ABC):
-    """What can be asked at a point; a step asks through `StepOracle`, which counts and judges."""
+    """What can be asked at a point. A step asks through `StepOracle`, which counts and judges."""
 
     @abc.abstractmethod
     def evaluate(self, point: Params, examples: Examples, arguments: Arguments) -> Evaluation:
@@ -90,17 +90,17 @@ class Layout(NamedTuple):
 
 
 def like_params(name: str, grads: Any, params: Params) -> Grads:
-    """The gradient as arrays, zeros for integer leaves; refuses what is no tree like the parameters."""
+    """The gradient as arrays, zeros for integer leaves. Refuses what is no tree like the parameters."""
     grads, params = trees.plain(grads), trees.plain(params)
     if (got := jax.tree.structure(grads)) != (wanted := jax.tree.structure(params)):
         raise ValueError(
-            f"{name} has the tree structure {got}, the parameters have {wanted}: pass a gradient "
+            f"{name} has the tree structure {got}, but the parameters have {wanted}: pass a gradient "
             f"tree like params, without auxiliary values."
         )
     for (path, g), p in zip(jax.tree.leaves_with_path(grads), jax.tree.leaves(params), strict=True):
         if jnp.shape(g) != jnp.shape(p):
             raise ValueError(
-                f"{name}{jax.tree_util.keystr(path)} has shape {jnp.shape(g)}, the parameter has "
+                f"{name}{jax.tree_util.keystr(path)} has shape {jnp.shape(g)}, but the parameter has "
                 f"{jnp.shape(p)}: pass the gradient with respect to params."
             )
     # The gradient of an integer leaf has no arithmetic in JAX (float0).

@@ -32,42 +32,42 @@ class _OfOneTrace(type):
 class Oracle(metaclass=_OfOneTrace):
     """Losses and gradients of one training step's examples, at any parameters.
 
-    `sam.value_and_grad(loss_fn)(...)` makes one; by hand it is needed where the method is hidden, for
-    example in `optax.inject_hyperparams(optax_sam.sam)`. Not a pytree: it lives within one trace.
+    `sam.value_and_grad(loss_fn)(...)` makes one. Make one by hand where the method is hidden, for example in
+    `optax.inject_hyperparams(optax_sam.sam)`. It is no pytree, and lives within one trace.
 
-    The loss function is called once for each shape of its arguments, and held as it was then. A name that it
-    closes over may be assigned anew; an array of NumPy that is changed in place may not.
+    The loss function is called once for each shape of its arguments, and held as it was then. You may assign
+    anew a name that it closes over. You may not change a NumPy array in place.
 
-    Inside a `jax.shard_map` over the batch, where parameters are the same on all devices and losses
-    are not, the mean is that over all devices' examples, as it is outside.
+    Inside a `jax.shard_map` over the batch, parameters are the same on all devices and losses are not. The
+    mean is that over all devices' examples, as it is outside.
 
     Args:
       losses: `losses(params, batch, *args)` returns one loss per example, shape `[batch]` (or their mean, a
         scalar, for methods that need no losses of single examples), or `(losses, aux)` with `has_aux`.
-      batch: a pytree; every leaf has the batch axis first. `()` for losses that take no examples.
-      params: the full parameters; needed only inside `optax.masked` and `optax.partition`.
+      batch: a pytree. Every leaf has the batch axis first. `()` for losses that take no examples.
+      params: the full parameters. Needed only inside `optax.masked` and `optax.partition`.
       has_aux: whether `losses` returns a pair.
       indices: the examples' numbers in the data set, `int[batch]`, for methods with a score per example.
-      weights: `float[batch]` (or bool, or int); 0 marks padding, whose content no result depends on, NaN
-        included: the first real row takes its place, with weight 0. Where examples meet in the loss, it has a
-        mask of its own, and padding stays as it is, but for what is not finite. The loss is
-        `sum(w l) / sum(w)`; where the weights sum to 0, it is `sum(w l)`, which is 0 for padding alone, and
-        slices count alike. Weights below 0 are taken as they are; each slice of `per_microbatch` and
-        `per_device` has its own mean, and one whose weights sum to 0 counts nothing. The derivative by a
-        weight of 0 is that of padding, which counts nothing; by all others it is the true one.
+      weights: `float[batch]` (or bool, or int). 0 marks padding. No result depends on its content, NaN
+        included: the first real row takes its place, with weight 0. A loss in which examples meet has a mask
+        of its own. There padding stays as it is, except what is not finite. The loss is `sum(w l) / sum(w)`.
+        Where the weights sum to 0, it is `sum(w l)`, which is 0 for padding alone, and slices count alike.
+        Weights below 0 are taken as they are. Each slice of `per_microbatch` and `per_device` has its own
+        mean. A slice whose weights sum to 0 counts nothing. The derivative by a weight of 0 is that of
+        padding, which counts nothing. The derivatives by all others are the true ones.
       whole_batch: every example is used and scored in this step.
-      key: a PRNG key; `losses` then gets one as its last argument, another one for the gradient at the
-        perturbed point than for the first one, whose key all other passes share. A key that `losses`
+      key: a PRNG key. `losses` then gets a key as its last argument. The gradient at the perturbed point has
+        another key than the first one. All other passes share the key of the first. A key that `losses`
         closes over is the same in all passes.
-      loss_scale: the mean of the losses is multiplied by it before, and the gradient divided by it after
-        differentiation, in float32 or wider: low-precision gradients neither vanish nor overflow, and
-        no result depends on it but by rounding.
-      args: a tuple of further arguments, handed to every pass unchanged: batch statistics, class weights, a
-        graph.
+      loss_scale: multiplies the mean of the losses before differentiation, and divides the gradient after it,
+        in float32 or wider. Low-precision gradients then neither vanish nor overflow. No result depends on
+        it, except by rounding.
+      args: a tuple of further arguments, such as batch statistics, class weights or a graph. They go to every
+        pass unchanged.
 
     Raises:
       ValueError: a leaf of `batch`, `indices` or `weights` has another first axis than the rest.
-      TypeError: `indices` that are not integers, `weights` that are no numbers, a `key` that is none.
+      TypeError: `indices` are no integers, `weights` are no numbers, or `key` is no PRNG key.
 
     Example:
       >>> import jax.numpy as jnp, optax, optax_sam
@@ -137,7 +137,7 @@ class Started(NamedTuple):
     """A step that `value_and_grad` has begun.
 
     Attributes:
-      method: whose step it is; None where the caller is sure.
+      method: whose step it is. None where the caller is sure.
       given: what the step was given.
       begun: what its beginning has found.
       perturb: the decision that it was told, or None.
@@ -162,8 +162,8 @@ def check_replicas() -> None:
         raise ValueError(
             f"an oracle takes the gradient of one device alone, under a pmap (or a shard_map with "
             f"check_vma=False) over {axes[0]!r}: each device would perturb along its own gradient, and the "
-            f"replicas would drift apart. Pass a gradient function that takes the mean in the place of the "
-            f"oracle, tx.update(grads, state, params, "
+            f"replicas would drift apart. Pass a gradient function that takes the mean, in place of the "
+            f"oracle: tx.update(grads, state, params, "
             f"grad_fn=lambda params: lax.pmean(grads_of(params), {axes[0]!r})). Or use jax.jit with a batch "
             f"that is split over a mesh, or shard_map as it is by default. If every device trains a model of "
             f"its own, give the pmap no axis_name."

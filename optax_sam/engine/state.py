@@ -14,17 +14,17 @@ MEASURED = ("loss", "perturbed_loss", "grad_norm", "perturbed_grad_norm", "pertu
 
 
 class Diagnostics(NamedTuple):
-    """What the last step measured; `info` reads it.
+    """What the last step measured. `info` reads it.
 
     Attributes:
-      values: `float32[5]`, in the order of `MEASURED`; 0 where not known, since a NaN kept in a state
+      values: `float32[5]`, in the order of `MEASURED`. 0 where not known, since a NaN kept in a state
         would stop `jax_debug_nans` and break comparisons.
       known: `bool[5]`.
       perturbed: `bool[]`, whether the step paid for a perturbed gradient.
       gradients: `float32[2]`, gradient evaluations of all steps, in units of one full batch, as an
         exact sum of a large and a small part.
       cost: `float32[]`, the same of the last step alone.
-      not_finite: `float32[]`, 0 if every gradient of the last step was finite; else the part of the
+      not_finite: `float32[]`, 0 if every gradient of the last step was finite. Otherwise the part of the
         slices or draws in which one was not.
     """
 
@@ -41,15 +41,15 @@ class SharpnessAwareState(NamedTuple):
 
     Attributes:
       step: `int32[]`, steps taken.
-      key: `uint32[2]`, raw data of the PRNG key from which every step derives its own; never changes.
+      key: `uint32[2]`, raw data of the PRNG key from which every step derives its own. Never changes.
       due: `bool[]`, whether the next step pays for a perturbed gradient. Changes every step. Empty where
         the gate must see the step's first gradient.
-      start: of the start (scores of examples); changes in perturbed steps.
-      direction: of the direction (running means); changes every step.
-      gate: of the gate; changes every step.
-      ascent: of the ascent, an Optax state; changes in perturbed steps.
-      reuse: of the reuse (a remembered difference); changes every step.
-      diagnostics: what the last step measured; never read by a later step.
+      start: of the start (scores of examples). Changes in perturbed steps.
+      direction: of the direction (running means). Changes every step.
+      gate: of the gate. Changes every step.
+      ascent: of the ascent, an Optax state. Changes in perturbed steps.
+      reuse: of the reuse (a remembered difference). Changes every step.
+      diagnostics: what the last step measured. Never read by a later step.
     """
 
     step: jax.Array
@@ -64,7 +64,7 @@ class SharpnessAwareState(NamedTuple):
 
 
 def initial(seed: Any, **fields: Any) -> SharpnessAwareState:
-    """The state before the first step; a kind of piece that is not given remembers nothing."""
+    """The state before the first step. A kind of piece that is not given remembers nothing."""
     remembered = dict.fromkeys(("due", "start", "direction", "gate", "ascent", "reuse"), ())
     return SharpnessAwareState(
         step=jnp.zeros([], jnp.int32),
@@ -104,7 +104,7 @@ def no_diagnostics() -> Diagnostics:
 
 
 def measured(**values: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """`(values, known)` in the order of `MEASURED`; None and non-finite values are not known."""
+    """`(values, known)` in the order of `MEASURED`. None and non-finite values are not known."""
     found = [values.get(name) for name in MEASURED]
     numbers = jnp.stack([jnp.zeros([], jnp.float32) if v is None else v.astype(jnp.float32) for v in found])
     known = jnp.asarray([v is not None for v in found]) & jnp.isfinite(numbers)
@@ -112,7 +112,7 @@ def measured(**values: jax.Array | None) -> tuple[jax.Array, jax.Array]:
 
 
 def diagnostics(old: Diagnostics, spent: Spent, *, perturbed: bool, **values: Any) -> Diagnostics:
-    """What a step measured, after what was measured before it; the values are named as in `MEASURED`."""
+    """What a step measured, after what was measured before it. The values are named as in `MEASURED`."""
     numbers, known = measured(**values)
     paid, finite = spent.as_arrays()
     return Diagnostics(
@@ -139,10 +139,10 @@ def add_gradients(total: jax.Array, cost: jax.Array) -> jax.Array:
 def find(opt_state: Any) -> SharpnessAwareState:
     """The one state of this library inside an optimizer's state, as plain arrays.
 
-    Flax NNX keeps each array of an optimizer state in a variable; those are taken out.
+    Flax NNX keeps each array of an optimizer state in a variable. Those are taken out.
 
     Raises:
-      ValueError: there is none, or more than one; with the paths.
+      ValueError: there is none, or more than one. The error names the paths.
     """
     found = [
         (jax.tree_util.keystr(path), leaf)
@@ -179,7 +179,7 @@ def due(opt_state: Any) -> jax.Array:
       `bool[]`, read from the state.
 
     Raises:
-      ValueError: no state of ours in `opt_state`, or several; the gate must see the gradient first.
+      ValueError: `opt_state` holds no state of ours, or several. The gate must see the gradient first.
     """
     found = find(opt_state).due
     if isinstance(found, tuple):
@@ -193,16 +193,16 @@ def due(opt_state: Any) -> jax.Array:
 def finite(opt_state: Any) -> jax.Array:
     """Whether every gradient of the last step was finite: the first one and the perturbed ones.
 
-    The one verdict on which a dynamic loss scale, or the skipping of a step, should be decided.
+    Decide by this whether a dynamic loss scale changes, or a step is skipped.
 
     Args:
       opt_state: any optimizer state that holds one of ours.
 
     Returns:
-      `bool[]`; True before the first step.
+      `bool[]`. True before the first step.
 
     Raises:
-      ValueError: no state of ours in `opt_state`, or several.
+      ValueError: `opt_state` holds no state of ours, or several.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam
@@ -215,15 +215,15 @@ def finite(opt_state: Any) -> jax.Array:
 
 
 def info(state: Any) -> dict[str, Any]:
-    """What the last step measured: scalars for logging, the same keys in the same order always.
+    """What the last step measured: scalars for logging, always the same keys in the same order.
 
-    `loss` and `perturbed_loss` at the first and at the perturbed point, `sharpness` (their
-    difference), `grad_norm`, `perturbed_grad_norm`, `perturbation_norm` (global L2 norms), `perturbed`
-    (0 or 1: whether the step paid for a perturbed gradient), `gradients` (evaluations of all steps
-    so far, in units of one full batch; float64 outside of `jit`, so that it is exact in long runs).
-    All but `gradients` are in single precision, where double is enabled too: a `sharpness` smaller than the
-    rounding of the loss is lost. What the step did not compute is NaN (so call it outside `jit` under
-    `jax_debug_nans`). For tilted SAM all are means over its samples, and seen from their random starts.
+    `loss` and `perturbed_loss` are those at the first and at the perturbed point, and `sharpness` is their
+    difference. `grad_norm`, `perturbed_grad_norm` and `perturbation_norm` are global L2 norms. `perturbed` is
+    1 if the step paid for a perturbed gradient, else 0. `gradients` counts the evaluations of all steps so
+    far, in units of one full batch. Outside of `jit` it is a float64, exact in long runs. All others are in
+    single precision, even where double is enabled. A `sharpness` smaller than the rounding of the loss is
+    lost. What the step did not compute is NaN (so call it outside `jit` under `jax_debug_nans`). For tilted
+    SAM all are means over its samples, seen from their random starts.
 
     Args:
       state: any optimizer state that holds one of ours.
@@ -232,7 +232,7 @@ def info(state: Any) -> dict[str, Any]:
       A dict of NumPy scalars, or of traced ones inside `jit`.
 
     Raises:
-      ValueError: no state of ours in `state`, or several.
+      ValueError: `state` holds no state of ours, or several.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam

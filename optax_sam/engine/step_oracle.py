@@ -28,8 +28,8 @@ class Given:
       objective: what is differentiated.
       examples: all examples of the step, or of one slice of it.
       arguments: what every pass is given.
-      params: the full parameters, as arrays; None inside `optax.masked`, with a gradient function.
-      opt_state: the state of the whole optimizer; None where it is not known.
+      params: the full parameters, as arrays. None inside `optax.masked`, with a gradient function.
+      opt_state: the state of the whole optimizer. None where it is not known.
     """
 
     objective: Objective = dataclasses.field(metadata={"static": True})
@@ -47,8 +47,8 @@ class Given:
 class StepOracle:
     """Gradients of a step's examples at any point.
 
-    Every gradient is counted, and `finite` judged, where it is taken: here. Loops and conditionals around
-    one are `scan` and `cond`.
+    Every gradient is counted, and `finite` judged, here, where it is taken. Write loops and conditionals
+    around one with `scan` and `cond`.
 
     Attributes:
       given: what the step was given.
@@ -66,7 +66,7 @@ class StepOracle:
 
     @property
     def size(self) -> int | None:
-        """The number of examples; None for a batch without arrays."""
+        """The number of examples, or None for a batch without arrays."""
         return self.examples.size
 
     @property
@@ -76,7 +76,7 @@ class StepOracle:
 
     @property
     def weights(self) -> Any:
-        """`float[batch]`, 0 for padding; None where all count alike."""
+        """`float[batch]`, 0 for padding. None where all count alike."""
         return self.examples.rows.weights
 
     @property
@@ -96,7 +96,7 @@ class StepOracle:
 
     @property
     def opt_state(self) -> OptState:
-        """The state of the whole optimizer before the step; None for an oracle made by hand."""
+        """The state of the whole optimizer before the step, or None for an oracle made by hand."""
         return self.given.opt_state
 
     def on(self, examples: Examples) -> "StepOracle":
@@ -108,7 +108,7 @@ class StepOracle:
         return self.on(self.given.examples)
 
     def take(self, positions: jax.Array) -> "StepOracle":
-        """Of the drawn examples only; `positions`: `int[strata, drawn]`, inside each contiguous part."""
+        """Of the drawn examples only. `positions` are `int[strata, drawn]`, inside each contiguous part."""
         return self.on(self.examples.take(positions))
 
     def padded(self, real: jax.Array) -> "StepOracle":
@@ -124,7 +124,7 @@ class StepOracle:
         return weighted_mean(values, self.weights, self.given.params)
 
     def with_losses(self) -> "StepOracle":
-        """One loss per example is needed: a loss function that returns the mean is refused."""
+        """Asks for one loss per example, and refuses a loss function that returns the mean."""
         return self.on(self.examples.but(needs_losses=True))
 
     def with_key(self, number: Any) -> "StepOracle":
@@ -132,9 +132,9 @@ class StepOracle:
         return self.on(self.examples.with_key(number))
 
     def of_surrogate(self, losses: Callable[..., Any], when: Any = None) -> "StepOracle":
-        """Of another loss function of the same parameters; only where `when` (`bool[]`) is true.
+        """Of another loss function of the same parameters, where `when` (`bool[]`) is true.
 
-        It is called once for each shape, and known by its identity: pass one object, not a lambda made in
+        It is called once for each shape, and known by its identity. Pass one object, not a lambda made in
         each step.
         """
         return self.on(self.examples.but(surrogate=ById(losses), on_surrogate=when))
@@ -146,7 +146,7 @@ class StepOracle:
         return self.examples.rows.emphasis is None and not through
 
     def through_outputs(self, outputs: Callable[..., Any], losses: Callable[[Any, Any], Any]) -> "StepOracle":
-        """Of `losses(outputs(params, batch), batch)`; its gradient by the outputs stays the first point's."""
+        """Of `losses(outputs(params, batch), batch)`. Its gradient by the outputs stays the first point's."""
         parts = ThroughOutputs(outputs, losses)
         objective, arguments = self._losses().through(parts, self.point, self.given.arguments)
         given = self.given.but(objective=objective, arguments=arguments)
@@ -157,16 +157,16 @@ class StepOracle:
     # Gradients.
 
     def moved(self, perturbation: Params) -> Params:
-        """The first point of the step, moved by `perturbation`; what is hidden stays put."""
+        """The first point of the step, moved by `perturbation`. What is hidden stays put."""
         return trees.add_perturbation(self.point, perturbation)
 
     def evaluate_moved(self, perturbation: Params) -> Evaluation:
-        """The gradient at the first point of the step, moved by `perturbation`; what that hides is hidden."""
+        """The gradient at the first point of the step, moved by `perturbation`. What that hides is hidden."""
         found = self.evaluate(self.moved(perturbation))
         return found._replace(grads=trees.like_masked(perturbation, found.grads))
 
     def evaluate(self, point: Params) -> Evaluation:
-        """The gradient at `point`, with loss, losses and aux; costs one gradient of these examples."""
+        """The gradient at `point`, with loss, losses and aux. Costs one gradient of these examples."""
         found = self.evaluate_unjudged(point)
         visible = trees.like_masked(self.visible, found.grads)
         norm = trees.norm(visible)
@@ -191,7 +191,7 @@ class StepOracle:
         return Evaluation(grads, means.mean(shares, loss), losses, aux)
 
     def losses_at(self, point: Params) -> jax.Array:
-        """One loss per example at `point`, `float[batch]`; costs a forward pass."""
+        """One loss per example at `point`, `float[batch]`. Costs a forward pass."""
         meter.spend(0.0)
         ask = self.given.objective.losses_at
         if self.examples.num_slices == 1:
@@ -206,9 +206,9 @@ class StepOracle:
         return self._joined(lax.map(on_slice, self.examples.split(number)))
 
     def hessian_product(self, vector: Params, at: Params = None) -> Grads:
-        """`H v`, the derivative of the gradient along `vector`; at the first point, or at another.
+        """`H v`, the derivative of the gradient along `vector`, at the first point or at another.
 
-        `vector` is a displacement of the parameters, what comes back a gradient: of complex leaves, the
+        `vector` is a displacement of the parameters, and the result is a gradient. Of complex leaves, the
         conjugate points uphill. Costs two gradients of these examples. The loss must have a second
         derivative.
         """
@@ -228,7 +228,7 @@ class StepOracle:
         return trees.like_masked(self.visible, found)
 
     def gradient_norms(self, point: Params) -> jax.Array:
-        """The norm of each example's gradient, `float[batch]`; costs one gradient of these examples."""
+        """The norm of each example's gradient, `float[batch]`. Costs one gradient of these examples."""
         meter.spend(self.examples.fraction)
         size = None if self.examples.num_slices == 1 else (self.size or 1) // self.examples.num_slices
         losses, scale = self._losses().alone(self.examples, self.given.arguments), self._scale_of_one()
@@ -249,8 +249,8 @@ class StepOracle:
     def mean_squares(self, point: Params, num_samples: int) -> Any:
         """The mean of the squared gradients of the first examples: the diagonal of a Fisher matrix.
 
-        One after the other, each alone; padding among them counts nothing. Inside a `shard_map` they are the
-        first of all devices' examples, and every device goes through them.
+        The examples are taken one after the other. Padding among them counts nothing. Inside a `shard_map`
+        they are the first of all devices' examples, and every device goes through them.
         """
         self._losses()
         zeros = trees.map_inexact(lambda x: jnp.zeros_like(jnp.real(trees.widen(x))), point)

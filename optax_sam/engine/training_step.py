@@ -1,4 +1,4 @@
-"""The short door: a whole training step from an optimizer and a loss."""
+"""A whole training step from an optimizer and a loss, in one call."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -22,8 +22,8 @@ def step(
 ) -> Callable[..., tuple[Params, OptState, Any]]:
     """A training step: `params, opt_state, loss` from `params, opt_state, batch`.
 
-    It is what `value_and_grad`, `tx.update` and `optax.apply_updates` do one after the other. It needs no
-    method at hand: the method is found in `tx`.
+    It does what `value_and_grad`, `tx.update` and `optax.apply_updates` do one after the other. You need no
+    method at hand, since it is found in `tx`.
 
     Args:
       tx: an optimizer with one method of this library in it, first in an `optax.chain`, or inside
@@ -35,17 +35,18 @@ def step(
     Returns:
       A function `(params, opt_state, batch, *args, indices=None, weights=None, whole_batch=False, key=None,
       loss_scale=None)` that returns `params, opt_state, loss`, or `params, opt_state, (loss, aux)`. `args`
-      go to every pass unchanged; the keywords are those of `Oracle`. What stands behind the method gets the
+      go to every pass unchanged. The keywords are those of `Oracle`. What stands behind the method gets the
       loss as the extra argument `value`. Jit it, and donate what you do not keep:
       `jax.jit(step(tx, losses), donate_argnums=(0, 1))`.
 
     Raises:
-      TypeError: `tx` is no Optax transformation, `losses` no function; in the step, what stands behind the
-        method calculates with a typed key among the parameters.
-      ValueError: in the step, `tx` holds no method of ours, several, or one inside `optax.MultiSteps`.
+      TypeError: `tx` is no Optax transformation, or `losses` is no function. In the step, what stands behind
+        the method calculates with a typed key among the parameters.
+      ValueError: in the step, `tx` holds no method of this library, several, or one inside
+        `optax.MultiSteps`.
 
     Cost:
-      that of the method; the loss is traced once.
+      That of the method. The loss is traced once.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, optax_sam
@@ -123,7 +124,7 @@ def moved(params: Params, updates: Params) -> Params:
 
 
 def method_in(update: Callable[..., Any], opt_state: OptState, params: Params) -> Method:
-    """The one method inside an optimizer: a probe in the place of the oracle brings it out."""
+    """The one method inside an optimizer. A probe in place of the oracle brings it out."""
     try:
         states.find(opt_state)
     except ValueError as error:
@@ -139,5 +140,6 @@ def method_in(update: Callable[..., Any], opt_state: OptState, params: Params) -
         pass
     raise ValueError(
         "tx holds the state of a sharpness-aware method, but does not hand extra arguments on to it: put the "
-        "method first in an optax.chain, and nothing around that chain which takes none (as optax.lookahead)."
+        "method first in an optax.chain, and put nothing around that chain that takes no extra arguments, "
+        "such as optax.lookahead."
     )

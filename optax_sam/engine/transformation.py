@@ -37,7 +37,7 @@ class Climb(NamedTuple):
 
     Attributes:
       direction: what pointed uphill.
-      perturbation: a tree like the parameters; None where it is no longer needed.
+      perturbation: a tree like the parameters. None where it is no longer needed.
       length: `float[]`, the L2 norm of the perturbation.
       direction_state: of the direction, after it.
       ascent_state: of the ascent, after it.
@@ -51,14 +51,14 @@ class Climb(NamedTuple):
 
 
 class Begun(NamedTuple):
-    """The beginning of a step: arrays alone, so that it may leave a loop over slices.
+    """The beginning of a step. It holds arrays alone, so that it may leave a loop over slices.
 
     Attributes:
       first: the first evaluation, not yet judged.
-      point: where it was taken; None for the parameters themselves.
-      examples: what it saw; None for all that the step was given.
-      total: `float[]`, the sum of the weights of what it stands for; None where all examples count alike.
-      climb: the perturbation that led to the point; None where none has.
+      point: where it was taken. None for the parameters themselves.
+      examples: what it saw. None for all that the step was given.
+      total: `float[]`, the sum of the weights of what it stands for. None where all examples count alike.
+      climb: the perturbation that led to the point. None where none has.
       spent: so far.
       parts: what a wrapper keeps for its end.
     """
@@ -78,7 +78,7 @@ class Outcome(NamedTuple):
     Attributes:
       descent: the sharpness-aware gradient, a tree like the gradient.
       state: the state after the step.
-      loss: at the perturbed point, or at the start in an unperturbed step; None where not known.
+      loss: at the perturbed point, or at the start in an unperturbed step. None where not known.
     """
 
     descent: Grads
@@ -87,7 +87,7 @@ class Outcome(NamedTuple):
 
 
 class Probe:
-    """In the place of an oracle: `update` raises the method that it belongs to, wherever it stands."""
+    """Stands in place of an oracle: `update` raises the method that it belongs to, wherever it stands."""
 
 
 class Found(Exception):
@@ -127,7 +127,7 @@ class Method(abc.ABC):
         return self
 
     def due(self, state: SharpnessAwareState, grads: Grads) -> jax.Array:
-        """Whether the next step is perturbed; `grads` only for gates that must see them."""
+        """Whether the next step is perturbed. `grads` only for gates that must see them."""
         del grads
         return states.due(state)
 
@@ -173,10 +173,10 @@ class Method(abc.ABC):
           updates: the gradient that `value_and_grad` returned, or the user's own at `params`.
           state: the state of this transformation.
           params: the parameters.
-          oracle: what `value_and_grad` returned, or an `Oracle` made by hand; with one made by hand the
+          oracle: what `value_and_grad` returned, or an `Oracle` made by hand. With one made by hand the
             method takes its first gradient itself and does not read `updates`.
           grad_fn: in place of an oracle, `grad_fn(params) -> grads`, of the same examples.
-          perturb: None lets the gate decide inside the program; True or False compiles that branch
+          perturb: None lets the gate decide inside the program. True or False compiles that branch
             alone.
           **extra_args: accepted and ignored.
 
@@ -184,9 +184,9 @@ class Method(abc.ABC):
           The sharpness-aware gradient, with the dtypes of `updates`, and the new state.
 
         Raises:
-          ValueError: `params` is missing; not exactly one of `oracle` and `grad_fn`; the method needs
-            what `grad_fn` cannot give; the oracle was started by another method; a tree that differs from
-            `params`; `perturb=False` for a method whose first gradient is already perturbed.
+          ValueError: `params` is missing. Not exactly one of `oracle` and `grad_fn` is given. The method
+            needs what `grad_fn` cannot give. Another method has started the oracle. A tree differs from
+            `params`. `perturb` is False for a method whose first gradient is already perturbed.
           TypeError: `perturb` is an array.
         """
         del extra_args
@@ -223,7 +223,7 @@ class Method(abc.ABC):
         perturb: bool | None,
         opt_state: OptState = None,
     ) -> tuple[Grads, Begun, Given]:
-        """The first gradient and what belongs to it; taken now, if `value_and_grad` did not, or otherwise.
+        """The first gradient, taken now unless `value_and_grad` has taken the same one.
 
         `opt_state` is that of the whole optimizer, where it is known.
         """
@@ -254,7 +254,7 @@ def given_by_function(grad_fn: Any, params: Params, arrays: Params) -> Given:
 class SharpnessAware(optax.GradientTransformationExtraArgs):
     """A method: an Optax transformation that stands first in the chain, and its training step.
 
-    `init` and `update` are bound to one frozen record, the method; see `Method.update` for the
+    `init` and `update` are bound to one frozen record, the method. See `Method.update` for the
     arguments of `update`.
     """
 
@@ -277,14 +277,14 @@ class SharpnessAware(optax.GradientTransformationExtraArgs):
 
         Returns:
           A function `(params, batch, *args, state, indices=None, weights=None, whole_batch=False, key=None,
-          loss_scale=None)` that returns `loss, grads, oracle`, or `(loss, aux), grads, oracle`. `state`
-          is any optimizer state that holds this transformation's; `args` go to every pass unchanged; the
-          others are those of `Oracle`. Pass the gradient and the oracle on:
+          loss_scale=None)` that returns `loss, grads, oracle`, or `(loss, aux), grads, oracle`. `state` is
+          any optimizer state that holds this transformation's. `args` go to every pass unchanged. The others
+          are those of `Oracle`. Pass the gradient and the oracle on:
           `tx.update(grads, state, params, oracle=oracle)`. Later passes see what `loss_fn` closes over as it
           was in the first one.
 
         Raises:
-          ValueError: `state` holds no state of ours, several, or one inside `optax.MultiSteps`; see
+          ValueError: `state` holds no state of this library, several, or one inside `optax.MultiSteps`. See
             `Oracle` for the rest.
 
         Example:
@@ -334,10 +334,10 @@ class SharpnessAware(optax.GradientTransformationExtraArgs):
 
         Args:
           state: any optimizer state that holds this transformation's.
-          grads: the step's first gradient; only for gates that must see it before they decide.
+          grads: the step's first gradient. Only for gates that must see it before they decide.
 
         Raises:
-          ValueError: `state` holds no state of ours, or several; the gate must see `grads`.
+          ValueError: `state` holds no state of this library, or several. The gate must see `grads`.
         """
         return self.method.due(states.find(state), grads)
 

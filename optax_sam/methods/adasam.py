@@ -43,13 +43,13 @@ def scale_by_adasam(
 ) -> optax.GradientTransformationExtraArgs:
     """`m / sqrt(max v)`, the maximum over all steps started at `epsilon^2`: AMSGrad as AdaSAM has it.
 
-    `m = b1 m + (1 - b1) g`, `v = b2 v + (1 - b2) |g|^2`, without correction of the bias. Where
-    `optax.scale_by_amsgrad` adds a number to the denominator, this one starts the maximum above zero.
+    `m = b1 m + (1 - b1) g`, `v = b2 v + (1 - b2) |g|^2`, without correction of the bias.
+    `optax.scale_by_amsgrad` adds a number to the denominator. This one starts the maximum above zero.
 
     Args:
       b1: decay of the first moment, from 0 to 1.
       b2: decay of the second moment, from 0 to 1.
-      epsilon: above 0; the square root of the first maximum.
+      epsilon: above 0. The square root of the first maximum.
     """
     checks.number("b1", b1, low=0, high=1)
     checks.number("b2", b2, low=0, high=1)
@@ -101,30 +101,30 @@ def adasam(
 ) -> SharpnessAware:
     """AdaSAM: SAM's gradient in AMSGrad, a whole optimizer.
 
-    The maximum of the second moment started above zero keeps the first steps small, which the authors
-    need for their proof of linear speed-up.
+    The maximum of the second moment starts above zero, which keeps the first steps small. The authors need
+    this for their proof of linear speed-up.
 
     `g' = grad L(w + rho g / ||g||)`; `m = b1 m + (1 - b1) g'`; `v = b2 v + (1 - b2) g'^2`;
     `v_max = max(v_max, v)`, at first `epsilon^2`; `w = w - learning_rate m / sqrt(v_max)`.
 
     Args:
       learning_rate: a number, or a schedule of the step.
-      rho: radius, in the L2 norm over all parameters; a number or a schedule of the step.
+      rho: radius, in the L2 norm over all parameters. A number or a schedule of the step.
       b1: decay of the first moment, from 0 to 1.
       b2: decay of the second moment, from 0 to 1.
       epsilon: above 0.
 
     Returns:
-      A `SharpnessAware` that is a whole optimizer; its updates are added to the parameters.
+      A `SharpnessAware` that is a whole optimizer. Its updates are added to the parameters.
 
     Raises:
-      ValueError: a number outside its range.
+      ValueError: a number is outside its range.
 
     Cost:
       2 gradients per step; three parameter-sized buffers.
 
     Guarantees:
-      it is `optax.chain(sam(rho), scale_by_adasam(b1, b2, epsilon), scale_by_learning_rate(...))`. To skip
+      It is `optax.chain(sam(rho), scale_by_adasam(b1, b2, epsilon), scale_by_learning_rate(...))`. To skip
       steps that are not finite, write that chain with `optax.apply_if_finite` around what follows `sam`.
 
     Example:
@@ -137,7 +137,7 @@ def adasam(
       Momentum for Training Deep Neural Networks <https://arxiv.org/abs/2303.00565>`_, 2023.
 
     Deviations:
-      the decays and `epsilon` are Adam's usual ones; the paper's were not to be found.
+      The decays and `epsilon` are Adam's usual ones. Those of the paper could not be found.
     """
     checks.number_or_schedule("learning_rate", learning_rate, low=0)
     descent = in_proportion(scaled(learning_rate, -1))

@@ -15,10 +15,10 @@ def aesam(
     start_threshold: FixedNumber = 1.0,
     end_threshold: FixedNumber = -1.0,
 ) -> SharpnessAware:
-    """AE-SAM: a perturbed step where the gradient is large among those before, else a plain one.
+    """AE-SAM: perturbs a step if its gradient is large among the earlier ones.
 
-    Where gradients are large the region is sharp, and SAM is worth its price. How large, follows running
-    statistics; the threshold falls during training, so that perturbed steps get more frequent.
+    The region is sharp where gradients are large, and SAM is worth its price there. Running statistics tell
+    what counts as large. The threshold falls during training, so that perturbed steps get more frequent.
 
     With `x = ||g||^2`: `mu = decay mu + (1 - decay) x`,
     `sigma^2 = decay sigma^2 + (1 - decay) (x - mu)^2`; a SAM step if `x >= mu + c sigma`, else descent
@@ -26,7 +26,7 @@ def aesam(
 
     Args:
       total_steps: of the training, 1 or more.
-      rho: radius, in the L2 norm over all parameters; a number or a schedule of the step.
+      rho: radius, in the L2 norm over all parameters. A number or a schedule of the step.
       decay: of the statistics, from 0 to 1.
       start_threshold: `c` at first, in standard deviations.
       end_threshold: `c` at last.
@@ -35,14 +35,14 @@ def aesam(
       A `SharpnessAware` transformation, to stand first in an `optax.chain`.
 
     Raises:
-      ValueError: a number outside its range.
+      ValueError: a number is outside its range.
       TypeError: `total_steps` is no Python integer.
 
     Cost:
       from 1 to 2 gradients per step, by the gate; no parameter-sized buffer.
 
     Guarantees:
-      the gate sees the gradient: `due(state)` raises, `due(state, grads)` tells. Slices of
+      The gate must see the gradient: `due(state)` raises an error, `due(state, grads)` answers. Slices of
       `per_microbatch` decide each for itself. Thresholds far below zero are SAM.
 
     Example:
@@ -54,7 +54,7 @@ def aesam(
       Minimization <https://arxiv.org/abs/2304.14647>`_, 2023.
 
     Deviations:
-      the statistics start at zero; the thresholds are inferred from the share of SAM steps reported.
+      The statistics start at zero. The thresholds are inferred from the reported share of SAM steps.
     """
     return sharpness_aware(to_radius(rho), gate=_gate(total_steps, decay, start_threshold, end_threshold))
 
@@ -69,16 +69,16 @@ def aelooksam(
 ) -> SharpnessAware:
     """AE-LookSAM: AE-SAM that reuses LookSAM's lasting part in its plain steps.
 
-    The gate is AE-SAM's. Steps that it leaves unpaid add the part of the last perturbed gradient that was
-    orthogonal to its first one.
+    The gate is AE-SAM's. An unpaid step adds a part of the last perturbed gradient: the one that was
+    orthogonal to the first gradient of that step.
 
     A SAM step if `||g||^2 >= mu + c sigma` (see `aesam`), which keeps
     `v = g' - (<g', g> / ||g||^2) g`; else descent `g + alpha (||g|| / ||v||) v`.
 
     Args:
       total_steps: of the training, 1 or more.
-      rho: radius, in the L2 norm over all parameters; a number or a schedule of the step.
-      alpha: how much of the kept part is reused; a number or a schedule of the step.
+      rho: radius, in the L2 norm over all parameters. A number or a schedule of the step.
+      alpha: how much of the kept part is reused. A number or a schedule of the step.
       decay: of the statistics, from 0 to 1.
       start_threshold: `c` at first, in standard deviations.
       end_threshold: `c` at last.
@@ -87,14 +87,14 @@ def aelooksam(
       A `SharpnessAware` transformation, to stand first in an `optax.chain`.
 
     Raises:
-      ValueError: a number outside its range.
+      ValueError: a number is outside its range.
       TypeError: `total_steps` is no Python integer.
 
     Cost:
       from 1 to 2 gradients per step, by the gate; one parameter-sized buffer.
 
     Guarantees:
-      `alpha=0` is AE-SAM. `due(state)` raises, `due(state, grads)` tells.
+      `alpha=0` is AE-SAM. `due(state)` raises an error, `due(state, grads)` answers.
 
     Example:
       >>> import optax, optax_sam
@@ -105,7 +105,7 @@ def aelooksam(
       Minimization <https://arxiv.org/abs/2304.14647>`_, 2023.
 
     Deviations:
-      those of `aesam` and `looksam`.
+      The same as those of `aesam` and `looksam`.
     """
     gate = _gate(total_steps, decay, start_threshold, end_threshold)
     return sharpness_aware(to_radius(rho), gate=gate, reuse=orthogonal_component(alpha))

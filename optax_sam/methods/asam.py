@@ -9,15 +9,14 @@ from optax_sam.pieces.geometries import elementwise
 def asam(rho: Radius = 0.5, eta: FixedNotNegative = 0.01) -> SharpnessAware:
     """ASAM: SAM in a ball whose axes grow with the weights.
 
-    Rescaling the weights of two layers against each other changes SAM's sharpness, but not the
-    function. ASAM measures the radius relative to the weights, so that it does not change.
+    Rescaling the weights of two layers against each other changes SAM's sharpness, but not the function. ASAM
+    measures the radius relative to the weights, so that its sharpness does not change.
 
     `e = rho T^2 g / ||T g||` with `T = |w| + eta` (`T = 1` for biases), descent `g' = grad L(w + e)`.
 
     Args:
-      rho: radius, in the norm `||T^-1 e||`; a number or a schedule of the step. About ten times
-        SAM's.
-      eta: 0 or more, in the units of the weights: weights near zero move too.
+      rho: radius, in the norm `||T^-1 e||`. A number or a schedule of the step. Take about ten times SAM's.
+      eta: 0 or more, in the units of the weights. It lets weights near zero move too.
 
     Returns:
       A `SharpnessAware` transformation, to stand first in an `optax.chain`.
@@ -29,7 +28,7 @@ def asam(rho: Radius = 0.5, eta: FixedNotNegative = 0.01) -> SharpnessAware:
       2 gradients per step; no parameter-sized buffer between steps.
 
     Guarantees:
-      the perturbation has radius `rho` in its norm, and is zero for a zero gradient. `rho=0` is the
+      The perturbation has radius `rho` in its norm, and is zero for a zero gradient. `rho=0` is the
       base optimizer.
 
     Example:
@@ -42,9 +41,9 @@ def asam(rho: Radius = 0.5, eta: FixedNotNegative = 0.01) -> SharpnessAware:
       <https://arxiv.org/abs/2102.11600>`_, 2021.
 
     Deviations:
-      the authors' code scales the parameters whose name contains "weight"; Flax has other names, so
-      that here all are scaled but those whose own name (not that of a box around it) contains "bias", or is
-      "b", as in Haiku: the same set, but for `offset` and `beta`, which are scaled here. A widespread
-      PyTorch package scales biases too and has no `eta`; its radii are not comparable.
+      The authors' code scales the parameters whose name contains "weight". Flax has other names. Here a
+      parameter is scaled unless its own name (not that of a box around it) contains "bias", or is "b", as in
+      Haiku. This is the same set, except `offset` and `beta`, which are scaled here. A widespread PyTorch
+      package scales biases too and has no `eta`. Its radii are not comparable.
     """
     return sharpness_aware(to_radius(rho, elementwise(eta)))

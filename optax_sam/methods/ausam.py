@@ -20,9 +20,9 @@ def ausam(
 ) -> SharpnessAware:
     """AUSAM: SAM on the part of the batch that matters for the perturbation.
 
-    An example matters if its gradient is large, and then its loss changes much under the perturbation:
-    that change is free, and its mean over past steps is the example's score. Both gradients see the
-    drawn examples only.
+    An example matters if its gradient is large. Then its loss changes much under the perturbation. That
+    change costs nothing to observe, and its mean over past steps is the example's score. Both gradients see
+    the drawn examples only.
 
     Score `a_i`: the mean of `|l_i(w + e) - l_i(w)|` over the steps that drew example `i`; 1 before.
     In a batch, `q_i = smin + (a_i - min a) / (max a - min a) (smax(t) - smin)`, and
@@ -31,25 +31,26 @@ def ausam(
 
     Args:
       num_examples: the number of examples in the data set.
-      rho: radius, in the L2 norm over all parameters; a number or a schedule of the step.
+      rho: radius, in the L2 norm over all parameters. A number or a schedule of the step.
       fraction: the part of the batch that is drawn, above 0 and up to 1.
       score_range: `(smin, smax)`, `0 < smin <= smax`: how unequal the draw is.
-      ramp_steps: so many steps let `smax(t)` rise from `smin` (a uniform draw); 0 does not wait.
+      ramp_steps: the number of steps in which `smax(t)` rises from `smin` (a uniform draw). With 0 it is
+        there at once.
       score: "loss_difference", or "gradient_norm": the exact norm of each drawn example's gradient.
-      strata: `int(fraction B / strata)` examples are drawn from each of so many contiguous parts of
-        the batch. With the number of devices, no example of a sharded batch moves.
-      seed: of the draws; an integer, or an integer array.
+      strata: the number of contiguous parts of the batch. `int(fraction B / strata)` examples are drawn from
+        each. With the number of devices, no example of a sharded batch moves.
+      seed: of the draws. An integer, or an integer array.
 
     Returns:
       A `SharpnessAware` transformation, to stand first in an `optax.chain`. It needs losses of
-      single examples, and `indices`. Numbers outside `[0, num_examples)` are padding;
+      single examples, and `indices`. Numbers outside `[0, num_examples)` are padding.
       `whole_batch=True` uses and scores every example: the first epoch of the authors' code.
 
     Raises:
-      ValueError: a number outside its range; `indices` is missing; a fraction that leaves no example;
-        `strata` does not divide the batch; losses that are a scalar; `grad_fn` in place of an oracle; a
-        batch that is split by a `shard_map` around the step.
-      TypeError: an array where the argument shapes the program (`static_arguments(ausam)`).
+      ValueError: a number is outside its range. `indices` is missing. `fraction` leaves no example. `strata`
+        does not divide the batch. The losses are a scalar. `grad_fn` comes in place of an oracle. A
+        `shard_map` around the step splits the batch.
+      TypeError: an argument that shapes the program (`static_arguments(ausam)`) is an array.
 
     Cost:
       2 fraction gradients per step (`score="gradient_norm"` counts as 3 fraction: the norms take a
@@ -57,8 +58,8 @@ def ausam(
       data set.
 
     Guarantees:
-      `fraction=1` is SAM; `smin = smax` draws uniformly. Padding is never drawn before real examples,
-      has weight 0, and is never written; an example that is repeated in a batch is scored once.
+      `fraction=1` is SAM. `smin = smax` draws uniformly. Padding is never drawn before real examples,
+      has weight 0, and is never written. An example that is repeated in a batch is scored once.
 
     Example:
       >>> import optax, optax_sam
@@ -70,15 +71,14 @@ def ausam(
       Sharpness-Aware Minimization <https://arxiv.org/abs/2406.08001>`_, 2024.
 
     Limits:
-      many wrong labels: those examples' losses change most. With 40 % random labels the test accuracy
-      was 58 %, that of SGD and SAM 69 and 70 % (docs/results.md).
+      Do not use it with many wrong labels: the losses of those examples change most. With 40 % random labels
+      the test accuracy was 58 %. SGD had 69 %, and SAM 70 % (docs/results.md).
 
     Deviations:
-      the paper argues with gradient norms, the authors' code takes loss differences: the default is
-      the code. As in the code the drawn examples have equal weights, so that the gradient of a step
-      is biased. The code counts epochs: it overwrites scores in epoch 0; here the first score of an
-      example, whenever it comes, takes the place of the initial 1. Equal scores draw uniformly; the
-      code gives NaN.
+      The paper argues with gradient norms, and the authors' code takes loss differences. The default follows
+      the code. As in the code the drawn examples have equal weights, so that the gradient of a step is
+      biased. The code counts epochs, and overwrites scores in epoch 0. Here the first score of an example
+      replaces the initial 1, whenever it comes. Equal scores draw uniformly here. The code gives NaN.
     """
     start = drawn_by_score(num_examples, fraction, score_range, ramp_steps, score, strata)
     return sharpness_aware(to_radius(rho), start=start, seed=seed)

@@ -68,8 +68,8 @@ class Found(NamedTuple):
 class BSAM(Method):
     """See `bsam`.
 
-    The beginning of a step takes both gradients of each slice, in one loop: kept for a second loop, the first
-    gradients would be a tree for each slice.
+    The beginning of a step takes both gradients of each slice, in one loop. A second loop would have to keep
+    a tree of first gradients for each slice.
     """
 
     learning_rate: ScalarOrSchedule
@@ -196,7 +196,8 @@ def bsam(
     """bSAM: an Adam-like optimizer of a Gaussian over the weights, whose ascent is SAM's.
 
     SAM's maximum over a ball is a relaxation of the mean over a Gaussian in Bayes' objective. Taken
-    seriously, each weight gets a variance of its own, which the optimizer learns beside the weights.
+    seriously, this gives each weight a variance of its own. The optimizer learns the variances beside the
+    weights.
 
     In each of `n` slices of the batch, with `N = augmentation_factor num_examples`,
     `wd = prior_precision / N`: `g = grad L(w + z / sqrt(N s))`, `z ~ N(0, I)`; `e = rho g / s`;
@@ -207,22 +208,22 @@ def bsam(
     Args:
       num_examples: of the training set.
       learning_rate: a number, or a schedule of the step.
-      rho: of the ascent, in units of `s / g`; a number or a schedule of the step.
+      rho: of the ascent, in units of `s / g`. A number or a schedule of the step.
       b1: decay of the momentum, from 0 to 1.
       b2: decay of `s`, from 0 to 1.
       prior_precision: of the Gaussian prior, 0 or more.
       damping: added to `s`, 0 or more.
       initial_scale: `s` at first, above 0.
-      augmentation_factor: how many times more examples augmentation makes of one.
-      num_microbatches: `n`; divides the batch.
-      seed: of the noise; an integer, or an integer array.
+      augmentation_factor: how many examples augmentation makes of one.
+      num_microbatches: `n`, the number of slices. Must divide the batch.
+      seed: of the noise. An integer, or an integer array.
 
     Returns:
-      A `SharpnessAware` that is a whole optimizer; its updates are added to the parameters. It needs an
+      A `SharpnessAware` that is a whole optimizer. Its updates are added to the parameters. It needs an
       oracle.
 
     Raises:
-      ValueError: a number outside its range; `n` does not divide the batch; `grad_fn` in place of an
+      ValueError: a number is outside its range. `n` does not divide the batch. `grad_fn` comes in place of an
         oracle.
       TypeError: `num_examples` or `num_microbatches` is no Python integer.
 
@@ -230,9 +231,9 @@ def bsam(
       2 gradients per step; two parameter-sized buffers, and two while it goes through the slices.
 
     Guarantees:
-      predictions averaged over samples `w + z / sqrt(N s)` are the method's; `s` is
-      `opt_state.ascent.scale`. A step that is not finite leaves the state as it was; its updates are not
-      finite, and `finite(opt_state)` tells.
+      The method's predictions are averages over samples `w + z / sqrt(N s)`. `s` is `opt_state.ascent.scale`.
+      A step that is not finite leaves the state as it was. Its updates are not finite, and
+      `finite(opt_state)` is False.
 
     Example:
       >>> import optax_sam
@@ -243,7 +244,7 @@ def bsam(
       <https://arxiv.org/abs/2210.01620>`_, 2022; code github.com/team-approx-bayes/bayesian-sam.
 
     Deviations:
-      none from the authors' code, but for its warm-up and its schedule, which are Optax's here.
+      None from the authors' code, except its warm-up and its schedule. Take those of Optax.
     """
     checks.integer("num_examples", num_examples, low=1)
     for name, value in (("learning_rate", learning_rate), ("rho", rho)):

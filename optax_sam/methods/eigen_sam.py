@@ -16,25 +16,25 @@ def eigen_sam(
 ) -> SharpnessAware:
     """Eigen-SAM: climbs along the gradient and along the Hessian's top eigenvector.
 
-    SAM lowers the largest eigenvalue of the Hessian only where the gradient leans to its eigenvector. Here
-    the eigenvector is estimated from time to time and added, on the side where the loss rises.
+    SAM lowers the largest eigenvalue of the Hessian only where the gradient leans to its eigenvector.
+    Eigen-SAM estimates the eigenvector from time to time, and adds it on the side where the loss rises.
 
     `e = rho (g / ||g|| + alpha sign(<g, v>) v)`; descent `grad L(w + e)`. In every `refresh_steps`-th step
     `v <- H v / ||H v||`, `power_iterations` times, `H` the Hessian of the batch at `w`; at first `v` is a
     random unit vector.
 
     Args:
-      rho: length of the gradient's part, in the L2 norm; a number or a schedule of the step.
-      alpha: length of the eigenvector's part, in units of `rho`; a number or a schedule of the step.
+      rho: length of the gradient's part, in the L2 norm. A number or a schedule of the step.
+      alpha: length of the eigenvector's part, in units of `rho`. A number or a schedule of the step.
       refresh_steps: 1 or more.
       power_iterations: 1 or more.
-      seed: of the first vector; an integer, or an integer array.
+      seed: of the first vector. An integer, or an integer array.
 
     Returns:
       A `SharpnessAware` transformation, to stand first in an `optax.chain`.
 
     Raises:
-      ValueError: `rho` is negative, `refresh_steps` or `power_iterations` below 1.
+      ValueError: `rho` is negative, or `refresh_steps` or `power_iterations` is below 1.
       TypeError: `refresh_steps` or `power_iterations` is no Python integer.
 
     Cost:
@@ -54,8 +54,8 @@ def eigen_sam(
       code github.com/RitianLuo/EigenSAM.
 
     Deviations:
-      the authors' code adds the part of `v` that is orthogonal to `g`, and takes the Hessian product in
-      evaluation mode; here `v` itself is added, and the loss is the one that is trained.
+      The authors' code adds the part of `v` that is orthogonal to `g`, and takes the Hessian product in
+      evaluation mode. Here `v` itself is added, and the loss is the one that is trained.
     """
     checks.number_or_schedule("rho", rho, low=0)
     direction = with_top_eigenvector(alpha, refresh_steps, power_iterations)

@@ -17,28 +17,27 @@ def esam(
 ) -> SharpnessAware:
     """ESAM: perturbs some of the weights, and descends on the examples that this harms most.
 
-    A perturbation of a random part of the weights is as good as that of all. The examples whose loss
-    rises under it carry the sharpness; the others need no second gradient.
+    A perturbation of a random part of the weights is as good as one of all weights. The examples whose loss
+    rises under it carry the sharpness. The others need no second gradient.
 
     `e = (rho / beta) m g / ||m g||`, `m` one coin for each leaf, heads with probability `beta`;
     descent `grad mean_S l_i(w + e)`, `S` the `gamma B` examples of largest `l_i(w + e) - l_i(w)`.
 
     Args:
-      rho: radius, in the L2 norm over all parameters; a number or a schedule of the step.
-      weight_fraction: `beta`, above 0; 1 perturbs all weights.
-      example_fraction: `gamma`, above 0; 1 keeps all examples, and saves the forward pass.
-      strata: contiguous parts of the batch from which examples are chosen separately; a multiple of the
+      rho: radius, in the L2 norm over all parameters. A number or a schedule of the step.
+      weight_fraction: `beta`, above 0. 1 perturbs all weights.
+      example_fraction: `gamma`, above 0. 1 keeps all examples, and saves the forward pass.
+      strata: contiguous parts of the batch from which examples are chosen separately. A multiple of the
         number of devices keeps every example on its device.
-      seed: of the coins; an integer, or an integer array.
+      seed: of the coins. An integer, or an integer array.
 
     Returns:
       A `SharpnessAware` transformation, to stand first in an `optax.chain`. It needs losses of single
       examples.
 
     Raises:
-      ValueError: a fraction outside (0, 1], or one that leaves no example; `strata` does not divide the
-        batch.
-      TypeError: a fraction that is an array.
+      ValueError: a fraction is outside (0, 1], or leaves no example. `strata` does not divide the batch.
+      TypeError: a fraction is an array.
 
     Cost:
       1 + gamma gradients and one forward pass per step; no parameter-sized buffer. In one compiled
@@ -58,9 +57,9 @@ def esam(
       <https://arxiv.org/abs/2110.03141>`_, 2021; code github.com/dydjw9/Efficient_SAM.
 
     Deviations:
-      the coins are per tensor, as in the authors' code (the paper: per weight), and are thrown for the
-      same step, which does not skip their first gradients. The code keeps one example less (those
-      strictly above the last one's value), and lets all three forward passes write batch statistics.
+      The coins are per tensor, as in the authors' code (the paper: per weight). They are thrown for the same
+      step, which does not skip their first gradients. The code keeps one example less (those strictly above
+      the last one's value). It lets all three forward passes write batch statistics.
     """
     check_fraction(example_fraction, "example_fraction")
     checks.static_number("weight_fraction", weight_fraction, low=0, high=1)

@@ -18,26 +18,26 @@ def extrapolation(
 ) -> SharpnessAware:
     """EXTRAP-SGD: the gradient a step further down, which smooths the loss of large batches.
 
-    Looking ahead along a stale gradient, the momentum or noise averages the loss over a neighbourhood,
-    so that large batches may take larger steps. The way ahead points downhill.
+    A look ahead along a stale gradient, the momentum or noise averages the loss over a neighbourhood. Large
+    batches may then take larger steps. The way ahead points downhill.
 
     Descent `grad L(w - step_size z)`, with `z` by `source`: "previous_gradient", the last descent (zero
     at first); "momentum", `v = momentum v + descent`; "noise", `z_f = ||w_f|| N(0, I)` in each output
     filter; "gradient", `grad L(w)` itself (the extragradient method).
 
     Args:
-      step_size: of the extrapolation, in the units of a learning rate; a number or a schedule. No
+      step_size: of the extrapolation, in the units of a learning rate. A number or a schedule. No
         default is published.
       source: what points ahead.
       momentum: for the source "momentum", from 0 to 1, where the base optimizer has none of its own.
-      seed: of the noise; an integer, or an integer array.
+      seed: of the noise. An integer, or an integer array.
 
     Returns:
-      A `SharpnessAware` transformation, to stand first in an `optax.chain`. It needs an oracle, but for
+      A `SharpnessAware` transformation, to stand first in an `optax.chain`. It needs an oracle, except for
       the source "gradient".
 
     Raises:
-      ValueError: an unknown `source`; `grad_fn` in place of an oracle.
+      ValueError: `source` is unknown. `grad_fn` comes in place of an oracle.
 
     Cost:
       1 gradient per step (2 with "gradient"); one parameter-sized buffer with "previous_gradient" and
@@ -55,8 +55,8 @@ def extrapolation(
       in Deep Learning <https://arxiv.org/abs/2006.05720>`_, 2020.
 
     Deviations:
-      written from the abstract and the reviews, no code being known. The previous gradient is that of
-      the whole batch, the workers' own in the paper: `per_device` cannot keep one for each.
+      Written from the abstract and the reviews, since no code is known. The previous gradient is that of the
+      whole batch. In the paper each worker has its own, and `per_device` cannot keep one for each.
     """
     checks.one_of("source", source, ("previous_gradient", "momentum", "noise", "gradient"))
     checks.number_or_schedule("step_size", step_size)

@@ -9,17 +9,18 @@ from optax_sam.pieces.geometries import fan_scaled
 def fan_scaled_sam(rho: Radius = 0.01, outputs_first: bool = False) -> SharpnessAware:
     """Fan-scaled SAM: each layer has a radius of its own, by the sizes of its input and output.
 
-    In a wide network, SAM's one radius moves the outputs of the last layer alone. With these radii all layers
-    are felt, whatever their width, so that a radius found on a narrow network serves a wide one (muP^2).
+    In a wide network, SAM's single radius moves the outputs of the last layer alone. With these radii all
+    layers take part, whatever their width. A radius found on a narrow network therefore serves a wide one
+    (muP^2).
 
     `e = rho sqrt(fan_out / fan_in) g / ||g||` in each leaf, the norm that of the leaf; descent
     `g' = grad L(w + e)`. Vectors have `fan_in = 1`.
 
     Args:
-      rho: radius of a layer: how far the entries of its output move, in proportion to those of its input; a
+      rho: radius of a layer: how far the entries of its output move, in proportion to those of its input. A
         number or a schedule of the step.
-      outputs_first: whether the first axis of a kernel counts its outputs, as in Equinox; else the last one,
-        as in Flax and Haiku.
+      outputs_first: whether the first axis of a kernel counts its outputs, as in Equinox. Otherwise the last
+        axis does, as in Flax and Haiku.
 
     Returns:
       A `SharpnessAware` transformation, to stand first in an `optax.chain`.
@@ -32,7 +33,7 @@ def fan_scaled_sam(rho: Radius = 0.01, outputs_first: bool = False) -> Sharpness
       2 gradients per step; no parameter-sized buffer.
 
     Guarantees:
-      the perturbation of each leaf has the Frobenius norm `rho sqrt(fan_out / fan_in)`, and is zero for a
+      The perturbation of each leaf has the Frobenius norm `rho sqrt(fan_out / fan_in)`, and is zero for a
       zero gradient. `rho=0` is the base optimizer.
 
     Example:
@@ -44,13 +45,13 @@ def fan_scaled_sam(rho: Radius = 0.01, outputs_first: bool = False) -> Sharpness
       Minimization Requires Layerwise Perturbation Scaling <https://arxiv.org/abs/2411.00075>`_, 2024.
 
     Limits:
-      a radius is transferred where initialization and learning rates are those of muP. Kernels with several
+      A radius is transferred where initialization and learning rates are those of muP. Kernels with several
       output axes, transposed convolutions, stacked layers and look-up tables: see `geometries.fan_scaled`.
 
     Deviations:
-      of the paper the abstract was read. The rule of the layers is derived: the perturbation of a matrix
-      should have a spectral norm in proportion to `sqrt(fan_out / fan_in)`, which is the Frobenius norm
-      where the gradient is of rank one. That biases belong with the input layer is as in muP.
-      The paper's own parameters of the layers and its global normalization are not here.
+      Only the abstract of the paper was read. The rule of the layers is derived: the perturbation of a matrix
+      should have a spectral norm in proportion to `sqrt(fan_out / fan_in)`. Where the gradient is of rank
+      one, this is the Frobenius norm. Biases belong with the input layer, as in muP. The paper's own
+      parameters of the layers and its global normalization are not here.
     """
     return sharpness_aware(to_radius(rho, fan_scaled(outputs_first)))

@@ -21,9 +21,8 @@ def fgsam(
 ) -> SharpnessAware:
     """FGSAM: the sharpness part from a cheap model with the same parameters.
 
-    A graph network without its message passing is a plain network with the same weights, and far
-    cheaper. Its gradient at the perturbed point is good enough; any pair of losses that share
-    parameters can be used so.
+    A graph network without its message passing is a plain network with the same weights, and far cheaper. Its
+    gradient at the perturbed point is good enough. You can use any pair of losses that share parameters.
 
     `e = rho g / ||g||`, `g = grad L(w)`; `g_s = grad L_s(w + e)` of the surrogate; descent
     `mix g + g_s`.
@@ -31,8 +30,8 @@ def fgsam(
     Args:
       surrogate_losses: the cheap `losses(params, batch)`, called and returning as the loss function of
         `value_and_grad`.
-      rho: radius, in the L2 norm over all parameters; a number or a schedule of the step.
-      mix: weight of the first gradient; a number or a schedule of the step.
+      rho: radius, in the L2 norm over all parameters. A number or a schedule of the step.
+      mix: weight of the first gradient. A number or a schedule of the step.
 
     Returns:
       A `SharpnessAware` transformation, to stand first in an `optax.chain`. It needs an oracle.
@@ -46,7 +45,7 @@ def fgsam(
       parameter-sized buffer.
 
     Guarantees:
-      with the loss itself as surrogate and `mix=0` it is SAM.
+      With the loss itself as surrogate and `mix=0` it is SAM.
 
     Example:
       >>> import jax.numpy as jnp, optax, optax_sam
@@ -59,7 +58,7 @@ def fgsam(
       <https://arxiv.org/abs/2410.16845>`_, 2024.
 
     Deviations:
-      the uploaded code mixes by `(1 - mix) g + mix g_s`; the algorithm of the paper is followed.
+      The uploaded code mixes by `(1 - mix) g + mix g_s`. The algorithm of the paper is followed here.
     """
     checks.number_or_schedule("mix", mix)
     return sharpness_aware(to_radius(rho), selection=on_surrogate(surrogate_losses), combination=plus(mix))
@@ -72,22 +71,22 @@ def fgsam_plus(
     every_k: Count = 2,
     alpha: Number = 0.7,
 ) -> SharpnessAware:
-    """FGSAM+: the full model every k-th step; in between the surrogate alone.
+    """FGSAM+: the full model in every k-th step, the surrogate alone in between.
 
-    What the surrogate's gradient lacks changes slowly. It is kept from the last full step, and added to
-    the surrogate's gradient, which is all that the steps in between take.
+    What the surrogate's gradient lacks changes slowly. It is kept from the last full step. The steps in
+    between take the surrogate's gradient alone, and add what was kept.
 
     In steps `t % k == 0`: FGSAM, and with `m = grad L_s(w)` the parts `u` of `g` and `v` of `g_s`
     orthogonal to `m` are kept. In the others: descent
     `m + alpha (||m|| / ||v||) v + mix (m + (||m|| / ||u||) u)`.
 
     Args:
-      surrogate_losses: the cheap `losses(params, batch)`; returns what the loss function of
+      surrogate_losses: the cheap `losses(params, batch)`. It returns what the loss function of
         `value_and_grad` returns, auxiliary values of the same shapes included.
-      rho: radius, in the L2 norm over all parameters; a number or a schedule of the step.
-      mix: weight of the first gradient; a number or a schedule of the step.
+      rho: radius, in the L2 norm over all parameters. A number or a schedule of the step.
+      mix: weight of the first gradient. A number or a schedule of the step.
       every_k: `k`, 1 or more.
-      alpha: how much of the kept perturbed part is reused; a number or a schedule of the step.
+      alpha: how much of the kept perturbed part is reused. A number or a schedule of the step.
 
     Returns:
       A `SharpnessAware` transformation, to stand first in an `optax.chain`. It needs an oracle.
@@ -114,8 +113,8 @@ def fgsam_plus(
       <https://arxiv.org/abs/2410.16845>`_, 2024.
 
     Deviations:
-      the uploaded code takes norms leaf by leaf, and falls back to stale weights between; the
-      algorithm of the paper is followed.
+      The uploaded code takes norms leaf by leaf, and falls back to stale weights between. The algorithm of
+      the paper is followed here.
     """
     checks.integer("every_k", every_k, low=1)
     checks.number_or_schedule("mix", mix)

@@ -9,14 +9,14 @@ from optax_sam.pieces.geometries import fisher
 def fisher_sam(rho: Radius = 0.1, eta: FixedNotNegative = 1.0) -> SharpnessAware:
     """Fisher SAM: SAM in a ball measured by the change of the model's predictions.
 
-    Equal steps in parameters change predictions unequally. The Fisher information measures that; its
-    diagonal is estimated by the squared gradient of the batch.
+    Equal steps in parameters change predictions unequally. The Fisher information measures this. The squared
+    gradient of the batch estimates its diagonal.
 
     `u = g / (1 + eta g^2)`, `e = rho u / sqrt(<g, u>)`; descent `g' = grad L(w + e)`.
 
     Args:
-      rho: radius in the Fisher norm; a number or a schedule of the step.
-      eta: 0 or more; what it does depends on the scale of the gradient.
+      rho: radius in the Fisher norm. A number or a schedule of the step.
+      eta: 0 or more. What it does depends on the scale of the gradient.
 
     Returns:
       A `SharpnessAware` transformation, to stand first in an `optax.chain`.
@@ -39,6 +39,6 @@ def fisher_sam(rho: Radius = 0.1, eta: FixedNotNegative = 1.0) -> SharpnessAware
       Sharpness Aware Minimisation <https://arxiv.org/abs/2206.04920>`_, 2022.
 
     Deviations:
-      some re-implementations divide by `||u||`; the norm of the paper is followed.
+      Some re-implementations divide by `||u||`. The norm of the paper is followed here.
     """
     return sharpness_aware(to_radius(rho, fisher(eta)))

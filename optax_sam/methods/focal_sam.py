@@ -44,27 +44,27 @@ def focal_sam(
     gamma: AtLeastZero,
     rho: Radius = 0.05,
 ) -> SharpnessAware:
-    """Focal-SAM: the sharpness of rare classes counts more, the loss of all alike.
+    """Focal-SAM: the sharpness of rare classes counts more, the loss of all classes counts alike.
 
-    With long-tailed classes, SAM flattens the loss of the frequent ones. Here the examples of rare classes
-    have more weight in the sharpness, and in the sharpness alone.
+    With long-tailed classes, SAM flattens the loss of the frequent ones. Here examples of rare classes have
+    more weight in the sharpness, and only there.
 
     `c_i = weight (1 - pi_{y_i})^gamma` with the class's share `pi` of the data; `d = grad mean(c l)(w)`,
     `e = rho d / ||d||`; descent `grad L(w) + grad mean(c l)(w + e) - d`.
 
     Args:
-      class_frequencies: how often each class is seen, counts or shares; one number for each.
+      class_frequencies: how often each class is seen, as counts or shares. One number for each class.
       labels: `labels(batch) -> int[batch]`, the classes of the examples from 0 on, such as
         `lambda batch: batch["label"]`.
       weight: of the sharpness, 0 or more.
-      gamma: how much more a rare class counts, 0 or more; 0 counts all alike.
-      rho: radius, in the L2 norm over all parameters; a number or a schedule of the step.
+      gamma: how much more a rare class counts, 0 or more. 0 counts all alike.
+      rho: radius, in the L2 norm over all parameters. A number or a schedule of the step.
 
     Returns:
       A `SharpnessAware` transformation, to stand first in an `optax.chain`. It needs an oracle.
 
     Raises:
-      ValueError: `rho`, `weight` or `gamma` is negative; `class_frequencies` is empty or has a negative
+      ValueError: `rho`, `weight` or `gamma` is negative. `class_frequencies` is empty or has a negative
         entry.
       TypeError: `labels` is no function.
 
@@ -72,7 +72,7 @@ def focal_sam(
       3 gradients per step; no parameter-sized buffer.
 
     Guarantees:
-      `rho=0` and `weight=0` are the base optimizer; `gamma=0, weight=1` is SAM.
+      `rho=0` and `weight=0` are the base optimizer. `gamma=0, weight=1` is SAM.
 
     Example:
       >>> import optax, optax_sam
@@ -85,9 +85,9 @@ def focal_sam(
       <https://arxiv.org/abs/2505.01660>`_, 2025; code github.com/scongl/Focal-SAM.
 
     Deviations:
-      the code takes `grad mean((1 - c) l)` in one backward pass and `grad mean(c l)` in another; here the
-      first is the difference of the gradients of all examples and of `c`. No default is given for `weight`
-      and `gamma`, which the authors tune for each data set.
+      The code takes `grad mean((1 - c) l)` in one backward pass and `grad mean(c l)` in another. Here the
+      first is the difference of the gradients of all examples and of `c`. `weight` and `gamma` have no
+      default, since the authors tune them for each data set.
     """
     checks.static_number("weight", weight, low=0)
     checks.static_number("gamma", gamma, low=0)

@@ -11,14 +11,14 @@ def friendly_sam(
 ) -> SharpnessAware:
     """Friendly SAM: the perturbation without the part that all batches share.
 
-    Climbing along the gradient of the full data set raises the loss of all batches, and hurts. The mean
-    of the gradients before stands for it, and is taken away; the noise of the batch remains.
+    Climbing along the gradient of the full data set raises the loss of all batches, and hurts. The mean of
+    the earlier gradients stands for that gradient, and is taken away. The noise of the batch remains.
 
     `d = g - sigma m`, then `m = decay m + (1 - decay) g`; `e = rho d / ||d||`; descent
     `g' = grad L(w + e)`. In the first step `d = m = g`.
 
     Args:
-      rho: radius, in the L2 norm over all parameters; a number or a schedule of the step.
+      rho: radius, in the L2 norm over all parameters. A number or a schedule of the step.
       sigma: how much of the mean is taken away.
       decay: of the mean, from 0 to 1.
 
@@ -43,7 +43,7 @@ def friendly_sam(
       <https://arxiv.org/abs/2403.12350>`_, 2024; code github.com/nblt/F-SAM.
 
     Deviations:
-      as in the authors' code, `d` uses the mean before this step's gradient; in the paper, after. For
-      `sigma=1` both directions are the same. Their scripts use `decay` 0.95 and 0.6.
+      `d` uses the mean before this step's gradient, as in the authors' code. In the paper it uses the mean
+      after. For `sigma=1` both directions are the same. Their scripts use `decay` 0.95 and 0.6.
     """
     return sharpness_aware(to_radius(rho), direction=batch_specific(sigma, decay))

@@ -17,7 +17,7 @@ def functional_sam(
     """Functional SAM: the Jacobian at the perturbed point, the loss's own gradient at the clean one.
 
     SAM can lower its loss by other logits alone, without a flatter network. The paper finds that this is most
-    of what it does in language models. Here the perturbation moves the Jacobian, and not the gradient of the
+    of what it does in language models. Here the perturbation moves the Jacobian, but not the gradient of the
     loss by the logits.
 
     `e = rho g / ||g||`, `g = grad L(w)`; descent `g' = J(w + e)^T dl/dz (z(w))`, with the outputs `z`, their
@@ -28,7 +28,7 @@ def functional_sam(
         arguments of the loss function.
       output_losses: `output_losses(outputs, batch)`, `l`: one loss per example, shape `[batch]`, or their
         mean.
-      rho: radius, in the L2 norm over all parameters; a number or a schedule of the step.
+      rho: radius, in the L2 norm over all parameters. A number or a schedule of the step.
 
     Returns:
       A `SharpnessAware` transformation, to stand first in an `optax.chain`. It needs an oracle.
@@ -41,7 +41,7 @@ def functional_sam(
       2 gradients and a forward pass per step; no parameter-sized buffer.
 
     Guarantees:
-      `rho=0` is the base optimizer. Where the losses are linear in the outputs it is SAM.
+      `rho=0` is the base optimizer. It is SAM where the losses are linear in the outputs.
 
     Example:
       >>> import optax, optax_sam
@@ -55,10 +55,10 @@ def functional_sam(
       Broadens Applicability of SAM <https://arxiv.org/abs/2502.02407>`_, 2025.
 
     Limits:
-      the loss function of the step must be `output_losses(outputs(params, batch), batch)`: a term beside it,
-      such as weight decay in the loss, has a part in the ascent alone. Weight decay goes behind the method.
+      The loss function of the step must be `output_losses(outputs(params, batch), batch)`. A term beside it,
+      such as weight decay in the loss, would count in the ascent alone. Put weight decay behind the method.
 
     Deviations:
-      of the paper the abstract was read, and the equation at second hand; its code is not public.
+      Only the abstract of the paper was read, and the equation at second hand. Its code is not public.
     """
     return sharpness_aware(to_radius(rho), selection=through_outputs(outputs, output_losses))

@@ -9,15 +9,15 @@ from optax_sam.pieces.combinations import mix
 def gradient_norm_penalty(rho: Radius = 0.1, alpha: Number = 0.8) -> SharpnessAware:
     """GNP: a penalty on the norm of the gradient, by one more gradient nearby.
 
-    The gradient of `||grad L||` is a Hessian-vector product along the gradient, which the difference of
-    two gradients gives.
+    The gradient of `||grad L||` is a Hessian-vector product along the gradient. The difference of two
+    gradients gives it.
 
     `g' = grad L(w + rho g / ||g||)`; descent `(1 - alpha) g + alpha g'`, to first order the gradient
     of `L + alpha rho ||grad L||`.
 
     Args:
-      rho: distance of the second gradient, in the L2 norm; a number or a schedule of the step.
-      alpha: weight of the second gradient; a number or a schedule of the step.
+      rho: distance of the second gradient, in the L2 norm. A number or a schedule of the step.
+      alpha: weight of the second gradient. A number or a schedule of the step.
 
     Returns:
       A `SharpnessAware` transformation, to stand first in an `optax.chain`.
@@ -41,6 +41,6 @@ def gradient_norm_penalty(rho: Radius = 0.1, alpha: Number = 0.8) -> SharpnessAw
       github.com/zhaoyang-0204/gnp.
 
     Deviations:
-      by default the authors' code mixes with `g / ||g||`; the formula of the paper is followed.
+      By default the authors' code mixes with `g / ||g||`. The formula of the paper is followed here.
     """
     return sharpness_aware(to_radius(rho), combination=mix(alpha))

@@ -1,4 +1,4 @@
-"""GraphSAM: the mean of the perturbed gradients before as the direction, for one gradient a step."""
+"""GraphSAM: the mean of earlier perturbed gradients as the direction, for one gradient a step."""
 
 from optax_sam.engine import checks
 from optax_sam.engine.assembly import SharpnessAware, sharpness_aware
@@ -18,25 +18,25 @@ def graphsam(
 ) -> SharpnessAware:
     """GraphSAM: climbs along past perturbed gradients, and looks at the present one once an epoch.
 
-    Perturbed gradients change slowly, so that their mean can stand for the direction. Once in an epoch
-    the true gradient sets it right.
+    Perturbed gradients change slowly, so that their mean can stand for the direction. The true gradient
+    corrects it once in an epoch.
 
     In steps `t % refresh_steps == 0`: `d = grad L(w)`; else `d = decay d + (1 - decay) g' / ||g'||` with
     the last `g'`, leaf by leaf. `e = rho T^2 d / ||T d||`, each leaf of it shortened to the norm
     `max_leaf_norm`; descent `g' = grad L(w + e)`.
 
     Args:
-      refresh_steps: steps of an epoch.
-      rho: radius; a number or a schedule of the step.
-      max_leaf_norm: bound on the norm of each leaf of the perturbation; a number or a schedule.
+      refresh_steps: the number of steps of an epoch.
+      rho: radius. A number or a schedule of the step.
+      max_leaf_norm: bound on the norm of each leaf of the perturbation. A number or a schedule.
       decay: from 0 to 1.
-      adaptive: whether `T = |w|` (biases: 1); else `T = 1`.
+      adaptive: whether `T = |w|` (biases: 1). Otherwise `T = 1`.
 
     Returns:
       A `SharpnessAware` transformation, to stand first in an `optax.chain`. It needs an oracle.
 
     Raises:
-      ValueError: a number outside its range; `grad_fn` in place of an oracle.
+      ValueError: a number is outside its range. `grad_fn` comes in place of an oracle.
       TypeError: `refresh_steps` is no Python integer, `adaptive` no bool.
 
     Cost:
@@ -55,8 +55,8 @@ def graphsam(
       code github.com/YL-wang/GraphSAM.
 
     Deviations:
-      the authors' code normalizes by the gradient that its last backward pass left behind, not by `d`,
-      and moves biases as weights; both radii fall by its own schedule, which is a schedule here.
+      The authors' code normalizes by the gradient that its last backward pass left behind, not by `d`, and
+      moves biases as weights. Both radii fall by a schedule of its own. Pass a schedule here.
     """
     checks.number_or_schedule("max_leaf_norm", max_leaf_norm, low=0, infinite_too=True)
     checks.boolean("adaptive", adaptive)

@@ -9,16 +9,18 @@ from optax_sam.pieces.combinations import surrogate_gap
 def gsam(rho: Radius = 0.05, alpha: Number = 0.4, minimize_clean: bool = False) -> SharpnessAware:
     """GSAM: SAM that also closes the gap between the perturbed loss and the loss.
 
-    A low perturbed loss alone does not make a flat region: the gap tells. It falls, without a rise of
-    the perturbed loss, against the part of the clean gradient that is orthogonal to the perturbed one.
+    A low perturbed loss alone does not make a flat region. The gap between both losses does. GSAM lowers it
+    by a step against the part of the clean gradient that is orthogonal to the perturbed one. The perturbed
+    loss does not rise by this.
 
     `g' = grad L(w + rho g / ||g||)`, `g_o = g - (<g, g'> / ||g'||^2) g'`; descent `g' - alpha g_o`.
 
     Args:
-      rho: radius, in the L2 norm over all parameters; a number or a schedule of the step. The authors
+      rho: radius, in the L2 norm over all parameters. A number or a schedule of the step. The authors
         let it follow the learning rate, `rho_min + (rho_max - rho_min) (lr - lr_min) / (lr_max - lr_min)`.
       alpha: a number, or a schedule of the step.
-      minimize_clean: instead `g + alpha g'_o`, `g'_o` the part of `g'` orthogonal to `g`: steadier.
+      minimize_clean: descends along `g + alpha g'_o` instead, with `g'_o` the part of `g'` orthogonal to `g`.
+        This is steadier.
 
     Returns:
       A `SharpnessAware` transformation, to stand first in an `optax.chain`.
@@ -45,6 +47,6 @@ def gsam(rho: Radius = 0.05, alpha: Number = 0.4, minimize_clean: bool = False) 
       <https://arxiv.org/abs/2203.08065>`_, 2022; code github.com/google-research/big_vision.
 
     Deviations:
-      on several devices the authors decompose per device, then average: that is `per_device(gsam())`.
+      On several devices the authors decompose per device, then average. Write `per_device(gsam())` for that.
     """
     return sharpness_aware(to_radius(rho), combination=surrogate_gap(alpha, minimize_clean))

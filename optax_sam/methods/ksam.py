@@ -9,16 +9,16 @@ from optax_sam.pieces.starts import on_highest_loss
 def ksam(rho: Radius = 0.05, fraction: Fraction = 0.5, strata: Count = 1) -> SharpnessAware:
     """K-SAM: both gradients on the examples with the highest losses alone.
 
-    Few examples carry most of a gradient late in training. A forward pass tells which; SAM on those
-    costs about what SGD costs on all.
+    Few examples carry most of a gradient late in training. A forward pass tells which. SAM on those costs
+    about what SGD costs on all.
 
     `S` the `K = int(fraction B)` examples of largest `l_i(w)`, `g = grad mean_S l_i(w)`; descent
     `grad mean_S l_i(w + rho g / ||g||)`.
 
     Args:
-      rho: radius, in the L2 norm over all parameters; a number or a schedule of the step.
-      fraction: of the batch, above 0; 1 is all of it, without the forward pass.
-      strata: contiguous parts of the batch from which examples are chosen separately; a multiple of the
+      rho: radius, in the L2 norm over all parameters. A number or a schedule of the step.
+      fraction: of the batch, above 0. 1 is all of it, without the forward pass.
+      strata: contiguous parts of the batch from which examples are chosen separately. A multiple of the
         number of devices keeps every example on its device.
 
     Returns:
@@ -26,8 +26,7 @@ def ksam(rho: Radius = 0.05, fraction: Fraction = 0.5, strata: Count = 1) -> Sha
       examples.
 
     Raises:
-      ValueError: `fraction` outside (0, 1], or one that leaves no example; `strata` does not divide the
-        batch.
+      ValueError: `fraction` is outside (0, 1], or leaves no example. `strata` does not divide the batch.
       TypeError: `fraction` or `strata` is an array.
 
     Cost:

@@ -9,20 +9,20 @@ from optax_sam.pieces.gates import after
 def late_sam(start_step: FixedNotNegative, rho: Radius = 0.05) -> SharpnessAware:
     """Late SAM: plain steps first, SAM from `start_step` on.
 
-    SAM leaves sharp minima fast, whenever it begins. A few epochs of it at the end find nearly what all
-    epochs of it find.
+    SAM leaves sharp minima fast, whenever it begins. A few epochs of SAM at the end find nearly what SAM
+    finds in all epochs.
 
     Descent `grad L(w)` in steps `t < start_step`, then `grad L(w + rho g / ||g||)`.
 
     Args:
       start_step: the first perturbed step, counted from 0.
-      rho: radius, in the L2 norm over all parameters; a number or a schedule of the step.
+      rho: radius, in the L2 norm over all parameters. A number or a schedule of the step.
 
     Returns:
       A `SharpnessAware` transformation, to stand first in an `optax.chain`.
 
     Raises:
-      ValueError: `start_step` or `rho` is negative, or `start_step` a part of a step, as 0.8 is.
+      ValueError: `start_step` or `rho` is negative, or `start_step` is no whole number of steps, such as 0.8.
 
     Cost:
       1 gradient per step, then 2; no parameter-sized buffer.
@@ -39,6 +39,6 @@ def late_sam(start_step: FixedNotNegative, rho: Radius = 0.05) -> SharpnessAware
       Efficiently Selects Flatter Minima Late in Training <https://arxiv.org/abs/2410.10373>`_, 2024.
 
     Deviations:
-      none known; how late is the user's to say.
+      None known. You choose how late it starts.
     """
     return sharpness_aware(to_radius(rho), gate=after(start_step))

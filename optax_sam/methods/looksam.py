@@ -1,4 +1,4 @@
-"""LookSAM and Look-LayerSAM: the perturbed gradient every k steps, its lasting part in between."""
+"""LookSAM and Look-LayerSAM: the perturbed gradient every k steps, and its lasting part in between."""
 
 from optax_sam.engine import checks
 from optax_sam.engine.assembly import SharpnessAware, sharpness_aware
@@ -19,9 +19,9 @@ def looksam(rho: Radius = 0.05, every_k: Count = 5, alpha: Number = 0.7) -> Shar
     `v = g' - (<g', g> / ||g||^2) g` is kept. In the others: descent `g + alpha (||g|| / ||v||) v`.
 
     Args:
-      rho: radius, in the L2 norm over all parameters; a number or a schedule of the step.
+      rho: radius, in the L2 norm over all parameters. A number or a schedule of the step.
       every_k: `k`, 1 or more.
-      alpha: how much of the kept part is reused; a number or a schedule of the step.
+      alpha: how much of the kept part is reused. A number or a schedule of the step.
 
     Returns:
       A `SharpnessAware` transformation, to stand first in an `optax.chain`.
@@ -45,26 +45,26 @@ def looksam(rho: Radius = 0.05, every_k: Count = 5, alpha: Number = 0.7) -> Shar
       Sharpness-Aware Minimization <https://arxiv.org/abs/2203.02714>`_, 2022.
 
     Deviations:
-      no code of the authors is known; of the re-implementations those with global norms are followed,
-      which match the equations. `alpha=0.7` is the paper's for ViT; others report it to be unstable on
-      CIFAR, and use 0.1.
+      No code of the authors is known. Of the re-implementations, those with global norms match the equations,
+      and are followed here. `alpha=0.7` is the paper's for ViT. Others report it to be unstable on CIFAR, and
+      use 0.1.
     """
     checks.integer("every_k", every_k, low=1)
     return sharpness_aware(to_radius(rho), gate=every(every_k), reuse=orthogonal_component(alpha))
 
 
 def look_layersam(rho: Radius = 0.1, every_k: Count = 5, alpha: Number = 0.7) -> SharpnessAware:
-    """Look-LayerSAM: LookSAM whose perturbation is a part of each layer's norm, for huge batches.
+    """Look-LayerSAM: LookSAM with a perturbation in proportion to each layer's norm, for huge batches.
 
-    With LAMB every layer moves by a part of its norm; here the perturbation does too. Made for batches
-    of 16,000 examples and more, with `optax.lamb` behind it.
+    With LAMB every layer moves by a part of its norm. Here the perturbation does too. The method is made for
+    batches of 16,000 examples and more, with `optax.lamb` behind it.
 
     `e_l = rho (||w_l|| / ||g_l||) g_l` in each leaf `l`; the rest is LookSAM's.
 
     Args:
-      rho: radius in each leaf, as a part of its norm; a number or a schedule of the step.
+      rho: radius in each leaf, as a part of its norm. A number or a schedule of the step.
       every_k: `k`, 1 or more.
-      alpha: how much of the kept part is reused; a number or a schedule of the step.
+      alpha: how much of the kept part is reused. A number or a schedule of the step.
 
     Returns:
       A `SharpnessAware` transformation, to stand first in an `optax.chain`.
@@ -77,7 +77,7 @@ def look_layersam(rho: Radius = 0.1, every_k: Count = 5, alpha: Number = 0.7) ->
       1 + 1/k gradients per step; one parameter-sized buffer.
 
     Guarantees:
-      the perturbation of each leaf has the norm `rho ||w_l||`; that of a zero leaf is zero.
+      The perturbation of each leaf has the norm `rho ||w_l||`. That of a zero leaf is zero.
 
     Example:
       >>> import optax, optax_sam
@@ -88,7 +88,7 @@ def look_layersam(rho: Radius = 0.1, every_k: Count = 5, alpha: Number = 0.7) ->
       Sharpness-Aware Minimization <https://arxiv.org/abs/2203.02714>`_, 2022.
 
     Deviations:
-      a leaf of the parameters stands for a layer; the kept part is scaled by global norms.
+      A leaf of the parameters stands for a layer. The kept part is scaled by global norms.
     """
     checks.integer("every_k", every_k, low=1)
     ascent = to_radius(rho, layerwise())

@@ -17,33 +17,33 @@ def momentum_sam(
 ) -> SharpnessAware:
     """Momentum SAM: one gradient, taken ahead along the momentum.
 
-    The momentum of the last steps points where the loss is high on average over batches, seen from
-    ahead. It is known before the step's gradient is, so that this is the only one.
+    Seen from ahead, the momentum of the last steps points where the loss is high on average over batches. It
+    is known before the step begins, so that one gradient is enough.
 
     `e = -rho v / ||v||`, `v` the momentum; descent `g = grad L(w + e)`.
 
     Args:
-      rho: radius, in the L2 norm over all parameters; a number or a schedule of the step.
+      rho: radius, in the L2 norm over all parameters. A number or a schedule of the step.
       momentum: of the method's own trace, from 0 to 1, used where the base optimizer has none.
       read_momentum: `read_momentum(opt_state)` returns the base optimizer's momentum, a tree like the
-        parameters; None searches for it by name.
+        parameters. None searches for it by name.
 
     Returns:
       A `SharpnessAware` transformation, to stand first in an `optax.chain`. It needs an oracle.
 
     Raises:
-      ValueError: `rho` is negative, or `momentum` outside [0, 1]; `grad_fn` in place of an oracle, or
-        an oracle made by hand; in a step, `opt_state` holds several momenta, or `read_momentum` returns
-        another tree.
+      ValueError: `rho` is negative, or `momentum` outside [0, 1]. `grad_fn`, or an oracle made by hand, comes
+        in place of the step's oracle. In a step, `opt_state` holds several momenta, or `read_momentum`
+        returns another tree.
 
     Cost:
       1 gradient per step; one parameter-sized buffer.
 
     Guarantees:
       `rho=0` is the base optimizer. The momentum is the base optimizer's own (`trace` or `mu`), if the
-      optimizer state that `value_and_grad` was given has one shaped like the parameters; without one it is
-      the method's, `v = momentum v + g`. `directions.where_momentum_is(opt_state, params)` says which. With
-      `read_momentum` there is no buffer. `loss` is that of the perturbed point.
+      optimizer state that `value_and_grad` was given has one shaped like the parameters. Otherwise it is the
+      method's, `v = momentum v + g`. `directions.where_momentum_is(opt_state, params)` tells which one is
+      used. With `read_momentum` there is no buffer. `loss` is that of the perturbed point.
 
     Example:
       >>> import optax, optax_sam
@@ -55,7 +55,7 @@ def momentum_sam(
       github.com/MarlonBecker/MSAM.
 
     Deviations:
-      the parameters stay where they are, and the perturbed point is made anew in each step: evaluate
-      and store `params` as they are. The authors' code keeps the perturbed ones, and decays those.
+      The parameters stay where they are, and the perturbed point is made anew in each step. Evaluate and
+      store `params` as they are. The authors' code keeps the perturbed parameters, and decays those.
     """
     return sharpness_aware(to_radius(rho), direction=descent_momentum(momentum, read_momentum), start=ahead())

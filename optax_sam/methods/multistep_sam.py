@@ -9,14 +9,14 @@ from optax_sam.pieces.ascents import repeated, to_radius
 def multistep_sam(rho: Radius = 0.05, num_steps: Count = 2) -> SharpnessAware:
     """Multi-step SAM: climbs in several steps, each along the gradient where it stands.
 
-    One step finds the worst point of the ball to first order only. More steps find a worse one, and do
-    not generalize better, as far as is known.
+    One step finds the worst point of the ball to first order only. More steps find a worse one. As far as is
+    known they do not generalize better.
 
     `e_1 = (rho / n) g / ||g||`, `e_{k+1} = e_k + (rho / n) g_k / ||g_k||`, `g_k = grad L(w + e_k)`;
     descent `grad L(w + e_n)`.
 
     Args:
-      rho: length of the whole way, in the L2 norm; a number or a schedule of the step.
+      rho: length of the whole way, in the L2 norm. A number or a schedule of the step.
       num_steps: `n`, 1 or more.
 
     Returns:
@@ -41,7 +41,7 @@ def multistep_sam(rho: Radius = 0.05, num_steps: Count = 2) -> SharpnessAware:
       <https://arxiv.org/abs/2206.06232>`_, 2022.
 
     Deviations:
-      none known.
+      None known.
     """
     checks.number_or_schedule("rho", rho, low=0)
     checks.integer("num_steps", num_steps, low=1)

@@ -52,16 +52,16 @@ def persistent_sam(
 ) -> SharpnessAware:
     """Persistent SAM: parameters and perturbation take one step each along the same gradient.
 
-    The parameters go down, the perturbation up. It is kept from step to step, so that it climbs as far
-    as many steps do, and the gradient is the only one of a step.
+    The parameters go down, and the perturbation goes up. It is kept from step to step, so that it climbs as
+    far as many steps do. One gradient a step is enough.
 
     `e_t = min(1, rho / ||s_t||) s_t`; descent `g = grad L(w + e_t)`; `s_{t+1} = (1 - decay) e_t +
     ascent_rate g`, `s_0 = 0`.
 
     Args:
-      rho: largest radius, in the L2 norm over all parameters; a number or a schedule of the step.
+      rho: largest radius, in the L2 norm over all parameters. A number or a schedule of the step.
       ascent_rate: how far one gradient lifts the perturbation, 0 or more, in the units of a learning
-        rate; a number or a schedule of the step.
+        rate. A number or a schedule of the step.
       decay: of the perturbation in each step, from 0 (it only climbs) to 1 (it is that of the last
         gradient alone).
 
@@ -69,7 +69,7 @@ def persistent_sam(
       A `SharpnessAware` transformation, to stand first in an `optax.chain`. It needs an oracle.
 
     Raises:
-      ValueError: a number outside its range; `grad_fn` in place of an oracle.
+      ValueError: a number is outside its range. `grad_fn` comes in place of an oracle.
 
     Cost:
       1 gradient per step; one parameter-sized buffer.
@@ -87,7 +87,7 @@ def persistent_sam(
       does this with a second adapter.
 
     Deviations:
-      the paper's perturbation is an adapter of its own and never decays. Here it is a tree like all
+      The paper's perturbation is an adapter of its own, and never decays. Here it is a tree like the
       parameters. Nothing is published about this form.
     """
     checks.number_or_schedule("rho", rho, low=0)

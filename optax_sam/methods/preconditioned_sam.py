@@ -15,38 +15,38 @@ def preconditioned_sam(
     epsilon: FixedNotNegative = 1e-8,
     read_second_moment: Callable[[OptState], Params] | None = None,
 ) -> SharpnessAware:
-    """Preconditioned SAM: the ascent along the gradient as Adam divides it.
+    """Preconditioned SAM: climbs along the gradient as Adam divides it.
 
-    Adam gives each entry its own step. The ascent takes the same steps uphill, by the second moment that the
-    base optimizer keeps anyway.
+    Adam gives each entry its own step. The ascent takes the same steps uphill. It uses the second moment that
+    the base optimizer keeps anyway.
 
     `e = rho d / ||d||`, `d = g / (sqrt(v) + epsilon)`, `g = grad L(w)`, `v` the base's second moment before
     the step; descent `g' = grad L(w + e)`.
 
     Args:
-      rho: radius, in the L2 norm over all parameters; a number or a schedule of the step.
+      rho: radius, in the L2 norm over all parameters. A number or a schedule of the step.
       decay: of the method's own `v`, from 0 to 1, used where the base optimizer has none.
       epsilon: 0 or more, in the units of the gradient.
       read_second_moment: `read_second_moment(opt_state)` returns the base optimizer's second moment, a tree
-        like the parameters; None searches for it by name.
+        like the parameters. None searches for it by name.
 
     Returns:
       A `SharpnessAware` transformation, to stand first in an `optax.chain`. It needs an oracle.
 
     Raises:
-      ValueError: `rho` or `epsilon` is negative, or `decay` outside [0, 1]; `grad_fn` in place of an oracle,
-        or an oracle made by hand; in a step, `opt_state` holds several second moments, or
+      ValueError: `rho` or `epsilon` is negative, or `decay` outside [0, 1]. `grad_fn`, or an oracle made by
+        hand, comes in place of the step's oracle. In a step, `opt_state` holds several second moments, or
         `read_second_moment` returns another tree.
 
     Cost:
       2 gradients per step; one parameter-sized buffer.
 
     Guarantees:
-      the perturbation has norm `rho`, and is zero for a zero gradient. `rho=0` is the base optimizer. In the
+      The perturbation has norm `rho`, and is zero for a zero gradient. `rho=0` is the base optimizer. In the
       first step, where `v = 0`, it is SAM. `v` is the base optimizer's own (`nu`), if the optimizer state
-      that `value_and_grad` was given has one shaped like the parameters; without one it is the method's,
-      `v = decay v + (1 - decay) g'^2`. `directions.where_second_moment_is(opt_state, params)` says which.
-      With `read_second_moment` there is no buffer.
+      that `value_and_grad` was given has one shaped like the parameters. Otherwise it is the method's,
+      `v = decay v + (1 - decay) g'^2`. `directions.where_second_moment_is(opt_state, params)` tells which one
+      is used. With `read_second_moment` there is no buffer.
 
     Example:
       >>> import optax, optax_sam
@@ -58,12 +58,13 @@ def preconditioned_sam(
       Broadens Applicability of SAM <https://arxiv.org/abs/2502.02407>`_, 2025.
 
     Limits:
-      an entry that has had no gradient yet is divided by `epsilon` alone, and takes most of the radius: so do
-      the rows of rare tokens in an embedding. A larger `epsilon` bounds their share. `optax.adamax` and
+      An entry that has had no gradient yet is divided by `epsilon` alone, and takes most of the radius. The
+      rows of rare tokens in an embedding do so. A larger `epsilon` bounds their share. `optax.adamax` and
       `optax.contrib.sophia` keep something else under the name `nu`.
 
     Deviations:
-      of the paper the abstract was read, and the rule at second hand: how it treats the first steps and
-      `epsilon` is not known here. The scale of `v`, and so Adam's bias correction, cancels but for `epsilon`.
+      Only the abstract of the paper was read, and the rule at second hand. How it treats the first steps and
+      `epsilon` is not known here. The scale of `v`, and with it Adam's bias correction, cancels except in
+      `epsilon`.
     """
     return sharpness_aware(to_radius(rho), direction=preconditioned(decay, epsilon, read_second_moment))

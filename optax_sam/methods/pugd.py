@@ -11,14 +11,14 @@ from optax_sam.pieces.geometries import magnitude
 def pugd(radius: Radius = 1.0, sum_gradients: bool = True) -> SharpnessAware:
     """PUGD: ascent and descent are both steps of unit length.
 
-    The perturbation is larger where weights are larger; the descent is the direction of the sum of
-    both gradients, so that the step length is the learning rate alone.
+    The perturbation is larger where weights are larger. The descent is the direction of the sum of both
+    gradients. So the step length is the learning rate alone.
 
     `e = radius |w| g / || |w| g ||`, `g' = grad L(w + e)`, descent `(g + g') / ||g + g'||`; norms over
     all parameters.
 
     Args:
-      radius: L2 norm of the perturbation; 1 in the paper. A number or a schedule of the step.
+      radius: L2 norm of the perturbation. 1 in the paper. A number or a schedule of the step.
       sum_gradients: False descends along `g' / ||g'||`, without the sum.
 
     Returns:
@@ -31,7 +31,7 @@ def pugd(radius: Radius = 1.0, sum_gradients: bool = True) -> SharpnessAware:
       2 gradients per step; no parameter-sized buffer between steps.
 
     Guarantees:
-      the descent has norm 1 (0 where the gradients vanish), whatever the scale of the loss; weights
+      The descent has norm 1 (0 where the gradients vanish), whatever the scale of the loss. Weights
       that are zero are not perturbed. `radius=0` gives the unit gradient, not the base optimizer.
 
     Example:
@@ -44,8 +44,8 @@ def pugd(radius: Radius = 1.0, sum_gradients: bool = True) -> SharpnessAware:
       was called Update in Unit Gradient.
 
     Deviations:
-      the method of the second version and of the authors' code. The code updates batch statistics in
-      both passes; here, as everywhere, they come from the first.
+      This is the method of the paper's second version and of the authors' code. The code updates batch
+      statistics in both passes. Here they come from the first pass, as in all methods.
     """
     checks.number_or_schedule("radius", radius, low=0)
     checks.boolean("sum_gradients", sum_gradients)

@@ -17,26 +17,26 @@ def random_perturbation(
     split_batch: bool = True,
     seed: Seed = 0,
 ) -> SharpnessAware:
-    """RWP: the gradient beside a noisy one, noise in proportion to each filter.
+    """RWP: the gradient beside a noisy one, with noise in proportion to each filter.
 
-    Noise finds flat regions as the worst case does, without a first gradient to know where it is. Half
-    of the batch feels it, half does not, so that the two gradients need not wait for each other.
+    Noise finds flat regions as the worst case does, but needs no first gradient. Half of the batch sees the
+    noise, half does not. The two gradients need not wait for each other.
 
     `e_f = noise_scale ||w_f|| z`, `z ~ N(0, I)`, in each output filter `f`; descent
     `alpha grad L_2(w + e) + (1 - alpha) grad L_1(w)`, `L_1`, `L_2` the halves of the batch.
 
     Args:
-      noise_scale: standard deviation, in parts of the filter's norm; a number or a schedule.
-      alpha: weight of the noisy gradient; a number or a schedule of the step.
-      split_batch: whether each gradient sees its own half of the batch; else both see all of it.
-      seed: of the noise; an integer, or an integer array.
+      noise_scale: standard deviation, in parts of the filter's norm. A number or a schedule.
+      alpha: weight of the noisy gradient. A number or a schedule of the step.
+      split_batch: whether each gradient sees its own half of the batch. Otherwise both see all of it.
+      seed: of the noise. An integer, or an integer array.
 
     Returns:
       A `SharpnessAware` transformation, to stand first in an `optax.chain`. It needs an oracle if the
       batch is split.
 
     Raises:
-      ValueError: two do not divide the batch.
+      ValueError: the batch cannot be halved.
       TypeError: `split_batch` is no Python bool.
 
     Cost:
@@ -59,8 +59,8 @@ def random_perturbation(
       Generalization <https://arxiv.org/abs/2404.00357>`_, 2024.
 
     Deviations:
-      the authors take two whole batches a step, on two devices: double the batch to have them. The last
-      axis of a leaf counts its filters; leaves with one axis or none are one filter.
+      The authors take two whole batches a step, on two devices. Double the batch to do the same. The last
+      axis of a leaf counts its filters. Leaves with one axis or none are one filter.
     """
     checks.number_or_schedule("noise_scale", noise_scale, low=0)
     checks.number_or_schedule("alpha", alpha)
@@ -77,26 +77,26 @@ def adaptive_random_perturbation(
 ) -> SharpnessAware:
     """ARWP and m-ARWP: noise that is weaker where gradients were large.
 
-    Noise in sensitive weights destroys more than it explores. The history of squared gradients tells
-    which those are; with `alpha=1` the noisy gradient is the only one, at SGD's cost.
+    Noise in sensitive weights destroys more than it explores. The history of squared gradients tells which
+    weights are sensitive. With `alpha=1` the noisy gradient is the only one, at SGD's cost.
 
     `e_f = noise_scale ||w_f|| z / sqrt(1 + fisher_weight sum_f F)`, then
     `F = fisher_decay F + g_n^2` with the noisy gradient `g_n = grad L(w + e)`. Descent `g_n` for
     `alpha=1`; else `alpha g_n + (1 - alpha) grad L_1(w)`, the two on halves of the batch.
 
     Args:
-      noise_scale: standard deviation, in parts of the filter's norm; a number or a schedule. The authors
+      noise_scale: standard deviation, in parts of the filter's norm. A number or a schedule. The authors
         raise it along half a cosine to eleven times its value.
       fisher_weight: `eta`, 0 or more.
       fisher_decay: of `F`, from 0 to 1.
-      alpha: weight of the noisy gradient, from 0 to 1: 1 is ARWP; 0.5 with `noise_scale=0.015` m-ARWP.
-      seed: of the noise; an integer, or an integer array.
+      alpha: weight of the noisy gradient, from 0 to 1. 1 is ARWP. 0.5 with `noise_scale=0.015` is m-ARWP.
+      seed: of the noise. An integer, or an integer array.
 
     Returns:
       A `SharpnessAware` transformation, to stand first in an `optax.chain`. It needs an oracle.
 
     Raises:
-      ValueError: a number outside its range; two do not divide the batch.
+      ValueError: a number is outside its range. The batch cannot be halved.
       TypeError: `alpha` is an array.
 
     Cost:
@@ -115,8 +115,8 @@ def adaptive_random_perturbation(
       <https://arxiv.org/abs/2404.00357>`_, 2024; code github.com/nblt/mARWP.
 
     Deviations:
-      the authors' code has `fisher_weight=1` and `fisher_decay=0.9` by default, its scripts 0.1 and 0.99.
-      m-ARWP takes two batches a step there, halves of one here.
+      The authors' code has `fisher_weight=1` and `fisher_decay=0.9` by default. Its scripts have 0.1 and
+      0.99. There m-ARWP takes two batches a step. Here it takes halves of one.
     """
     checks.number_or_schedule("noise_scale", noise_scale, low=0)
     checks.static_number("alpha", alpha, low=0, high=1)

@@ -16,30 +16,31 @@ def reweighted_sam(
 ) -> SharpnessAware:
     """RW-SAM: climbs for the examples whose gradients are large, descends for all.
 
-    m-sharpness works by counting examples with large gradients more. Weights do the same at the cost of
-    a forward pass, which estimates each gradient's norm by one random difference.
+    m-sharpness works by counting examples with large gradients more. Weights do the same at the cost of a
+    forward pass. The pass estimates each gradient's norm by one random difference.
 
     `n_i = |l_i(w + delta z) - l_i(w)| / delta`, `z` random signs; `p_i` proportional to
     `exp(weight n_i)`; `g = sum_i p_i grad l_i(w)`; descent `grad L(w + rho g / ||g||)`.
 
     Args:
-      rho: radius, in the L2 norm over all parameters; a number or a schedule of the step.
-      weight: of the norms; 0 is SAM. A number or a schedule of the step; none is published here.
-      difference_step: `delta`, above 0; a number or a schedule of the step.
-      seed: of the signs; an integer, or an integer array.
+      rho: radius, in the L2 norm over all parameters. A number or a schedule of the step.
+      weight: of the norms. 0 is SAM. A number or a schedule of the step. No value is published.
+      difference_step: `delta`, above 0. A number or a schedule of the step.
+      seed: of the signs. An integer, or an integer array.
 
     Returns:
       A `SharpnessAware` transformation, to stand first in an `optax.chain`. It needs losses of single
       examples.
 
     Raises:
-      ValueError: `rho` is negative, `difference_step` not above 0; `grad_fn` in place of an oracle.
+      ValueError: `rho` is negative, or `difference_step` is not above 0. `grad_fn` comes in place of an
+        oracle.
 
     Cost:
       2 gradients and two forward passes per step; no parameter-sized buffer.
 
     Guarantees:
-      `weight=0` is SAM. `loss` is the plain mean; `grad_norm` is that of the weighted gradient.
+      `weight=0` is SAM. `loss` is the plain mean. `grad_norm` is that of the weighted gradient.
 
     Example:
       >>> import optax, optax_sam
@@ -51,7 +52,7 @@ def reweighted_sam(
       of Stochastic Gradient Noise <https://arxiv.org/abs/2509.18001>`_, 2025.
 
     Deviations:
-      written from a summary; the authors' code was not read.
+      Written from a summary. The authors' code was not read.
     """
     start = reweighted(weight, difference_step)
     return sharpness_aware(to_radius(rho), start=start, selection=whole_batch(), seed=seed)

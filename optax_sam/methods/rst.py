@@ -10,15 +10,15 @@ from optax_sam.pieces.gates import with_probability
 def rst(rho: Radius = 0.05, probability: Probability = 0.5, seed: Seed = 0) -> SharpnessAware:
     """RST: in each step a coin decides between SGD and SAM.
 
-    Half of the perturbed gradients give most of the gain. The probability may follow a schedule;
-    those of the paper are in `optax_sam.schedules`.
+    Half of the perturbed gradients give most of the gain. The probability may follow a schedule. The paper's
+    schedules are in `optax_sam.schedules`.
 
     `X_t ~ Bernoulli(p(t))`; descent `grad L(w + rho g / ||g||)` if `X_t = 1`, else `g = grad L(w)`.
 
     Args:
-      rho: radius, in the L2 norm over all parameters; a number or a schedule of the step.
-      probability: `p(t)`, from 0 to 1; a number or a schedule of the step.
-      seed: of the draws; an integer, or an integer array.
+      rho: radius, in the L2 norm over all parameters. A number or a schedule of the step.
+      probability: `p(t)`, from 0 to 1. A number or a schedule of the step.
+      seed: of the draws. An integer, or an integer array.
 
     Returns:
       A `SharpnessAware` transformation, to stand first in an `optax.chain`.
@@ -44,8 +44,8 @@ def rst(rho: Radius = 0.05, probability: Probability = 0.5, seed: Seed = 0) -> S
       Efficiency in Deep Learning <https://arxiv.org/abs/2203.09962>`_, 2022.
 
     Deviations:
-      the authors' code puts L2 regularization into the loss, and clips the result to norm 5: do so
-      where their runs are reproduced. A zero gradient gives a zero perturbation instead of NaN.
+      The authors' code puts L2 regularization into the loss, and clips the result to norm 5. Do the same to
+      reproduce their runs. A zero gradient gives a zero perturbation instead of NaN.
     """
     return sharpness_aware(to_radius(rho), gate=with_probability(probability), seed=seed)
 
@@ -58,18 +58,18 @@ def grst(
 ) -> SharpnessAware:
     """G-RST: RST whose perturbed steps make up for those that are not.
 
-    In expectation RST regularizes sharpness by the factor `p` less than SAM. Extrapolating from the
-    first gradient through the perturbed one restores it.
+    In expectation RST regularizes sharpness less than SAM, by the factor `p`. Extrapolating from the first
+    gradient through the perturbed one restores the strength.
 
     `X_t ~ Bernoulli(p(t))`; descent `(1 - alpha) g + alpha g'` if `X_t = 1`, else `g`, with
     `g' = grad L(w + rho g / ||g||)`.
 
     Args:
-      rho: radius, in the L2 norm over all parameters; a number or a schedule of the step.
-      probability: `p(t)`, from 0 to 1; a number or a schedule of the step.
-      alpha: weight of the perturbed gradient, a number or a schedule of the step; None is
+      rho: radius, in the L2 norm over all parameters. A number or a schedule of the step.
+      probability: `p(t)`, from 0 to 1. A number or a schedule of the step.
+      alpha: weight of the perturbed gradient, a number or a schedule of the step. None is
         `1 / p(t)`, the strength of SAM.
-      seed: of the draws; an integer, or an integer array.
+      seed: of the draws. An integer, or an integer array.
 
     Returns:
       A `SharpnessAware` transformation, to stand first in an `optax.chain`.
@@ -93,8 +93,8 @@ def grst(
       Efficiency in Deep Learning <https://arxiv.org/abs/2203.09962>`_, 2022.
 
     Deviations:
-      by default the authors' code mixes with `g / ||g||`, their formula with `g`: the formula is
-      followed. That `1 / p(t)` is the paper's default is inferred from the expectation.
+      By default the authors' code mixes with `g / ||g||`, and their formula with `g`. The formula is followed
+      here. The default `1 / p(t)` is inferred from the expectation.
     """
     strength = Reciprocal(probability) if alpha is None else alpha
     gate = with_probability(probability)

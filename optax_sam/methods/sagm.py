@@ -9,14 +9,14 @@ from optax_sam.pieces.combinations import plus
 def sagm(rho: Radius = 0.05, alpha: Number = 0.001) -> SharpnessAware:
     """SAGM: the loss, the perturbed loss and the gap between them, all at once.
 
-    A small gap is of use only where both losses are small, and it closes where their gradients have one
+    A small gap helps only where both losses are small. It closes where their gradients have the same
     direction. A perturbation that is shortened in proportion to the gradient asks for all three.
 
     `e = (rho / ||g|| - alpha) g`, the norm over all parameters; descent `g + g'`, `g' = grad L(w + e)`.
 
     Args:
-      rho: radius, in the L2 norm over all parameters; a number or a schedule of the step.
-      alpha: part of the gradient that is taken from the perturbation; a number or a schedule of the step.
+      rho: radius, in the L2 norm over all parameters. A number or a schedule of the step.
+      alpha: part of the gradient that is taken from the perturbation. A number or a schedule of the step.
 
     Returns:
       A `SharpnessAware` transformation, to stand first in an `optax.chain`.
@@ -39,7 +39,7 @@ def sagm(rho: Radius = 0.05, alpha: Number = 0.001) -> SharpnessAware:
       Generalization <https://arxiv.org/abs/2303.10353>`_, 2023; code github.com/Wang-pengfei/SAGM.
 
     Deviations:
-      the authors' code descends along half of the sum: with a base optimizer that reads the length of the
-      gradient, halve the learning rate.
+      The authors' code descends along half of the sum. Halve the learning rate if the base optimizer reads
+      the length of the gradient.
     """
     return sharpness_aware(to_radius_less(rho, alpha), combination=plus(1.0))

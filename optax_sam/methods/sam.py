@@ -15,7 +15,7 @@ def sam(rho: Radius = 0.05) -> SharpnessAware:
     parameters.
 
     Args:
-      rho: radius of the ball, in the L2 norm over all parameters; a number or a schedule of the step.
+      rho: radius of the ball, in the L2 norm over all parameters. A number or a schedule of the step.
 
     Returns:
       A `SharpnessAware` transformation, to stand first in an `optax.chain`.
@@ -27,7 +27,7 @@ def sam(rho: Radius = 0.05) -> SharpnessAware:
       2 gradients per step; no parameter-sized buffer between steps.
 
     Guarantees:
-      the perturbation has norm `rho`, and is zero for a zero gradient. `rho=0` is the base optimizer.
+      The perturbation has norm `rho`, and is zero for a zero gradient. `rho=0` is the base optimizer.
 
     Example:
       >>> import optax, optax_sam
@@ -38,9 +38,9 @@ def sam(rho: Radius = 0.05) -> SharpnessAware:
       Efficiently Improving Generalization <https://arxiv.org/abs/2010.01412>`_, 2020.
 
     Deviations:
-      under `jit` with a sharded batch the perturbation is that of the global batch, where the
-      authors' code perturbs per device by default; `per_microbatch` gives every slice of the batch its
-      own perturbation. Weight decay after the
-      transformation is not perturbed; an L2 term inside the loss is, as in the authors' code.
+      Under `jit` with a sharded batch the perturbation is that of the global batch. The authors' code
+      perturbs per device by default. `per_microbatch` gives every slice of the batch its own perturbation.
+      Weight decay behind the transformation is not perturbed. An L2 term inside the loss is perturbed, as in
+      the authors' code.
     """
     return sharpness_aware(to_radius(rho))

@@ -16,18 +16,18 @@ from optax_sam.pieces.masks import only
 def sam_on(
     mask: Callable[[Any, Any], bool], rho: Radius = 10.0, eta: FixedNotNegative = 0.01, order: float = 2
 ) -> SharpnessAware:
-    """SAM-ON: perturbs the scales and biases of normalization layers, under one percent of the weights.
+    """SAM-ON: perturbs the scales and biases of normalization layers only, under one percent of the weights.
 
-    Perturbing them alone generalizes better than perturbing everything, in many nets. The radius is
-    larger, since few parameters carry it.
+    In many networks this generalizes better than perturbing everything. The radius is larger, since few
+    parameters carry it.
 
     `T = |w| + eta` in the leaves that `mask` chooses; `e = rho T^2 g / ||T g||` for `order=2`,
     `e = rho T sign(g)` for infinite order, zero in all other leaves; descent `g' = grad L(w + e)`.
 
     Args:
-      mask: `mask(path, leaf) -> bool`, which leaves are perturbed; for Flax's names
+      mask: `mask(path, leaf) -> bool`, which leaves are perturbed. For Flax's names
         `optax_sam.is_normalization`.
-      rho: radius, in the norm of that geometry over the chosen leaves; a number or a schedule.
+      rho: radius, in the norm of that geometry over the chosen leaves. A number or a schedule.
       eta: floor under the size of a weight, 0 or more.
       order: 2, or `float("inf")`.
 
@@ -35,14 +35,14 @@ def sam_on(
       A `SharpnessAware` transformation, to stand first in an `optax.chain`.
 
     Raises:
-      ValueError: `rho` or `eta` is negative, `order` neither 2 nor infinite, or no leaf is chosen.
+      ValueError: `rho` or `eta` is negative, `order` is neither 2 nor infinite, or no leaf is chosen.
       TypeError: `mask` is no function.
 
     Cost:
       2 gradients per step; no parameter-sized buffer.
 
     Guarantees:
-      every leaf descends along the perturbed gradient, those not perturbed too.
+      Every leaf descends along the perturbed gradient, also those that are not perturbed.
 
     Example:
       >>> import optax, optax_sam
@@ -54,7 +54,7 @@ def sam_on(
       github.com/mueller-mp/SAM-ON.
 
     Deviations:
-      of the authors' variants the elementwise ones are here; others are
+      The authors' elementwise variants are here. Write the others as
       `sharpness_aware(chained(only(mask), to_radius(rho, geometry)))`.
     """
     checks.static_number("order", order, low=2, infinite_too=True)

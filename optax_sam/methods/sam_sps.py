@@ -15,17 +15,17 @@ def sam_sps(
 ) -> SharpnessAware:
     """SAM-SPS: SAM that chooses its step size, by the loss and the gradient at the perturbed point.
 
-    Polyak's step goes as far as the tangent needs to fall to the lowest loss there can be. SAM's tangent is
-    that of the perturbed point, drawn back to the parameters. No learning rate is left to tune.
+    Polyak's step goes as far as the tangent needs to fall to the lowest possible loss. Here it is the tangent
+    at the perturbed point, drawn back to the parameters. You have no learning rate to tune.
 
     `e = rho (1 - normalization + normalization / ||g||) g`, `g' = grad L(w + e)`; descent `gamma g'` with
     `gamma = clip((L(w + e) - lower_bound - <g', e>) / ||g'||^2, 0, max_step)`.
 
     Args:
-      rho: radius; a number or a schedule of the step.
+      rho: radius. A number or a schedule of the step.
       normalization: from 0, the perturbation `rho g` of USAM, to 1, that of SAM.
-      max_step: largest step size, 0 or more; a number or a schedule of the step.
-      lower_bound: of the loss of any batch: 0 for losses that may vanish; a number or a schedule of the step.
+      max_step: largest step size, 0 or more. A number or a schedule of the step.
+      lower_bound: of the loss of any batch: 0 for losses that may vanish. A number or a schedule of the step.
 
     Returns:
       A `SharpnessAware` transformation, to stand before `optax.sgd(1.0)`, which takes the step as it is. It
@@ -38,7 +38,7 @@ def sam_sps(
       2 gradients per step; no parameter-sized buffer.
 
     Guarantees:
-      the descent is along `g'`, and at most `max_step` times as long. `rho=0` is the stochastic Polyak step.
+      The descent is along `g'`, and at most `max_step` times as long. `rho=0` is the stochastic Polyak step.
 
     Example:
       >>> import optax, optax_sam
@@ -50,13 +50,13 @@ def sam_sps(
       github.com/dimitris-oik/sam_sps.
 
     Limits:
-      a momentum or an adaptive optimizer behind it takes other steps than those that are computed here.
+      A momentum or an adaptive optimizer behind it takes other steps than the computed ones.
 
     Deviations:
-      the code was read, of the paper the abstract. The code adds the decay of the weights to `g'` after the
-      step size is known, so that it too is multiplied by `gamma`: here decay in the loss, or
-      behind the method with a rate of its own. The code takes 1e-12 for a smaller `||g'||^2`; here any
-      length counts, and zero gives no step.
+      The code was read, and the abstract of the paper. The code adds the weight decay to `g'` after the step
+      size is known, so that `gamma` multiplies the decay too. Here you put decay into the loss, or behind the
+      method with a rate of its own. The code takes 1e-12 for a smaller `||g'||^2`. Here any length counts,
+      and zero gives no step.
     """
     checks.number_or_schedule("rho", rho, low=0)
     checks.number("normalization", normalization, low=0, high=1)

@@ -11,16 +11,16 @@ from optax_sam.pieces.starts import ahead
 def single_step_sam(
     rho: Radius = 0.05, friendly: bool = False, decay: FixedProbability = 0.99
 ) -> SharpnessAware:
-    """S2-SAM: climbs along the last step's gradient, and takes one of its own.
+    """S2-SAM: climbs along the last step's gradient, and takes one gradient itself.
 
-    The gradient of the step before points uphill well enough. It is at hand, so that SAM costs what SGD
+    The gradient of the step before points uphill well enough. It is at hand, so that a step costs what SGD's
     costs.
 
     `e = rho d / ||d||`, `d` the last descent (zero at first); descent `g = grad L(w + e)`. Friendly:
     `d` minus the running mean of the descents before.
 
     Args:
-      rho: radius, in the L2 norm over all parameters; a number or a schedule of the step.
+      rho: radius, in the L2 norm over all parameters. A number or a schedule of the step.
       friendly: whether `d` is what was particular to the last batch (S2FSAM).
       decay: of that mean, from 0 to 1.
 
@@ -28,7 +28,7 @@ def single_step_sam(
       A `SharpnessAware` transformation, to stand first in an `optax.chain`. It needs an oracle.
 
     Raises:
-      ValueError: a number outside its range; `grad_fn` in place of an oracle.
+      ValueError: a number is outside its range. `grad_fn` comes in place of an oracle.
       TypeError: `friendly` is no Python bool.
 
     Cost:
@@ -47,7 +47,7 @@ def single_step_sam(
       Training <https://openreview.net/forum?id=MJgMMqMDu4>`_, NeurIPS 2024.
 
     Deviations:
-      the direction of the friendly form uses the mean before the last descent, as Friendly SAM here.
+      The direction of the friendly form uses the mean before the last descent, as Friendly SAM here.
     """
     checks.number("decay", decay, low=0, high=1)
     checks.boolean("friendly", friendly)

@@ -22,8 +22,9 @@ def sparse_sam(
 ) -> SharpnessAware:
     """Sparse SAM: perturbs a part of the weights, chosen by a mask.
 
-    Half of the perturbation is as good as all of it, if the right half. The mask follows the Fisher
-    information of the weights, or lets small gradients go and random weights in, as in sparse training.
+    Half of the perturbation is as good as all of it, if it is the right half. The mask follows the Fisher
+    information of the weights. Or it drops entries with small gradients and takes in random ones, as in
+    sparse training.
 
     `e = m rho g / ||g||`, the norm over all parameters; descent `g' = grad L(w + e)`. Every
     `refresh_steps` steps, behind the perturbation: "fisher" keeps the `(1 - sparsity) N` entries with the
@@ -31,24 +32,26 @@ def sparse_sam(
     `drop_rate (1 + cos(pi t / total_steps)) / 2` of the entries, smallest `|g|` out, random ones in.
 
     Args:
-      rho: radius before the mask, in the L2 norm; a number or a schedule of the step.
+      rho: radius before the mask, in the L2 norm. A number or a schedule of the step.
       sparsity: the part of the entries that is not perturbed, from 0 to 1.
       mask: "fisher" (SSAM-F) or "dynamic" (SSAM-D).
       refresh_steps: steps between renewals.
-      num_samples: examples of a Fisher renewal, the first of the batch, at most all of it.
-      pattern: of the Fisher mask: "unstructured"; "structured", whole leaves by their mean; or N:M, such
-        as "2:4": of every M inputs of a matrix the N largest, whatever `sparsity` says.
+      num_samples: examples of a Fisher renewal, the first of the
+        batch, at most all of it.
+      pattern: of the Fisher mask. "unstructured" chooses entries. "structured" chooses whole leaves by their
+        mean. N:M, such as "2:4", chooses the N largest of every M inputs of a matrix, whatever `sparsity`
+        says.
       drop_rate: of the dynamic mask, from 0 to 1.
       total_steps: of the training, for the dynamic mask.
-      seed: of the dynamic mask; an integer, or an integer array.
+      seed: of the dynamic mask. An integer, or an integer array.
 
     Returns:
       A `SharpnessAware` transformation, to stand first in an `optax.chain`. It needs losses
       of single examples with the Fisher mask.
 
     Raises:
-      ValueError: a number outside its range, an unknown `mask` or `pattern`, `mask="dynamic"` without
-        `total_steps`; `grad_fn` with the Fisher mask.
+      ValueError: a number is outside its range. `mask` or `pattern` is unknown. `total_steps` is missing for
+        `mask="dynamic"`. `grad_fn` comes with the Fisher mask.
       TypeError: an argument that shapes the program is an array.
 
     Cost:
@@ -57,8 +60,8 @@ def sparse_sam(
       entries.
 
     Guarantees:
-      with `sparsity=0` it is SAM (the Fisher mask: from its first renewal on, before which nothing is
-      perturbed). A dynamic mask keeps its number of entries.
+      `sparsity=0` is SAM. With the Fisher mask it is SAM from the first renewal on, and nothing is perturbed
+      before. A dynamic mask keeps its number of entries.
 
     Example:
       >>> import optax, optax_sam
@@ -73,10 +76,10 @@ def sparse_sam(
       Perturbed Sharpness-Aware Minimization Optimizer <https://arxiv.org/abs/2306.17504>`_, 2023.
 
     Deviations:
-      the Fisher mask is made from the batch at hand, at the parameters before the step; the authors draw
-      examples anew and take the parameters after it. The first mask is all zeros, as in their code. Where
-      the dynamic mask finds fewer entries to let in than it lets go, which is so for a sparsity below
-      `drop_rate / (1 + drop_rate)`, theirs shrinks; here only as many go as come.
+      The Fisher mask is made from the batch at hand, at the parameters before the step. The authors draw
+      examples anew and take the parameters after it. The first mask is all zeros, as in their code. For a
+      sparsity below `drop_rate / (1 + drop_rate)`, the dynamic mask finds fewer entries to take in than it
+      drops. There their mask shrinks. Here only as many entries go as come.
     """
     checks.one_of("mask", mask, ("fisher", "dynamic"))
     if mask == "dynamic" and total_steps is None:
@@ -98,14 +101,14 @@ def fisher_mask_sam(
 ) -> SharpnessAware:
     """Fisher-mask SAM: sparse SAM for the fine-tuning of language models.
 
-    Most parameters of a large model hardly matter for a small task. Perturbing those that do, by their
-    Fisher information, generalizes better than perturbing all.
+    Most parameters of a large model hardly matter for a small task. Their Fisher information tells which ones
+    do. Perturbing those generalizes better than perturbing all.
 
     `e = m rho g / ||g||`, `m` the `(1 - sparsity) N` entries with the largest mean of squared gradients
     of single examples, renewed every `refresh_steps` steps; descent `g' = grad L(w + e)`.
 
     Args:
-      rho: radius before the mask, in the L2 norm; a number or a schedule of the step.
+      rho: radius before the mask, in the L2 norm. A number or a schedule of the step.
       sparsity: the part of the entries that is not perturbed, from 0 to 1.
       refresh_steps: steps between renewals.
       num_samples: examples of a renewal, the first of the batch, at most all of it.
@@ -115,7 +118,7 @@ def fisher_mask_sam(
       single examples.
 
     Raises:
-      ValueError: a number outside its range; `grad_fn` in place of an oracle.
+      ValueError: a number is outside its range. `grad_fn` comes in place of an oracle.
       TypeError: an argument that shapes the program is an array.
 
     Cost:
@@ -123,7 +126,7 @@ def fisher_mask_sam(
       parameter.
 
     Guarantees:
-      that of `sparse_sam` with `mask="fisher"`, whose other name it is.
+      It is another name for `sparse_sam` with `mask="fisher"`, and has the same guarantees.
 
     Example:
       >>> import optax, optax_sam
@@ -135,6 +138,6 @@ def fisher_mask_sam(
       <https://arxiv.org/abs/2210.05497>`_, 2022.
 
     Deviations:
-      the number of samples and of steps between renewals are not published: inferred.
+      The numbers of samples and of steps between renewals are not published. They are inferred.
     """
     return sparse_sam(rho, sparsity, "fisher", refresh_steps, num_samples)

@@ -9,17 +9,17 @@ from optax_sam.pieces.geometries import spectral
 def spectral_sam(rho: Radius = 0.01, outputs_first: bool = False) -> SharpnessAware:
     """Spectral SAM: the steepest perturbation of each matrix in its spectral norm, Muon's step uphill.
 
-    What a layer's perturbation does to its output is measured by its largest singular value. In that norm
-    all singular directions of the gradient are followed alike, not the strongest alone.
+    The largest singular value measures what a layer's perturbation does to its output. In that norm the
+    perturbation follows all singular directions of the gradient alike, not the strongest alone.
 
     `e = rho sqrt(fan_out / fan_in) U V^T` in each leaf, `g = U S V^T`; descent `g' = grad L(w + e)`. Vectors
     have `fan_in = 1`: there `e = rho sqrt(n) g / ||g||`.
 
     Args:
       rho: radius of a layer: the most by which the entries of its output move, in proportion to those of its
-        input; a number or a schedule of the step.
-      outputs_first: whether the first axis of a kernel counts its outputs, as in Equinox; else the last one,
-        as in Flax and Haiku.
+        input. A number or a schedule of the step.
+      outputs_first: whether the first axis of a kernel counts its outputs, as in Equinox. Otherwise the last
+        axis does, as in Flax and Haiku.
 
     Returns:
       A `SharpnessAware` transformation, to stand first in an `optax.chain`.
@@ -34,7 +34,7 @@ def spectral_sam(rho: Radius = 0.01, outputs_first: bool = False) -> SharpnessAw
       examples cost as much.
 
     Guarantees:
-      the perturbation of each leaf has the spectral norm `rho sqrt(fan_out / fan_in)`, within a factor of 0.6
+      The perturbation of each leaf has the spectral norm `rho sqrt(fan_out / fan_in)`, within a factor of 0.6
       to 1.2, and is zero for a zero gradient. `rho=0` is the base optimizer.
 
     Example:
@@ -48,11 +48,11 @@ def spectral_sam(rho: Radius = 0.01, outputs_first: bool = False) -> SharpnessAw
       Minimization Requires Layerwise Perturbation Scaling <https://arxiv.org/abs/2411.00075>`_, 2024.
 
     Limits:
-      a matrix that is split over devices is brought together on each. Kernels with several output axes,
+      A matrix that is split over devices is gathered on each of them. Kernels with several output axes,
       transposed convolutions, stacked layers and look-up tables: see `geometries.fan_scaled`.
 
     Deviations:
-      no paper has this method. The step is Muon's, the scale of the layers that of `fan_scaled_sam`, of whose
-      paper the abstract was read.
+      No paper has this method. The step is Muon's. The scale of the layers is that of `fan_scaled_sam`, of
+      whose paper only the abstract was read.
     """
     return sharpness_aware(to_radius(rho, spectral(outputs_first)))

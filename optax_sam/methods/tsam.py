@@ -21,36 +21,35 @@ def tsam(
 ) -> SharpnessAware:
     """TSAM: the mean over many perturbed points, the worse ones counting more.
 
-    SAM looks at one bad point in the neighbourhood. TSAM minimizes
-    `(1/t) log E exp(t L(w + e))`, between the mean (`t = 0`) and the worst (`t` infinite) of all
-    points: it samples some, each from a random start by one ascent step, and weights their gradients
-    by a softmax of their losses.
+    SAM looks at one bad point in the neighbourhood. TSAM minimizes `(1/t) log E exp(t L(w + e))`, between the
+    mean (`t = 0`) and the worst (`t` infinite) of all points. It samples some points, each from a random
+    start by one ascent step. A softmax of their losses weights their gradients.
 
     For `j = 1..s`: `n_j` random (see `at_random`), `e_j = n_j + rho g_j / ||g_j||` with
     `g_j = grad L(w + n_j)`. Descent `sum_j a_j grad L(w + e_j)`, `a = softmax(tilt L(w + e_j))`.
 
     Args:
-      rho: length of the ascent step, in the L2 norm over all parameters; a number or a schedule.
-      tilt: `t`; a number or a schedule of the step.
+      rho: length of the ascent step, in the L2 norm over all parameters. A number or a schedule.
+      tilt: `t`. A number or a schedule of the step.
       num_samples: `s`.
       radius: bound on the norm of the random start, 0 or more.
       noise_scale: standard deviation of Gaussian noise, 0 or more.
       noise: "gaussian" (clipped to the ball) or "uniform" (in practice on its sphere).
-      seed: of the noise; an integer, or an integer array.
+      seed: of the noise. An integer, or an integer array.
 
     Returns:
       A `SharpnessAware` transformation, to stand first in an `optax.chain`. It needs an oracle.
 
     Raises:
-      ValueError: a number outside its range, an unknown `noise`; `grad_fn` in place of an oracle.
-      TypeError: `num_samples` is no Python integer; `seed` is no integer.
+      ValueError: a number is outside its range, or `noise` is unknown. `grad_fn` comes in place of an oracle.
+      TypeError: `num_samples` is no Python integer. `seed` is no integer.
 
     Cost:
       2 num_samples gradients per step, one after the other; no parameter-sized buffer between steps,
       but two gradient trees in memory, however many samples.
 
     Guarantees:
-      `tilt=0` is the plain mean; `num_samples=1` does not depend on `tilt`, and is SAM for `radius=0`.
+      `tilt=0` is the plain mean. `num_samples=1` does not depend on `tilt`, and is SAM for `radius=0`.
       The loss that `value_and_grad` returns is that of the first sample's random start.
 
     Example:
@@ -63,7 +62,7 @@ def tsam(
       with Tilted SAM.
 
     Deviations:
-      the paper samples by Hamiltonian dynamics; the authors' code, followed here, takes one normalized
+      The paper samples by Hamiltonian dynamics. The authors' code, followed here, takes one normalized
       ascent step from random noise, always accepts it, and does not project. The code rounds losses
       and weights to float32.
     """

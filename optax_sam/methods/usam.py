@@ -9,12 +9,12 @@ from optax_sam.pieces.ascents import in_proportion
 def usam(rho: Number = 0.05) -> SharpnessAware:
     """USAM: a perturbation as long as the gradient says.
 
-    Without the normalization the perturbation shrinks with the gradient, and theory gets simpler.
+    Without the normalization the perturbation shrinks with the gradient, and the theory gets simpler.
 
     `e = rho g`; descent `g' = grad L(w + e)`.
 
     Args:
-      rho: length of the perturbation per length of the gradient; a number or a schedule of the step.
+      rho: length of the perturbation per length of the gradient. A number or a schedule of the step.
 
     Returns:
       A `SharpnessAware` transformation, to stand first in an `optax.chain`.
@@ -34,7 +34,7 @@ def usam(rho: Number = 0.05) -> SharpnessAware:
       <https://arxiv.org/abs/2206.06232>`_, 2022.
 
     Deviations:
-      none known.
+      None known.
     """
     checks.number_or_schedule("rho", rho)
     return sharpness_aware(in_proportion(rho))

@@ -16,7 +16,7 @@ def vasso(rho: Radius = 0.05, theta: FixedProbability = 0.9) -> SharpnessAware:
     `d = (1 - theta) d + theta g`, at first `g`; `e = rho d / ||d||`; descent `g' = grad L(w + e)`.
 
     Args:
-      rho: radius, in the L2 norm over all parameters; a number or a schedule of the step.
+      rho: radius, in the L2 norm over all parameters. A number or a schedule of the step.
       theta: weight of the present gradient, from 0 to 1.
 
     Returns:
@@ -40,7 +40,7 @@ def vasso(rho: Radius = 0.05, theta: FixedProbability = 0.9) -> SharpnessAware:
       Suppression <https://arxiv.org/abs/2309.15639>`_, 2023; code github.com/BingcongLi/VaSSO.
 
     Deviations:
-      none known. `theta=0.9` is the code's default; the paper has 0.4 and 0.9.
+      None known. `theta=0.9` is the code's default. The paper has 0.4 and 0.9.
     """
     checks.number("theta", theta, low=0, high=1)
     return sharpness_aware(to_radius(rho), direction=running_mean(1 - theta))

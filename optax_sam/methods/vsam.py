@@ -23,11 +23,11 @@ def vsam(
     tail: int | Callable[[Any], Any] = 10,
     seed: Seed = 0,
 ) -> SharpnessAware:
-    """vSAM: take the second gradient as often as it changes, and reuse it in between.
+    """vSAM: takes the second gradient as often as it changes, and reuses it in between.
 
-    SAM's gradient is the plain one plus the PSF, `g' - g`, which changes slowly at first and faster
-    late in training. Windows of steps spend a quota of perturbed steps that follows these changes;
-    the others add the last PSF, fading.
+    SAM's gradient is the plain one plus the PSF, `g' - g`. The PSF changes slowly at first, and faster late
+    in training. Each window of steps has a quota of perturbed steps, which follows these changes. The other
+    steps add the last PSF, fading.
 
     Perturbed steps: `PSF = g' - g`, descent `g'`. The `j`-th step after one: descent
     `g + reuse_decay^j PSF` for `j <= reuse_steps`, then `g`. After each window of `K = window` steps
@@ -38,33 +38,32 @@ def vsam(
     `s / K`, and what is left at its end.
 
     Args:
-      rho: radius, in the L2 norm over all parameters; a number or a schedule of the step.
+      rho: radius, in the L2 norm over all parameters. A number or a schedule of the step.
       window: steps per window, a multiple of `slices`, at least twice it.
       slices: slices of the sorted norms.
       max_rate: the largest part of a window that is perturbed, from 1 / window to 1.
       rate_gain: `(a1, a2)`, how fast `s` follows the ratio and the variance.
       reuse_decay: from 0 to 1.
       reuse_steps: how many steps after a perturbed one reuse its PSF.
-      warmup_steps: so many steps at the start are all perturbed (three epochs in the authors' code).
-      tail: the two norms look at the last `tail` leaves of the parameters, in the order of the pytree
-        (`jax.tree.leaves`: the keys of a dict are sorted, so that in a Flax model these need not
-        be the last layers); at all of them where there are fewer. Or a function from params to a tree
-        of bools.
-      seed: of the draws; an integer, or an integer array.
+      warmup_steps: how many steps at the start are all perturbed (three epochs in the authors' code).
+      tail: the two norms look at the last `tail` leaves of the parameters, or at all of them where there are
+        fewer. The order is that of `jax.tree.leaves`, which sorts the keys of a dict. In a Flax model these
+        need not be the last layers. Or a function from params to a tree of bools.
+      seed: of the draws. An integer, or an integer array.
 
     Returns:
       A `SharpnessAware` transformation, to stand first in an `optax.chain`.
 
     Raises:
-      ValueError: a number outside its range; `window` is no multiple of `slices`.
-      TypeError: an array where the argument shapes the program (`static_arguments(vsam)`).
+      ValueError: a number is outside its range. `window` is no multiple of `slices`.
+      TypeError: an argument that shapes the program (`static_arguments(vsam)`) is an array.
 
     Cost:
       1 + s/window gradients per step, `s` from 1 to `int(max_rate window)`; one parameter-sized
       buffer (the PSF).
 
     Guarantees:
-      a perturbed step is SAM's. `rho=0` is the base optimizer. `due(state)` tells the next decision.
+      A perturbed step is SAM's. `rho=0` is the base optimizer. `due(state)` tells the next decision.
 
     Example:
       >>> import optax, optax_sam
@@ -78,11 +77,11 @@ def vsam(
       whether its equations are the same is not known.
 
     Deviations:
-      the paper writes the PSF with a Hessian; the authors' code, followed here, takes the difference
-      of two gradients. Defaults are those of their training script, not of their constructor. As in
-      the code, the first window begins at its second step, and after a warm-up it perturbs no step at
-      all. The code does not run without a warm-up: here the first window then perturbs one step, and
-      the relative change of values not yet recorded counts as 0.
+      The paper writes the PSF with a Hessian. The authors' code, followed here, takes the difference of two
+      gradients. Defaults are those of their training script, not of their constructor. As in the code, the
+      first window begins at its second step, and after a warm-up it perturbs no step at all. The code does
+      not run without a warm-up. Here the first window then perturbs one step. The relative change of values
+      that are not yet recorded counts as 0.
     """
     checks.number("reuse_decay", reuse_decay, low=0, high=1)
     checks.integer("reuse_steps", reuse_steps, low=0)

@@ -17,7 +17,7 @@ def wsam(rho: Radius = 0.05, gamma: FixedBelowOne = 0.9) -> SharpnessAware:
     that the authors prefer, in which the sharpness part `a (g' - g)` bypasses the base optimizer.
 
     Args:
-      rho: radius, in the L2 norm over all parameters; a number or a schedule of the step.
+      rho: radius, in the L2 norm over all parameters. A number or a schedule of the step.
       gamma: from 0 to below 1: 0 is the base optimizer, 0.5 is SAM, the authors' range 0.8 to 0.95.
 
     Returns:
@@ -43,7 +43,7 @@ def wsam(rho: Radius = 0.05, gamma: FixedBelowOne = 0.9) -> SharpnessAware:
       code github.com/intelligent-machine-learning/atorch.
 
     Deviations:
-      on several devices the authors perturb per device: that is `per_device(wsam())`.
+      On several devices the authors perturb per device. Write `per_device(wsam())` for that.
     """
     checks.number("gamma", gamma, low=0, high=1)
     if checks.is_readable(gamma) and gamma == 1:

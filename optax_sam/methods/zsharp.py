@@ -8,7 +8,7 @@ from optax_sam.pieces.ascents import chained, keep_outliers, to_radius
 def zsharp(rho: Radius = 0.05, quantile: FixedProbability = 0.95) -> SharpnessAware:
     """ZSharp: perturbs along the entries of the gradient that stand out in their layer.
 
-    Most entries of a gradient are small, and noise. The perturbation follows those alone whose z-score is
+    Most entries of a gradient are small, and noise. The perturbation follows only those whose z-score is
     large in their layer.
 
     `e = rho m g / ||m g||`, the norm over all parameters; descent `g' = grad L(w + e)`. `m` keeps the
@@ -16,7 +16,7 @@ def zsharp(rho: Radius = 0.05, quantile: FixedProbability = 0.95) -> SharpnessAw
     Leaves with one axis or none are kept whole.
 
     Args:
-      rho: radius, in the L2 norm over all parameters; a number or a schedule of the step.
+      rho: radius, in the L2 norm over all parameters. A number or a schedule of the step.
       quantile: the part of the entries of a leaf that is not perturbed, from 0 to 1.
 
     Returns:
@@ -29,7 +29,7 @@ def zsharp(rho: Radius = 0.05, quantile: FixedProbability = 0.95) -> SharpnessAw
       2 gradients per step; no parameter-sized buffer. The entries of every leaf are sorted.
 
     Guarantees:
-      the perturbation has norm `rho`, and is zero where nothing is kept. `rho=0` is the base optimizer.
+      The perturbation has norm `rho`, and is zero where nothing is kept. `rho=0` is the base optimizer.
 
     Example:
       >>> import optax, optax_sam
@@ -40,6 +40,6 @@ def zsharp(rho: Radius = 0.05, quantile: FixedProbability = 0.95) -> SharpnessAw
       <https://arxiv.org/abs/2505.02369>`_, 2025.
 
     Deviations:
-      the authors' code gives each tensor a perturbation of norm `rho`; here the norm is over all parameters.
+      The authors' code gives each tensor a perturbation of norm `rho`. Here the norm is over all parameters.
     """
     return sharpness_aware(chained(keep_outliers(quantile), to_radius(rho)))

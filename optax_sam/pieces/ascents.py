@@ -73,18 +73,17 @@ def to_radius(rho: Radius, geometry: Geometry | None = None) -> optax.GradientTr
     """`e = rho d / ||d||`: a perturbation of size `rho`, and zero where the direction is zero.
 
     Args:
-      rho: the radius, 0 or more, in the norm of the geometry; a number, or a schedule of the step
-        count, which `sharpness_aware` passes as the extra argument `step`. The count is that of the
-        training steps, perturbed or not. What a schedule returns is not checked: below 0 the perturbation
-        points downhill.
-      geometry: what "size" means; `euclidean()` by default.
+      rho: the radius, 0 or more, in the norm of the geometry. A number, or a schedule of the step count,
+        which `sharpness_aware` passes as the extra argument `step`. The count is that of all training steps,
+        perturbed or not. The values of a schedule are not checked. Below 0 the perturbation points downhill.
+      geometry: what "size" means. `euclidean()` by default.
 
     Returns:
       An Optax transformation without state.
 
     Raises:
       ValueError: `rho` is negative.
-      TypeError: `geometry` is none.
+      TypeError: `geometry` is no geometry.
     """
     checks.number_or_schedule("rho", rho, low=0)
     checks.piece("geometry", geometry, Geometry, "geometries.euclidean()")
@@ -116,7 +115,7 @@ def to_radius_less(rho: Radius, alpha: Number) -> optax.GradientTransformationEx
     Zero where the direction is zero.
 
     Args:
-      rho: 0 or more, in the L2 norm; a number, or a schedule of the step count.
+      rho: 0 or more, in the L2 norm. A number, or a schedule of the step count.
       alpha: a number, or a schedule of the step count.
     """
     checks.number_or_schedule("rho", rho, low=0)
@@ -159,12 +158,12 @@ class WithinLossBudget(Ascent):
 def within_loss_budget(budget: NotNegative, max_rho: Cap) -> optax.GradientTransformationExtraArgs:
     """`e = min(budget / ||d||, max_rho) d / ||d||`: as far as the loss rises by the budget (LE-SAM).
 
-    Along the gradient the loss rises by `<g, e>` to first order: the budget, or less where the radius is at
-    its cap. Zero where the direction is zero.
+    Along the gradient the loss rises by `<g, e>`, to first order. This is the budget, or less where the
+    radius is at its cap. The perturbation is zero where the direction is zero.
 
     Args:
-      budget: 0 or more, in the units of the loss; a number, or a schedule of the step count.
-      max_rho: largest radius, 0 or more, in the L2 norm; a number, or a schedule of the step count.
+      budget: 0 or more, in the units of the loss. A number, or a schedule of the step count.
+      max_rho: largest radius, 0 or more, in the L2 norm. A number, or a schedule of the step count.
     """
     checks.number_or_schedule("budget", budget, low=0)
     checks.number_or_schedule("max_rho", max_rho, low=0, infinite_too=True)
@@ -196,12 +195,12 @@ class InProportion(Ascent):
 
 
 def in_proportion(scale: Number, to_filters: bool = False) -> optax.GradientTransformationExtraArgs:
-    """`e = scale d`: as far as the direction is long, in no ball.
+    """`e = scale d`: in proportion to the direction, without a ball.
 
     Args:
       scale: a number, or a schedule of the step count.
-      to_filters: whether `e = scale ||w_f|| d` in each output filter `f` (the last axis; a leaf with
-        one axis or none is one filter): noise that rescaled weights feel alike.
+      to_filters: whether `e = scale ||w_f|| d` in each output filter `f` (the last axis; a leaf with one axis
+        or none is one filter). Rescaled weights then get the same noise in proportion.
     """
     checks.number_or_schedule("scale", scale)
     checks.boolean("to_filters", to_filters)
@@ -245,11 +244,11 @@ class Repeated(Ascent):
 
 
 def repeated(ascent: optax.GradientTransformation, num_steps: Count) -> optax.GradientTransformationExtraArgs:
-    """Several steps of an ascent, each along the gradient where the one before has led.
+    """Several steps of an ascent, each along the gradient at the point that the step before has reached.
 
     Args:
       ascent: of a single step, such as `to_radius(rho / num_steps)`.
-      num_steps: 1 or more; each after the first takes one gradient.
+      num_steps: 1 or more. Each after the first takes one gradient.
     """
     checks.transformation("ascent", ascent, "to_radius(0.05)")
     checks.integer("num_steps", num_steps, low=1)
@@ -303,7 +302,8 @@ class Chained(Ascent):
 def chained(*ascents: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """One ascent after the other: `optax.chain` that can be pickled and compared.
 
-    A mask before `to_radius` gives what is kept the whole radius; behind it, a part of it.
+    With a mask before `to_radius`, what is kept has the whole radius. With a mask behind it, what is kept has
+    a part of the radius.
     """
     for ascent in ascents:
         checks.transformation("ascents", ascent, "to_radius(0.05)")
@@ -336,7 +336,7 @@ def within_leaf_norm(max_norm: Cap) -> optax.GradientTransformationExtraArgs:
     """Each leaf shortened to the L2 norm `max_norm`, where it is longer (GraphSAM).
 
     Args:
-      max_norm: 0 or more; a number, or a schedule of the step count.
+      max_norm: 0 or more. A number, or a schedule of the step count.
     """
     checks.number_or_schedule("max_norm", max_norm, low=0, infinite_too=True)
     return transformation(WithinLeafNorm(max_norm))

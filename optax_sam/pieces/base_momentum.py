@@ -28,7 +28,7 @@ class MomentumState(NamedTuple):
 
 
 class Unread(NamedTuple):
-    """The state in a step that follows the base optimizer's momentum: not to be written, which takes time.
+    """The state in a step that follows the base optimizer's momentum. It is not written, to save time.
 
     Attributes:
       own: as it was.
@@ -83,19 +83,20 @@ def descent_momentum(
 ) -> DescentMomentum:
     """`-v`: where the momentum `v` of the descent carries the parameters next (Momentum SAM).
 
-    With the start `ahead()`, `v` is that of the base optimizer, if the optimizer state that
-    `value_and_grad` was given holds one tree called `trace` or `mu` shaped like the parameters.
-    Without one, and with any other start, it is the direction's own, `v = momentum v + descent`.
-    `directions.where_momentum_is(opt_state, params)` says which it is.
+    With the start `ahead()`, `v` is that of the base optimizer, if the optimizer state that `value_and_grad`
+    was given holds one tree called `trace` or `mu` shaped like the parameters. Otherwise, and with any other
+    start, it is the direction's own, `v = momentum v + descent`.
+    `directions.where_momentum_is(opt_state, params)` tells which one is used.
 
     Args:
       momentum: from 0 to 1, of its own.
       read_momentum: `read_momentum(opt_state)` returns the base optimizer's momentum, a tree like the
-        parameters, in the place of the search by name. Then nothing of its own is kept, with any start.
+        parameters, in place of the search by name. Then the direction keeps no momentum of its own, with any
+        start.
 
     Raises:
-      ValueError: in a step, `opt_state` holds several such trees: then `read_momentum` must choose; or, with
-        `ahead()`, the oracle was made by hand, and `opt_state` is out of sight.
+      ValueError: in a step, `opt_state` holds several such trees, and `read_momentum` must choose. Or the
+        oracle was made by hand, and `ahead()` cannot see `opt_state`.
     """
     checks.number("momentum", momentum, low=0, high=1)
     if read_momentum is not None:
@@ -127,7 +128,7 @@ def where_momentum_is(opt_state: OptState, params: Params) -> str:
 
 
 def momentum_of_base(opt_state: OptState, params: Params, visible: Params) -> tuple[str, Params | None]:
-    """The one momentum like the parameters inside an optimizer's state, and where; refuses several.
+    """The one momentum like the parameters inside an optimizer's state, and where. Refuses several.
 
     One that stands with the method inside `optax.masked` or `optax.partition` is like the `visible` ones.
     """
@@ -135,8 +136,8 @@ def momentum_of_base(opt_state: OptState, params: Params, visible: Params) -> tu
     refuse_several(found, "momenta", "read_momentum")
     if found and not _is_scaled(opt_state, found[0][1]):
         raise ValueError(
-            f"nothing stands behind the momentum at {found[0][0]}: a learning rate before it may have turned "
-            f"it downhill, and nobody can tell. Say where it is, and which way is uphill, "
+            f"nothing stands behind the momentum at {found[0][0]}, so that a learning rate before it may "
+            f"have turned it downhill. The state does not tell: say where it is, and which way is uphill, "
             f"read_momentum=lambda opt_state: ..."
         )
     return found[0] if found else ("own", None)
@@ -174,7 +175,7 @@ def as_read(
     params: Params,
     visible: Params,
 ) -> Params:
-    """What the user's accessor finds; refuses what is not like the parameters."""
+    """What the user's accessor finds. Refuses what is not like the parameters."""
     found = trees.plain(read(opt_state))
     if not (is_like(found, params) or is_like(found, visible)):
         raise ValueError(

@@ -78,17 +78,18 @@ def preconditioned(
     """`g / (sqrt(v) + epsilon)`: the gradient as Adam divides it, `v` the base's second moment.
 
     `v` is that of the base optimizer before the step, if the optimizer state that `value_and_grad` was given
-    holds one tree called `nu` shaped like the parameters. Without one it is the direction's own,
-    `v = decay v + (1 - decay) descent^2`. `directions.where_second_moment_is(opt_state, params)` says which.
+    holds one tree called `nu` shaped like the parameters. Otherwise it is the direction's own,
+    `v = decay v + (1 - decay) descent^2`. `directions.where_second_moment_is(opt_state, params)` tells which
+    one is used.
 
     Args:
       decay: from 0 to 1, of its own.
       epsilon: 0 or more, in the units of the gradient.
       read_second_moment: `read_second_moment(opt_state)` returns the base optimizer's second moment, a tree
-        like the parameters, in the place of the search by name. Then nothing of its own is kept.
+        like the parameters, in place of the search by name. Then the direction keeps none of its own.
 
     Raises:
-      ValueError: in a step, `opt_state` holds several such trees: then `read_second_moment` must choose; or
+      ValueError: in a step, `opt_state` holds several such trees, and `read_second_moment` must choose. Or
         the oracle was made by hand, and `opt_state` is out of sight.
     """
     checks.number("decay", decay, low=0, high=1)
@@ -125,7 +126,7 @@ def where_second_moment_is(opt_state: OptState, params: Params) -> str:
 
 
 def second_moment_of_base(opt_state: OptState, params: Params, visible: Params) -> tuple[str, Params | None]:
-    """The one second moment like the parameters inside an optimizer's state, and where; refuses several."""
+    """The one second moment like the parameters inside an optimizer's state, and where. Refuses several."""
     found = found_in_base(opt_state, params, visible, ("nu",))
     refuse_several(found, "second moments", "read_second_moment")
     return found[0] if found else ("own", None)

@@ -1,7 +1,7 @@
 """What the pieces of a method are: one base for each question that a step answers.
 
 Pieces are frozen dataclasses: they print well, compare by value, copy and pickle. A piece inherits from the
-base of its kind, which says what it must have and is neutral in all else. Its state is a pytree whose
+base of its kind. The base says what it must have, and is neutral in all else. Its state is a pytree whose
 structure, shapes and dtypes are final at `init`.
 """
 
@@ -26,22 +26,23 @@ ABSENT: Any = None
 
 
 class Step(NamedTuple):
-    """What every piece may know of the present step; what is not there yet is None.
+    """What every piece may know of the present step. What is not there yet is None.
 
     Attributes:
       count: `int32[]`, how many steps were taken before this one.
-      params: the parameters; inside `optax.masked` only the visible ones.
-      oracle: further gradients of this step, on the examples of the first one; None when the next step is
+      params: the parameters. Inside `optax.masked` only the visible ones.
+      oracle: further gradients of this step, on the examples of the first one. None when the next step is
         decided.
-      due: `bool[]`, whether the step is perturbed; None where only its gradient can tell.
-      opt_state: the state of the whole optimizer, where the first gradient is taken; None after it, and for
+      due: `bool[]`, whether the step is perturbed. None where only its gradient can tell.
+      opt_state: the state of the whole optimizer, where the first gradient is taken. None after it, and for
         an oracle made by hand.
-      first: the first evaluation; its `grads` are `grads`.
-      direction: what pointed uphill; None in a step that is not perturbed, as all that follows but descent.
+      first: the first evaluation. Its `grads` are `grads`.
+      direction: what pointed uphill. None in a step that is not perturbed, as are all fields below except
+        descent.
       perturbation: a tree like the parameters.
       distance: `float[]`, its norm, zero where it is.
       point: the perturbed parameters.
-      perturbed: the evaluation there; its `grads` are `perturbed_grads`. With the start `ahead()` it is the
+      perturbed: the evaluation there. Its `grads` are `perturbed_grads`. With the start `ahead()` it is the
         first one.
       descent: what the step descends along.
       base_key: from which `key` is made.
@@ -76,7 +77,7 @@ class Step(NamedTuple):
 
     @property
     def perturbed_grads(self) -> Grads:
-        """The gradient at the perturbed point, `g'`; None in a step that is not perturbed."""
+        """The gradient at the perturbed point, `g'`, or None in a step that is not perturbed."""
         return None if self.perturbed is None else self.perturbed.grads
 
 
@@ -95,15 +96,15 @@ class Remembering(Piece):
     """A piece with a state."""
 
     def init(self, params: Params, key: jax.Array) -> PieceState:
-        """The initial state; `key` is a typed PRNG key."""
+        """The initial state. `key` is a typed PRNG key."""
         del params, key
         return ()
 
     def settle(self, mean: PieceState, old: PieceState) -> PieceState:
         """The state after a step in slices or draws, from the mean of their states.
 
-        Float leaves are averaged, all others are the first one's. A state that a mean destroys, such as a
-        unit vector, is repaired here.
+        Float leaves are averaged. All others are the first one's. Repair here a state that a mean destroys,
+        such as a unit vector.
         """
         del old
         return mean
@@ -113,9 +114,9 @@ class Began(NamedTuple):
     """Where, and on which examples, a step begins.
 
     Attributes:
-      point: of the first gradient; `step.params` for no move.
+      point: of the first gradient. `step.params` for no move.
       oracle: with its examples.
-      climb: what was climbed to get there, as `climb()` returned it; None for a step that climbs later.
+      climb: what was climbed to get there, as `climb()` returned it. None for a step that climbs later.
     """
 
     point: Params
@@ -140,7 +141,7 @@ class Start(Remembering, abc.ABC):
 
     @abc.abstractmethod
     def begin(self, state: PieceState, step: Step, climb: Callable[[], Any]) -> Began:
-        """The point of the first gradient, and its examples; `climb()` perturbs before it is taken."""
+        """The point of the first gradient, and its examples. `climb()` perturbs before it is taken."""
 
     def update(self, state: PieceState, step: Step) -> PieceState:
         """The state after both evaluations of a perturbed step."""
@@ -174,7 +175,7 @@ class Gate(Remembering, abc.ABC):
 
     @abc.abstractmethod
     def due(self, state: PieceState, step: Step) -> jax.Array:
-        """Whether the step is perturbed, `bool[]`; its gradient may not be there yet."""
+        """Whether the step is perturbed, `bool[]`. Its gradient may not be there yet."""
 
     def update(self, state: PieceState, step: Step) -> PieceState:
         """The state after a step, perturbed or not."""
@@ -219,7 +220,7 @@ class Reuse(Remembering, abc.ABC):
 class Ascent(Piece, abc.ABC):
     """How far uphill? An Optax transformation, from a direction to a perturbation.
 
-    Its key comes with `update`, not with `init`: any other Optax transformation is an ascent too.
+    Its key comes with `update`, not with `init`, since any other Optax transformation is an ascent too.
     """
 
     says_how_far: ClassVar[bool] = True
@@ -239,7 +240,7 @@ class Ascent(Piece, abc.ABC):
     def update(
         self, updates: Grads, state: PieceState, params: Params = None, **extra_args: Any
     ) -> tuple[Grads, PieceState]:
-        """The perturbation along `updates`; extra arguments are `step` (the count), `key` and `oracle`."""
+        """The perturbation along `updates`. Extra arguments are `step` (the count), `key` and `oracle`."""
 
     def climb(
         self, updates: Grads, state: PieceState, params: Params = None, **extra_args: Any
@@ -255,13 +256,13 @@ def transformation(ascent: Ascent) -> optax.GradientTransformationExtraArgs:
 
 
 def record_of(ascent: optax.GradientTransformation) -> Ascent | None:
-    """The record behind an ascent of this library; None for any other transformation."""
+    """The record behind an ascent of this library, or None for any other transformation."""
     record = getattr(ascent.update, "__self__", None)
     return record if isinstance(record, Ascent) else None
 
 
 def asks_anew(ascent: optax.GradientTransformation) -> bool:
-    """Whether an ascent may ask for losses of other examples; of a foreign one, nobody knows."""
+    """Whether an ascent may ask for losses of other examples. For a foreign one nobody knows."""
     record = record_of(ascent)
     return True if record is None else record.asks_anew
 

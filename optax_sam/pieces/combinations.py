@@ -52,7 +52,7 @@ class Unit(Combination):
 
 
 def unit() -> Unit:
-    """`g' / ||g'||`; zero where `g'` is zero."""
+    """`g' / ||g'||`, and zero where `g'` is zero."""
     return Unit()
 
 
@@ -68,7 +68,7 @@ class UnitSum(Combination):
 
 
 def unit_sum() -> UnitSum:
-    """`(g + g') / ||g + g'||`; zero where the sum is zero."""
+    """`(g + g') / ||g + g'||`, and zero where the sum is zero."""
     return UnitSum()
 
 
@@ -90,7 +90,7 @@ class Mix(Combination):
 
 
 def mix(alpha: Number) -> Mix:
-    """`(1 - alpha) g + alpha g'`; above 1 it extrapolates.
+    """`(1 - alpha) g + alpha g'`. An `alpha` above 1 extrapolates.
 
     Args:
       alpha: a number, or a schedule of the step count.
@@ -148,7 +148,7 @@ def surrogate_gap(alpha: Number, minimize_clean: bool = False) -> SurrogateGap:
 
     Args:
       alpha: a number, or a schedule of the step count.
-      minimize_clean: instead `g + alpha g'_o`, `g'_o` the part of `g'` orthogonal to `g`.
+      minimize_clean: returns `g + alpha g'_o` instead, with `g'_o` the part of `g'` orthogonal to `g`.
     """
     checks.number_or_schedule("alpha", alpha)
     checks.boolean("minimize_clean", minimize_clean)
@@ -180,7 +180,7 @@ def bilateral(lower_rho: Radius) -> Bilateral:
     """`g' + g - (||g'|| / ||g-||) g-`, `g-` the gradient at `w - lower_rho g / ||g||` (BSAM).
 
     Args:
-      lower_rho: 0 or more; a number, or a schedule of the step count.
+      lower_rho: 0 or more. A number, or a schedule of the step count.
     """
     checks.number_or_schedule("lower_rho", lower_rho, low=0)
     return Bilateral(lower_rho)
@@ -249,19 +249,20 @@ class Polyak(Combination):
 def polyak(max_step: Cap = 1.0, lower_bound: Number = 0.0) -> Polyak:
     """`gamma g'`, `gamma = clip((L(w + e) - lower_bound - <g', e>) / ||g'||^2, 0, max_step)` (SAM-SPS).
 
-    Polyak's step along the perturbed gradient: down to where the tangent at the perturbed point, drawn back
-    to the parameters, meets the lower bound. `optax.sgd(1.0)` behind the method takes it as it is.
+    This is Polyak's step along the perturbed gradient. It goes down to where the tangent at the perturbed
+    point, drawn back to the parameters, meets the lower bound. `optax.sgd(1.0)` behind the method takes it as
+    it is.
 
-    It is a combination, and no transformation behind the method in the chain. What stands there is given the
-    descent alone: neither the perturbation nor the loss at its end. All three are of the same examples here,
-    in slices and draws too: each has a step of its own, and the descent is the mean of these. A gradient that
-    is not that of its loss is refused (`selections.emphasized`, `starts.reweighted`). Behind
-    `starts.at_random` the tangent is drawn back to the random start. A step that a gate leaves unperturbed
-    descends along the gradient as it is.
+    It is a combination, and no transformation behind the method in the chain. Such a transformation gets the
+    descent alone, neither the perturbation nor the loss at its end. Here all three are of the same examples.
+    In slices and draws, each has a step of its own, and the descent is the mean of these. A gradient that is
+    not that of its loss is refused (`selections.emphasized`, `starts.reweighted`). With `starts.at_random`
+    the tangent is drawn back to the random start. A step that a gate leaves unperturbed descends along the
+    gradient as it is.
 
     Args:
-      max_step: 0 or more; a number, or a schedule of the step count.
-      lower_bound: of the loss of any batch: 0 for losses that may vanish; a number, or a schedule of the step
+      max_step: 0 or more. A number, or a schedule of the step count.
+      lower_bound: of the loss of any batch, 0 for losses that may vanish. A number, or a schedule of the step
         count.
     """
     checks.number_or_schedule("max_step", max_step, low=0, infinite_too=True)

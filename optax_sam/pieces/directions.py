@@ -102,7 +102,7 @@ def running_mean(decay: FixedProbability) -> RunningMean:
 
 @dataclasses.dataclass(frozen=True)
 class BatchSpecific(RunningMean):
-    """See `batch_specific`: the same mean, of which only the rest points uphill."""
+    """See `batch_specific`: the same mean, and what is left of the gradient without it points uphill."""
 
     sigma: Scalar
 
@@ -112,9 +112,9 @@ class BatchSpecific(RunningMean):
 
 
 def batch_specific(sigma: FixedNumber = 1.0, decay: FixedProbability = 0.9) -> BatchSpecific:
-    """`g - sigma m`: what this batch adds to the mean `m` of the gradients before (Friendly SAM).
+    """`g - sigma m`: what this batch adds to the mean `m` of the earlier gradients (Friendly SAM).
 
-    `m = decay m + (1 - decay) g`, started at the first gradient, whose step has the direction `g`.
+    `m = decay m + (1 - decay) g`, started at the first gradient. The first step has the direction `g`.
 
     Args:
       sigma: how much of the mean is taken away.
@@ -149,11 +149,11 @@ class PreviousDescent(Direction):
 
 
 def previous_descent(of: Direction | None = None) -> PreviousDescent:
-    """What the step before descended along; zero in the first (S2-SAM).
+    """The descent of the step before, and zero in the first step (S2-SAM).
 
     Args:
-      of: another direction, made of the descents in the place of gradients; `gradient()`, the descent
-        itself, by default.
+      of: another direction, made of the descents in place of gradients. `gradient()`, the descent itself, by
+        default.
     """
     checks.piece("of", of, Direction, "directions.gradient()")
     return PreviousDescent(gradient() if of is None else of)
@@ -194,10 +194,10 @@ class MeanOfPerturbed(Direction):
 
 
 def mean_of_perturbed(decay: FixedProbability, refresh_steps: Count) -> MeanOfPerturbed:
-    """`d = decay d + (1 - decay) g'/||g'||` of the perturbed gradients `g'` before (GraphSAM).
+    """`d = decay d + (1 - decay) g'/||g'||` of the earlier perturbed gradients `g'` (GraphSAM).
 
     The norms are those of single leaves. In every `refresh_steps`-th step `d` is the gradient at the
-    parameters, which is one gradient more.
+    parameters. This costs one more gradient.
 
     Args:
       decay: from 0 to 1.
@@ -289,7 +289,7 @@ class DampedGaussian(Direction):
 def damped_gaussian(weight: FixedNotNegative, decay: FixedProbability) -> DampedGaussian:
     """`z / sqrt(1 + weight sum F)`, `z` standard normal: less noise where gradients are large (ARWP).
 
-    `F = decay F + g'^2` with the noisy gradients `g'`, summed over each output filter; entries of
+    `F = decay F + g'^2` with the noisy gradients `g'`, summed over each output filter. Entries of
     leaves with one axis or none stand alone.
 
     Args:

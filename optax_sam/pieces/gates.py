@@ -56,7 +56,7 @@ class Every(Gate):
 
 
 def every(k: Count) -> Every:
-    """Perturb every k-th step: those whose number, counted from 0, is a multiple of `k`."""
+    """Perturb every k-th step: the steps 0, `k`, `2 k` and so on."""
     checks.integer("k", k, low=1)
     return Every(k)
 
@@ -78,7 +78,7 @@ def with_probability(probability: Probability) -> WithProbability:
     """Perturb with probability `p(t)`, drawn anew in each step: `U(0, 1) < p(t)`.
 
     Args:
-      probability: from 0 (never) to 1 (always); a number, or a schedule of the step count.
+      probability: from 0 (never) to 1 (always). A number, or a schedule of the step count.
     """
     checks.number_or_schedule("probability", probability, low=0, high=1)
     return WithProbability(probability)
@@ -110,7 +110,7 @@ def after(start_step: FixedNotNegative) -> After:
 
 
 class LargeGradientState(NamedTuple):
-    """State of `when_gradient_is_large`; both change every step.
+    """State of `when_gradient_is_large`. Both change every step.
 
     Attributes:
       mean: `float[]`, running mean of the squared norm of the gradient.
@@ -153,14 +153,14 @@ class WhenGradientIsLarge(Gate):
 
 
 def when_gradient_is_large(threshold: Number, decay: FixedProbability = 0.9) -> WhenGradientIsLarge:
-    """Perturb when `||g||^2 >= mu + threshold sigma`: the gradient is large among those before (AE-SAM).
+    """Perturb when `||g||^2 >= mu + threshold sigma`: the gradient is large among the earlier ones (AE-SAM).
 
     `mu = decay mu + (1 - decay) ||g||^2` and
     `sigma^2 = decay sigma^2 + (1 - decay) (||g||^2 - mu)^2`, from 0, this step's gradient included. The
     decision cannot be known before the first gradient.
 
     Args:
-      threshold: in standard deviations; a number, or a schedule of the step count.
+      threshold: in standard deviations. A number, or a schedule of the step count.
       decay: from 0 to 1.
     """
     checks.number_or_schedule("threshold", threshold)

@@ -1,7 +1,7 @@
 """How the size of a perturbation is measured: a norm and its steepest direction, in one record.
 
-A perturbation is `rho * dual / norm`. Both come from one method, so that no flag can change one and
-forget the other.
+A perturbation is `rho * dual / norm`. Both come from one method, so that no flag can change one without the
+other.
 """
 
 import abc
@@ -104,9 +104,9 @@ def euclidean() -> Euclidean:
 def elementwise(eta: FixedNotNegative = 0.0, biases: bool = False) -> Elementwise:
     """`e = rho T^2 d / ||T d||` with `T = |w| + eta`, and `T = 1` for biases (ASAM).
 
-    The radius is measured as `||T^-1 e||`, which does not change when weights are rescaled. Biases
-    are the leaves whose name is "b", as Haiku has it, or contains "bias": the last name on the path that
-    is no index and no `value` of a box (`nn.Partitioned`). All others, `offset` and `beta` too, are weights.
+    The radius is measured as `||T^-1 e||`, which does not change when weights are rescaled. A leaf is a bias
+    if its name is "b", as in Haiku, or contains "bias". Its name is the last one on the path that is no index
+    and no `value` of a box (`nn.Partitioned`). All other leaves are weights, `offset` and `beta` too.
 
     Args:
       eta: 0 or more, in the units of the weights.
@@ -118,7 +118,7 @@ def elementwise(eta: FixedNotNegative = 0.0, biases: bool = False) -> Elementwis
 
 
 def magnitude() -> Magnitude:
-    """`e = rho |w| d / || |w| d ||`: larger weights move further; the size is the L2 norm (PUGD)."""
+    """`e = rho |w| d / || |w| d ||`: larger weights move further, and the size is the L2 norm (PUGD)."""
     return Magnitude()
 
 
@@ -167,7 +167,7 @@ def fisher(eta: FixedNotNegative = 1.0) -> Fisher:
     `d^2`, the square of the batch's mean gradient, stands for the diagonal of the Fisher matrix.
 
     Args:
-      eta: 0 (the Euclidean ball) or more; its effect depends on the scale of the gradient.
+      eta: 0 (the Euclidean ball) or more. Its effect depends on the scale of the gradient.
     """
     checks.number("eta", eta, low=0)
     return Fisher(eta)
@@ -226,12 +226,12 @@ class PNorm(Geometry):
 def p_norm(p: FixedAboveOne) -> PNorm:
     """`e = rho sign(d) |d|^(q - 1) / ||d||_q^(q - 1)`: the ball of the norm of order `p`, `1/p + 1/q = 1`.
 
-    The larger `p`, the more alike all entries move: at 2 the ball is Euclidean, at infinity each entry moves
-    by `rho`. Below 2 few entries move, those of the largest gradient. The norm is over all parameters; of
-    complex entries it takes the absolute value.
+    The larger `p` is, the more alike all entries move. At 2 the ball is Euclidean. At infinity each entry
+    moves by `rho`. Below 2 only the few entries with the largest gradients move. The norm is over all
+    parameters. It takes the absolute value of complex entries.
 
     Args:
-      p: above 1; infinity is permitted.
+      p: above 1. Infinity is permitted.
     """
     checks.above_one("p", p)
     return PNorm(p)
@@ -253,24 +253,25 @@ class FanScaled(Geometry):
 
 
 def fan_scaled(outputs_first: bool = False) -> FanScaled:
-    """`e = rho sqrt(fan_out / fan_in) d / ||d||` in each leaf: the radius does not hang on the width.
+    """`e = rho sqrt(fan_out / fan_in) d / ||d||` in each leaf: the radius does not depend on the width.
 
-    One axis of a leaf is `fan_out`, and the product of all others `fan_in`. A leaf of one axis, a bias or a
-    scale, has `fan_in = 1`: the input that a bias meets is one number, and each of its `n` entries should
-    move by `rho`, so that its norm is `rho sqrt(n)`. The same holds for a scale, which multiplies entries of
-    size one. A number moves by `rho`.
+    One axis of a leaf is `fan_out`, and the product of all others is `fan_in`. A leaf of one axis, a bias or
+    a scale, has `fan_in = 1`. The input of a bias is one number, and each of its `n` entries should move by
+    `rho`. So its norm is `rho sqrt(n)`. The same holds for a scale, which multiplies entries of size one. A
+    number moves by `rho`.
 
-    A layer of rank one then moves the entries of its output by `rho` times those of its input, whatever
-    its width. Gradients of few examples are nearly of rank one; of others that is the most.
+    With a gradient of rank one, a layer then moves the entries of its output by `rho` times those of its
+    input, whatever its width. Gradients of few examples are nearly of rank one. With other gradients they
+    move at most as far.
 
     Kernels with several output axes (the heads of `nn.MultiHeadDotProductAttention`), transposed convolutions
     that keep the outputs before the inputs (`hk.Conv2DTranspose`, `nn.ConvTranspose(transpose_kernel=True)`),
     layers stacked along a first axis, and look-up tables, whose input is one row, have other fans than their
-    shapes say: their radius is wrong by a factor. `optax.partition` gives them one of their own.
+    shapes say. Their radius is wrong by a factor. Give them a radius of their own with `optax.partition`.
 
     Args:
-      outputs_first: whether the first axis of a kernel is `fan_out`, as in Equinox; else the last one, as in
-        Flax and Haiku. Nothing in an array tells which.
+      outputs_first: whether the first axis of a kernel is `fan_out`, as in Equinox. Otherwise the last axis
+        is, as in Flax and Haiku. An array does not tell which it is.
 
     Raises:
       TypeError: `outputs_first` is no Python bool.
@@ -302,13 +303,14 @@ class Spectral(Geometry):
 def spectral(outputs_first: bool = False) -> Spectral:
     """`e = rho sqrt(fan_out / fan_in) U V^T` in each leaf, `d = U S V^T`: the spectral ball.
 
-    The steepest perturbation of each matrix whose largest singular value is `rho sqrt(fan_out / fan_in)`: no
-    layer moves its output by more than `rho` times its input, entry for entry. `U V^T` is found as
-    Muon finds it, by five Newton-Schulz steps of `optax.contrib`: its singular values are about one, between
-    0.6 and 1.2, and smaller where those of `d` are below a few hundredths of `||d||`.
+    This is the steepest perturbation of each matrix whose largest singular value is
+    `rho sqrt(fan_out / fan_in)`. No layer moves its output by more than `rho` times its input, entry for
+    entry. `U V^T` is found as in Muon, by five Newton-Schulz steps of `optax.contrib`. Its singular values
+    are about one, between 0.6 and 1.2. They are smaller where those of `d` are below a few hundredths of
+    `||d||`.
 
-    Fans and leaves of one axis are those of `fan_scaled`: a vector is a matrix of one row, of rank one, and
-    its norm is `rho sqrt(n)`.
+    Fans and leaves of one axis are treated as in `fan_scaled`. A vector is a matrix of one row, of rank one,
+    and its norm is `rho sqrt(n)`.
 
     Args:
       outputs_first: as in `fan_scaled`.
@@ -321,7 +323,7 @@ def spectral(outputs_first: bool = False) -> Spectral:
 
 
 def root_of_fans(leaf: jax.Array, outputs_first: bool) -> float:
-    """`sqrt(fan_out / fan_in)`: one axis, and the product of all others; a vector is one row."""
+    """`sqrt(fan_out / fan_in)`: one axis, and the product of all others. A vector is one row."""
     if leaf.ndim < 2:
         return math.sqrt(leaf.size)
     fan_out = leaf.shape[0 if outputs_first else -1]
@@ -361,7 +363,7 @@ def _power_of_ratio(size: jax.Array, largest: jax.Array, power: jax.Array) -> ja
 
 
 def filter_norms(leaf: jax.Array) -> jax.Array:
-    """The L2 norm of each output filter (the last axis), shaped to multiply the leaf; else of the leaf."""
+    """The L2 norm of each output filter (the last axis), or of the leaf, shaped to multiply the leaf."""
     if leaf.ndim < 2:
         return trees.norm(leaf)
     wide = trees.widen(leaf)
@@ -369,7 +371,7 @@ def filter_norms(leaf: jax.Array) -> jax.Array:
 
 
 def filter_sums(leaf: jax.Array) -> jax.Array:
-    """Sums over each output filter (the last axis); the leaf itself with one axis or none."""
+    """Sums over each output filter (the last axis), or the leaf itself with one axis or none."""
     return leaf if leaf.ndim < 2 else jnp.sum(leaf, axis=tuple(range(leaf.ndim - 1)), keepdims=True)
 
 

@@ -13,10 +13,10 @@ from optax_sam.pieces.bases import Ascent, transformation
 
 
 class IntervalState(NamedTuple):
-    """State of `times_interval`; both change in perturbed steps.
+    """State of `times_interval`. Both change in perturbed steps.
 
     Attributes:
-      last: `int32[]`, the count of the last perturbed step; -1 before any.
+      last: `int32[]`, the count of the last perturbed step. -1 before any.
       interval: `int32[]`, from the one before to it.
     """
 
@@ -60,12 +60,12 @@ class TimesInterval(Ascent):
 def times_interval() -> optax.GradientTransformationExtraArgs:
     """`k e`, `k` the steps since the last perturbed step: for gates that leave steps unperturbed.
 
-    `chained(to_radius(rho), times_interval())` has the radius `k rho` behind `gates.every(k)`, and the same
-    on average behind a gate that opens by chance or by what it measures: from the first perturbed step on,
-    the radii add up to `rho` for each step that has passed. In the first perturbed step `k` is 1, however
-    late it comes, and behind `gates.always()` in every step.
+    `chained(to_radius(rho), times_interval())` has the radius `k rho` with `gates.every(k)`. With a gate that
+    opens by chance or by what it measures, the same holds on average. From the first perturbed step on, the
+    radii add up to `rho` for each step that has passed. `k` is 1 in the first perturbed step, however late it
+    comes. With `gates.always()` it is 1 in every step.
 
-    A gate that may stay closed for long, such as `gates.when_gradient_is_large`, asks for a radius that is
-    as much larger. `within_leaf_norm` behind it bounds it.
+    A gate that stays closed for long, such as `gates.when_gradient_is_large`, may make the radius very large.
+    Put `within_leaf_norm` behind to bound it.
     """
     return transformation(TimesInterval())

@@ -1,8 +1,8 @@
-"""What `optax.masked` leaves out of an ascent, which Optax hands on as it came: the raw gradient.
+"""What `optax.masked` leaves out of an ascent. Optax passes it on as it came: the raw gradient.
 
-Optax does not say which leaves a mask leaves out. The ascents of this library say which ones they are
-given: a leaf that none has seen that says how far, beside a mask, is left out. A compiled function says that
-in its first trace alone; what comes out of it as it went in is seen in its equations.
+Optax does not say which leaves a mask leaves out. The ascents of this library say which leaves they are
+given. Beside a mask, a leaf is left out if no ascent that says how far has seen it. A compiled function says
+that in its first trace alone. What comes out of it as it went in is seen in its equations.
 """
 
 import contextlib
@@ -91,9 +91,9 @@ def _left_out(
     patterns = {shown for shown in seen if not all(shown)}
     if any(unseen) and (masks.partitions or len(patterns) < masks.number):
         raise ValueError(
-            "ascent has optax.masked among other transformations of Optax, or inside a function, and what it "
-            "leaves out cannot be told from what those do: put optax.masked outermost, or say what is done "
-            "with every leaf, "
+            "ascent has optax.masked among other transformations of Optax, or inside a function. Nobody can "
+            "tell there what the mask leaves out: put optax.masked outermost, or say what is done with every "
+            "leaf, "
             'optax.partition({"here": ascent, "none": optax.set_to_zero()}, labels).'
         )
     return unseen
@@ -159,7 +159,7 @@ class _Masks(NamedTuple):
     """The masks in an ascent.
 
     Attributes:
-      number: how many; a mask around others does not count.
+      number: how many. A mask around others does not count.
       partitions: whether there are partitions, whose groups are no masks.
       nested: whether a mask stands in another.
     """

@@ -1,6 +1,7 @@
 """Which entries of a perturbation are kept, as Optax transformations.
 
-Behind `to_radius` a mask leaves a part of the perturbation; before it, what is kept has the whole radius.
+With a mask behind `to_radius`, what is kept has a part of the radius. With a mask before it, what is kept has
+the whole radius.
 """
 
 import dataclasses
@@ -76,8 +77,8 @@ def fisher_mask(
 ) -> optax.GradientTransformationExtraArgs:
     """Keeps the entries with the largest diagonal of the empirical Fisher matrix (SSAM-F).
 
-    In every `refresh_steps`-th step, behind its perturbation, the mask is renewed from the squared
-    gradients of the first examples of the batch. Before the first it keeps nothing. Arguments: see
+    The mask is renewed in every `refresh_steps`-th step, behind its perturbation, from the squared gradients
+    of the first examples of the batch. Before the first renewal it keeps nothing. Arguments: see
     `sparse_sam`.
     """
     checks.static_number("sparsity", sparsity, low=0, high=1)
@@ -140,7 +141,7 @@ class DynamicMask(Ascent):
 def dynamic_mask(
     sparsity: Share, refresh_steps: Count, drop_rate: FixedProbability, total_steps: Count, seed: Seed = 0
 ) -> optax.GradientTransformationExtraArgs:
-    """Keeps a random part; lets the entries with small gradients go, and as many random ones in (SSAM-D).
+    """Keeps a random part. Drops entries with small gradients, and takes in as many random ones (SSAM-D).
 
     In every `refresh_steps`-th step, behind its perturbation, the part `d` of the entries is replaced,
     `d = drop_rate (1 + cos(pi step / total_steps)) / 2`. Arguments: see `sparse_sam`.
@@ -179,7 +180,7 @@ class Only(Ascent):
 
 
 def only(mask: Callable[[Any, Any], bool]) -> optax.GradientTransformationExtraArgs:
-    """The leaves that a mask chooses; zeros for all others (SAM-ON).
+    """The leaves that a mask chooses, and zeros for all others (SAM-ON).
 
     Args:
       mask: `mask(path, leaf) -> bool`, with the keys of the leaf's path.
@@ -204,7 +205,7 @@ class KeepRandomFraction(Ascent):
 
 
 def keep_random_fraction(fraction: FixedProbability) -> optax.GradientTransformationExtraArgs:
-    """Each leaf as it is with probability `fraction`, else zero; another draw in every step (ESAM).
+    """Each leaf as it is with probability `fraction`, else zero, drawn anew in every step (ESAM).
 
     Before `to_radius`, the radius is that of what is kept.
 
@@ -240,7 +241,7 @@ class KeepOutliers(Ascent):
 
 
 def keep_outliers(quantile: FixedProbability) -> optax.GradientTransformationExtraArgs:
-    """The entries of each leaf that are furthest from its mean; zero for the others (ZSharp).
+    """The entries of each leaf that are furthest from its mean, and zero for the others (ZSharp).
 
     An entry is kept if its z-score, without the sign, is above the quantile of all z-scores of the leaf.
     Leaves with one axis or none are kept whole. Before `to_radius`, the radius is that of what is kept.
@@ -253,7 +254,7 @@ def keep_outliers(quantile: FixedProbability) -> optax.GradientTransformationExt
 
 
 def masked(tree: Any, mask: Any) -> Any:
-    """The entries that the mask keeps; zeros elsewhere."""
+    """The entries that the mask keeps, and zeros elsewhere."""
 
     def on_leaf(x, m):  # masks are whole on every device
         return jnp.where(sharding.split_like(m, x), x, jnp.zeros_like(x))
@@ -314,7 +315,7 @@ def _largest_of_groups(scores: jax.Array, kept: int, group: int) -> jax.Array:
 
 
 def check_pattern(pattern: Any) -> tuple[int, int]:
-    """The numbers of a pattern such as 2:4; (0, 0) for the patterns with a name; refuses all others."""
+    """The numbers of a pattern such as 2:4, or (0, 0) for the patterns with a name. Refuses all others."""
     if pattern in ("unstructured", "structured"):
         return 0, 0
     found = re.fullmatch(r"(\d+):(\d+)", pattern) if isinstance(pattern, str) else None

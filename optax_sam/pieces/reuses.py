@@ -46,7 +46,7 @@ class DecayedDifferenceState(NamedTuple):
 
     Attributes:
       difference: `g' - g` of the last perturbed step, a tree like the parameters.
-      age: `int32[]`, unperturbed steps since then; never above `steps`, where nothing is reused.
+      age: `int32[]`, unperturbed steps since then. Never above `steps`, where nothing is reused.
     """
 
     difference: Any
@@ -83,7 +83,7 @@ class DecayedDifference(Reuse):
 
 
 def decayed_difference(decay: FixedProbability, steps: CountOrZero) -> DecayedDifference:
-    """`g + decay^j (g' - g)_last` in the `j`-th unpaid step, `j = 1..steps`; then `g` (vSAM).
+    """`g + decay^j (g' - g)_last` in the `j`-th unpaid step, `j = 1..steps`, then `g` (vSAM).
 
     Args:
       decay: from 0 to 1.
@@ -115,8 +115,8 @@ class OrthogonalComponent(Reuse):
 def orthogonal_component(alpha: Number) -> OrthogonalComponent:
     """`g + alpha (||g|| / ||v||) v`, `v` the part of the last `g'` orthogonal to its `g` (LookSAM).
 
-    That part, which leads to the flatter minimum, changes more slowly than the gradient. Before the
-    first perturbed step it is `g`.
+    That part leads to the flatter minimum, and changes more slowly than the gradient. Before the first
+    perturbed step the descent is `g`.
 
     Args:
       alpha: a number, or a schedule of the step count.
@@ -171,8 +171,8 @@ def components_beyond(
 ) -> ComponentsBeyond:
     """What the surrogate's gradient `m` lacks, from the last perturbed step (FGSAM+).
 
-    With `u` and `v` the parts of the last `g` and `g'` orthogonal to `m` then, an unpaid step, whose
-    gradient is `m`, descends along `m + alpha (||m|| / ||v||) v + mix (m + (||m|| / ||u||) u)`.
+    `u` and `v` are the parts of the last `g` and `g'` that were orthogonal to their `m`. An unpaid step has
+    the gradient `m`, and descends along `m + alpha (||m|| / ||v||) v + mix (m + (||m|| / ||u||) u)`.
     Arguments: see `fgsam_plus`.
     """
     checks.function("surrogate_losses", surrogate_losses, "surrogate_losses(params, batch) -> [batch]")
@@ -182,7 +182,7 @@ def components_beyond(
 
 
 def beside(tree: Any, to: Any) -> Any:
-    """The part of `tree` orthogonal to `to`; zero where it is no longer than its rounding."""
+    """The part of `tree` orthogonal to `to`, and zero where it is no longer than its rounding."""
     part = trees.perpendicular(tree, to=to)
     length, whole = trees.norm(part), trees.norm(tree)
     is_rounding = length <= ROUNDING * jnp.finfo(whole.dtype).eps * whole

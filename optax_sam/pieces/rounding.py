@@ -39,9 +39,9 @@ class RoundedByChance(Ascent):
 def rounded_by_chance() -> optax.GradientTransformationExtraArgs:
     """`w + e` rounded up or down by chance, in leaves of 16 bits, so that it is `w + e` on average.
 
-    The nearest number of bfloat16 is `w` itself where `e` is below a 512th of `w`, and a perturbation that is
-    small everywhere vanishes as a whole. Rounded by chance, an entry moves to one of its neighbours with the
-    probability that makes its mean right. Stands behind the ascent that says how far:
+    Where `e` is below a 512th of `w`, the nearest number of bfloat16 is `w` itself. A perturbation that is
+    small everywhere then vanishes as a whole. Rounded by chance, an entry moves to one of its neighbours,
+    with the probability that makes its mean right. Put it behind the ascent that says how far:
     `chained(to_radius(0.05), rounded_by_chance())`. Leaves of other dtypes keep their perturbation.
 
     The distance along the direction is the radius on average. The whole distance, which `info` reports, is

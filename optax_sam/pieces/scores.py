@@ -1,4 +1,4 @@
-"""AUSAM's start: a score for each example of the data set, by which the step's examples are drawn."""
+"""AUSAM's start: the examples of a step are drawn by a score for each example of the data set."""
 
 import dataclasses
 from collections.abc import Callable
@@ -77,7 +77,7 @@ class DrawnByScore(Start):
     def log_weights(
         self, state: ScoreState, indices: jax.Array, weights: jax.Array, step: jax.Array
     ) -> jax.Array:
-        """`log q`, `float[batch]`: where each example stands between the batch's scores; -inf for padding."""
+        """`log q`, `float[batch]`: where an example stands among the batch's scores, -inf for padding."""
         real, indices = weights != 0, jnp.clip(indices, 0, self.num_examples - 1)
         score_sum, times_scored = (batch_axis.look_up(x, indices) for x in state)
         seen = times_scored > 0
@@ -130,11 +130,11 @@ def drawn_by_score(
 ) -> DrawnByScore:
     """At the parameters, on examples drawn without replacement by their scores (AUSAM).
 
-    Example `i` has probability proportional to
-    `q_i = smin + (score_i - min) / (max - min) (smax(t) - smin)`, minimum and maximum over the batch;
-    `smax(t)` rises linearly from `smin` to its value within `ramp_steps` steps. A score is the mean
-    of what the example was given whenever it was drawn, and 1 before. A difference of losses wants a
-    selection that sees the same examples and loss as this start. Arguments: see `ausam`.
+    Example `i` has probability proportional to `q_i = smin + (score_i - min) / (max - min) (smax(t) - smin)`,
+    minimum and maximum over the batch. `smax(t)` rises linearly from `smin` to its value within `ramp_steps`
+    steps. A score is the mean of what the example was given whenever it was drawn, and 1 before. With a
+    difference of losses, the selection must see the same examples and loss as this start. Arguments: see
+    `ausam`.
     """
     checks.integer("num_examples", num_examples, low=1)
     check_fraction(fraction)
@@ -157,7 +157,7 @@ def _check_sees_the_batch(oracle: StepOracle) -> None:
     if axes:
         raise ValueError(
             f"batch and indices differ over the axis {min(axes)!r} of a shard_map, but the scores are one "
-            f"array for the whole data set, the same on every device: take the step under plain jax.jit, "
-            f"outside of the shard_map, with the batch split over the mesh, "
+            f"array for the whole data set, the same on every device. Take the step under plain jax.jit, "
+            f"outside of the shard_map, and split the batch over the mesh, "
             f"jax.device_put(batch, NamedSharding(mesh, PartitionSpec({min(axes)!r})))."
         )

@@ -76,12 +76,12 @@ class LargestIncrease(Selection):
 def largest_increase(fraction: Fraction, strata: Count = 1) -> LargestIncrease:
     """The examples whose loss rises most from the first point to the perturbed one (ESAM).
 
-    Costs one forward pass on all examples. Padding comes last. Of equal increases the first are chosen: all
-    are zero in a step whose perturbation is.
+    Costs one forward pass on all examples. Padding comes last. The first examples are chosen among equal
+    increases. All increases are zero in a step whose perturbation is zero.
 
     Args:
       fraction: `int(fraction B / strata)` examples of each stratum, 1 or more.
-      strata: the number of contiguous parts of the batch from which is chosen separately.
+      strata: the number of contiguous parts of the batch. Each part is chosen from separately.
     """
     check_fraction(fraction)
     checks.integer("strata", strata, low=1)
@@ -104,11 +104,12 @@ class OnPart(Selection):
 def on_part(part: CountOrZero, num_parts: Count, strata: Count = 1) -> OnPart:
     """One of several equal parts of the batch, in the order of its rows.
 
-    As a selection the second gradient sees that part; `starts.on_part` is the same for the first.
+    As a selection, it lets the second gradient see that part. `starts.on_part` does the same for the first
+    gradient.
 
     Args:
       part: from 0 to `num_parts - 1`.
-      num_parts: 1 or more; with `strata` they divide the batch.
+      num_parts: 1 or more. `num_parts` times `strata` must divide the batch.
       strata: the number of contiguous parts of the batch, each of which is split by itself.
     """
     checks.integer("num_parts", num_parts, low=1)
@@ -131,7 +132,7 @@ def on_surrogate(surrogate_losses: Callable[[Any, Any], Any]) -> OnSurrogate:
     """The second gradient is that of another, cheaper loss of the same parameters (FGSAM).
 
     Args:
-      surrogate_losses: called and returning as the loss function of `value_and_grad`.
+      surrogate_losses: takes and returns what the loss function of `value_and_grad` does.
     """
     checks.function("surrogate_losses", surrogate_losses, "surrogate_losses(params, batch) -> [batch]")
     return OnSurrogate(surrogate_losses)
@@ -229,15 +230,15 @@ def check_fraction(fraction: Any, name: str = "fraction") -> None:
 
 
 def draw(log_weights: jax.Array, num_drawn: int, strata: int, key: jax.Array) -> jax.Array:
-    """Positions drawn without replacement, one after the other with the given weights.
+    """Positions drawn without replacement, one after the other, with the given weights.
 
     Adding Gumbel noise and taking the largest is the same draw as taking examples one by one with
-    probabilities proportional to the weights of those left; its size is static.
+    probabilities proportional to the weights of those left. Its size is static.
 
     Args:
-      log_weights: `float[batch]`, logarithms of weights of any scale; -inf comes last.
+      log_weights: `float[batch]`, logarithms of weights of any scale. -inf comes last.
       num_drawn: how many from each stratum.
-      strata: the number of contiguous parts of the batch from which is drawn separately.
+      strata: the number of contiguous parts of the batch. Each part is drawn from separately.
       key: a typed PRNG key.
 
     Returns:

@@ -145,10 +145,10 @@ class AtRandomPerFilter(Start):
 def at_random_per_filter(noise_scale: Radius) -> AtRandomPerFilter:
     """At `params + n`, `n_f = noise_scale ||w_f|| z / ||z||` in each output filter `f` (R-SAM).
 
-    The last axis of a leaf counts its filters; a leaf with one axis or none is one filter.
+    The last axis of a leaf counts its filters. A leaf with one axis or none is one filter.
 
     Args:
-      noise_scale: 0 or more, in parts of the filter's norm; a number, or a schedule of the step count.
+      noise_scale: 0 or more, in parts of the filter's norm. A number, or a schedule of the step count.
     """
     checks.number_or_schedule("noise_scale", noise_scale, low=0)
     return AtRandomPerFilter(noise_scale)
@@ -169,10 +169,10 @@ class Ahead(Start):
 
 
 def ahead() -> Ahead:
-    """Already at the perturbed point: its gradient is the only one of the step, and its descent.
+    """Already at the perturbed point. The gradient there is the only one of the step, and its descent.
 
-    The direction must not need the gradient of the same step: `descent_momentum()`,
-    `previous_descent()`, noise. The gate stays open, since there is nothing to save.
+    The direction must not need the gradient of the same step. Take `descent_momentum()`, `previous_descent()`
+    or noise. The gate stays open, since there is nothing to save.
     """
     return Ahead()
 
@@ -202,7 +202,7 @@ def on_highest_loss(fraction: Fraction, strata: Count = 1) -> OnHighestLoss:
 
     Args:
       fraction: `int(fraction B / strata)` examples of each stratum, 1 or more.
-      strata: the number of contiguous parts of the batch from which is chosen separately.
+      strata: the number of contiguous parts of the batch. Each part is chosen from separately.
     """
     check_fraction(fraction)
     checks.integer("strata", strata, low=1)
@@ -227,7 +227,7 @@ class OnPart(Start):
 
 
 def on_part(part: CountOrZero, num_parts: Count, strata: Count = 1) -> OnPart:
-    """At the parameters, on one of several equal parts of the batch; see `selections.on_part` (RWP)."""
+    """At the parameters, on one of several equal parts of the batch (RWP). See `selections.on_part`."""
     checks.integer("num_parts", num_parts, low=1)
     checks.integer("part", part, low=0, high=num_parts - 1)
     checks.integer("strata", strata, low=1)
@@ -262,15 +262,15 @@ class Reweighted(Start):
 
 
 def reweighted(weight: Number, difference_step: PositiveNumber) -> Reweighted:
-    """At the parameters, examples with large gradients counting more (RW-SAM).
+    """At the parameters, where examples with large gradients count more (RW-SAM).
 
     Example `i` counts `p_i`, proportional to `exp(weight n_i)` and to its own weight, where
     `n_i = |l_i(w + difference_step z) - l_i(w)| / difference_step` estimates the norm of its gradient
     along random signs `z`. Costs two forward passes.
 
     Args:
-      weight: of the norms; 0 is the plain mean. A number, or a schedule of the step count.
-      difference_step: of the finite difference, above 0; a number, or a schedule of the step count.
+      weight: of the norms. 0 is the plain mean. A number, or a schedule of the step count.
+      difference_step: of the finite difference, above 0. A number, or a schedule of the step count.
     """
     checks.number_or_schedule("weight", weight)
     checks.number_or_schedule("difference_step", difference_step, low=0)
@@ -294,10 +294,10 @@ class OnSurrogateBetween(Start):
 
 
 def on_surrogate_between(surrogate_losses: Callable[[Any, Any], Any]) -> OnSurrogateBetween:
-    """At the parameters; in unpaid steps the gradient is that of a cheaper loss (FGSAM+).
+    """At the parameters, in unpaid steps with the gradient of a cheaper loss (FGSAM+).
 
     Args:
-      surrogate_losses: called and returning as the loss function of `value_and_grad`.
+      surrogate_losses: takes and returns what the loss function of `value_and_grad` does.
     """
     checks.function("surrogate_losses", surrogate_losses, "surrogate_losses(params, batch) -> [batch]")
     return OnSurrogateBetween(surrogate_losses)

@@ -17,8 +17,8 @@ class EigenvectorState(NamedTuple):
     """State of `with_top_eigenvector`.
 
     Attributes:
-      vector: a unit vector, a tree like the parameters in float32 or wider; as of gradients, the conjugate
-        of complex leaves points uphill. Changes when it is renewed.
+      vector: a unit vector, a tree like the parameters in float32 or wider. The conjugate of complex leaves
+        points uphill, as with gradients. Changes when it is renewed.
     """
 
     vector: Params
@@ -82,7 +82,7 @@ def with_top_eigenvector(
     Args:
       alpha: a number, or a schedule of the step count.
       refresh_steps: 1 or more.
-      power_iterations: 1 or more; each costs a Hessian product, which counts as two gradients.
+      power_iterations: 1 or more. Each costs a Hessian product, which counts as two gradients.
     """
     checks.number_or_schedule("alpha", alpha)
     checks.integer("refresh_steps", refresh_steps, low=1)

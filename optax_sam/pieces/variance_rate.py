@@ -138,17 +138,17 @@ def with_variance_rate(
     `s <- clip(s (1 + a1 dR + a2 dV), 1, int(max_rate window))`, where `dR` is the mean relative
     change of `||PSF|| / ||g||` over the last `window` perturbed steps, and `dV` that of the variance
     of `||PSF||`, both clipped to [-1, 1]. Within a window, steps are drawn with probability
-    `s / window` until the quota `int(s)` is spent; what is left is spent in the last steps.
+    `s / window` until the quota `int(s)` is spent. What is left is spent in the last steps.
 
     Args:
-      window: steps in a window; a multiple of `slices`, twice it or more.
-      slices: the sorted norms are cut into so many slices, and the variance is taken in each.
-      max_rate: the largest part of a window that may be perturbed; from 1 / window to 1.
+      window: steps in a window. A multiple of `slices`, twice it or more.
+      slices: the number of slices of the sorted norms. The variance is taken in each.
+      max_rate: the largest part of a window that may be perturbed. From 1 / window to 1.
       rate_gain: `(a1, a2)`.
       warmup_steps: steps at the start that are all perturbed, before the first window.
-      tail: the norms look at the last `tail` leaves of the parameters, in the order of their pytree
-        (`jax.tree.leaves`: the keys of a dict are sorted); all of them where there are fewer. Or a
-        function from params to a tree of bools.
+      tail: the norms look at the last `tail` leaves of the parameters, or at all of them where there are
+        fewer. The order is that of `jax.tree.leaves`, which sorts the keys of a dict. Or a function from
+        params to a tree of bools.
     """
     checks.integer("slices", slices, low=1)
     checks.integer("window", window, low=2 * slices)

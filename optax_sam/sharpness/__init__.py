@@ -1,7 +1,7 @@
-"""How sharp a minimum is: measured, drawn, never used by training.
+"""How sharp a minimum is. Measured and drawn, never used by training.
 
-Every measurement takes a loss as in the training step, parameters, and one batch or many; it is driven by
-the host, keeps the sharding of the parameters, and returns a small record that prints well.
+Every measurement takes a loss as in the training step, parameters, and one batch or many. The host drives it.
+It keeps the sharding of the parameters, and returns a small record that prints well.
 """
 
 from optax_sam.sharpness.along import BatchSharpness as BatchSharpness

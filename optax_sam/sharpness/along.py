@@ -30,7 +30,7 @@ class DirectionalSharpness:
 
     Attributes:
       value: `u^T H u / ||u||^2`, the mean over batches, each weighted by the number of its examples.
-      standard_error: of that mean; NaN with one batch.
+      standard_error: of that mean. NaN with one batch.
       slope: `g^T u / ||u||`, the same mean.
       norm: `||u||`.
       count: how many batches.
@@ -53,26 +53,26 @@ def directional_sharpness(
 ) -> DirectionalSharpness:
     """The curvature of the mean loss along an update: `u^T H u / ||u||^2`.
 
-    A step `u` of the optimizer changes the loss by `g^T u + u^T H u / 2`. This is the second part, for a
-    step of length one: what a longer step of the same optimizer pays.
+    A step `u` of the optimizer changes the loss by `g^T u + u^T H u / 2`. This is the second part, for a step
+    of length one. It tells what a longer step of the same optimizer costs.
 
     Args:
       loss_fn: see `top_eigenvalues`.
       params: the parameters.
-      batches: one batch, or many; see `top_eigenvalues`.
+      batches: one batch, or many. See `top_eigenvalues`.
       updates: a tree like `params`, such as `updates, _ = tx.update(grads, opt_state, params)` of the base
-        optimizer; its length and its sign do not matter.
+        optimizer. Its length and its sign do not matter.
       progress: whether a bar is shown.
 
     Returns:
       A `DirectionalSharpness`, on the host.
 
     Raises:
-      ValueError: `updates` are zero or unlike `params`, the loss or a product is not finite; what
+      ValueError: `updates` are zero or unlike `params`, or the loss or a product is not finite. Also what
         `hessian_vector_product` refuses.
 
     Cost:
-      one product with the Hessian, about two gradients, and a forward pass.
+      One product with the Hessian, about two gradients, and a forward pass.
 
     Example:
       >>> import jax.numpy as jnp
@@ -108,7 +108,7 @@ class BatchSharpness:
 
     Attributes:
       value: `g_B^T H_B g_B / ||g_B||^2`, the mean over batches, weighted by their examples.
-      standard_error: of that mean; NaN with one batch.
+      standard_error: of that mean. NaN with one batch.
       grad_norm: `||g_B||`, the same mean.
       values: `float64[batches]`, of each batch with a gradient that is not zero.
     """
@@ -133,27 +133,27 @@ def batch_sharpness(
 ) -> BatchSharpness:
     """The curvature that SGD meets: the mean of `g_B^T H_B g_B / ||g_B||^2` over the batches `B`.
 
-    While SGD with a small batch and a constant learning rate trains, this comes to rest at
+    While SGD trains with a small batch and a constant learning rate, this comes to rest at
     `2 / learning_rate`, above the largest eigenvalue of the mean loss. With one batch of all examples it is
     the curvature along the gradient.
 
     Args:
       loss_fn: see `top_eigenvalues`.
       params: the parameters.
-      batches: one batch, or many, of the size of training's; see `top_eigenvalues`.
-      microbatch_size: None for the batches as they are; `m` for parts of `m` examples, cut from them.
+      batches: one batch, or many, of the size of training's. See `top_eigenvalues`.
+      microbatch_size: None takes the batches as they are. `m` cuts them into parts of `m` examples.
       progress: whether a bar is shown.
 
     Returns:
       A `BatchSharpness`, on the host.
 
     Raises:
-      ValueError: every gradient is zero, the loss or a product is not finite, `microbatch_size` does not
-        divide a batch; what `hessian_vector_product` refuses.
+      ValueError: every gradient is zero, the loss or a product is not finite, or `microbatch_size` does not
+        divide a batch. Also what `hessian_vector_product` refuses.
       TypeError: `microbatch_size` is no integer.
 
     Cost:
-      three gradients.
+      Three gradients.
 
     Example:
       >>> import jax.numpy as jnp

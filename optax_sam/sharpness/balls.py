@@ -21,7 +21,7 @@ class Rise:
 
     Attributes:
       value: the mean over parts of the data, or over random perturbations.
-      standard_error: of that mean; NaN where there is but one.
+      standard_error: of that mean. NaN where there is but one.
       loss: at the parameters.
       count: how many parts or perturbations.
     """
@@ -50,33 +50,34 @@ def ascent_sharpness(
 ) -> Rise:
     """How much the loss rises at worst in a ball: `max L(w + e) - L(w)` over `||T^-1 e|| <= rho`.
 
-    `T = 1`, or `|w| + eta` where adaptive, which does not change when weights are rescaled. With
-    `e = T u`, each of `n` steps goes `2 rho / n` along the normalized gradient of `L` by `u` and back into
-    the ball; one step ends at SAM's own perturbation (or ASAM's, with biases in proportion too). The largest
-    loss on the way counts.
+    `T = 1`, or `|w| + eta` with `adaptive`. The adaptive measure does not change when weights are rescaled.
+    With `e = T u`, each of `n` steps goes `2 rho / n` along the normalized gradient of `L` by `u`, and back
+    into the ball. One step ends at SAM's own perturbation (or ASAM's, with biases in proportion too). The
+    largest loss on the way counts.
 
     Args:
       loss_fn: see `top_eigenvalues`.
       params: the parameters.
-      batches: one batch, or many; see `top_eigenvalues`.
+      batches: one batch, or many. See `top_eigenvalues`.
       rho: radius of the ball, 0 or more.
-      num_steps: steps uphill: each finds a higher loss, or none.
+      num_steps: steps uphill. More steps find a higher loss, or the same.
       adaptive: whether perturbations are measured relative to the weights.
       eta: floor under the size of a weight, where adaptive.
-      microbatch_size: None for one perturbation for all examples; `m` for one of each `m` examples, cut
-        from the batches in order, over which the rise is averaged (m-sharpness, which SAM lowers).
+      microbatch_size: None for one perturbation for all examples. `m` for one perturbation for each `m`
+        examples, cut from the batches in order. The rise is then averaged over these parts (m-sharpness,
+        which SAM lowers).
       progress: whether a bar is shown.
 
     Returns:
       A `Rise`, on the host.
 
     Raises:
-      ValueError: the loss is not finite, `microbatch_size` does not divide a batch, an argument out of
-        range; what `hessian_vector_product` refuses.
-      TypeError: an argument of another kind.
+      ValueError: the loss is not finite, `microbatch_size` does not divide a batch, or an argument is out of
+        range. Also what `hessian_vector_product` refuses.
+      TypeError: an argument is of another kind.
 
     Cost:
-      `num_steps` gradients and as many forward passes and one.
+      `num_steps` gradients, and `num_steps + 1` forward passes.
 
     Example:
       >>> import jax.numpy as jnp
@@ -122,18 +123,18 @@ def surrogate_gap(
     Args:
       loss_fn: see `top_eigenvalues`.
       params: the parameters.
-      batches: one batch, or many, of the size of training's; see `top_eigenvalues`.
+      batches: one batch, or many, of the size of training's. See `top_eigenvalues`.
       rho: radius of the perturbation, 0 or more.
       progress: whether a bar is shown.
 
     Returns:
-      A `Rise`, on the host; negative where the loss falls.
+      A `Rise`, on the host. Negative where the loss falls.
 
     Raises:
       ValueError: as `ascent_sharpness`.
 
     Cost:
-      a gradient and two forward passes.
+      A gradient and two forward passes.
 
     References:
       Juntang Zhuang, Boqing Gong, Liangzhe Yuan, Yin Cui, Hartwig Adam, Nicha Dvornek, Sekhar
@@ -170,14 +171,15 @@ def average_sharpness(
 ) -> Rise:
     """How much the loss rises on average: `E L(w + T z) - L(w)`, independent entries `z`.
 
-    `T = 1`, or `|w| + eta` where adaptive. Entries are normal with standard deviation `rho`, or uniform
-    between `-rho` and `rho`: to second order the rise is `rho^2 / 2` times the trace of `T H T`, or
-    `rho^2 / 6` times. Every `z` is used with its mirror image `-z`, so that the slope cancels.
+    `T = 1`, or `|w| + eta` with `adaptive`. Entries are normal with standard deviation `rho`, or uniform
+    between `-rho` and `rho`. To second order the rise is the trace of `T H T`, times `rho^2 / 2` for normal
+    entries and `rho^2 / 6` for uniform ones. Every `z` is used with its mirror image `-z`, so that the slope
+    cancels.
 
     Args:
       loss_fn: see `top_eigenvalues`.
       params: the parameters.
-      batches: one batch, or many; see `top_eigenvalues`.
+      batches: one batch, or many. See `top_eigenvalues`.
       rho: size of the entries, 0 or more. A ball of radius `r` in `n` dimensions has its mass where
         `rho = r / sqrt(n)`.
       distribution: "gaussian" or "uniform".
@@ -188,11 +190,11 @@ def average_sharpness(
       progress: whether a bar is shown.
 
     Returns:
-      A `Rise`, on the host; `count` is the number of pairs.
+      A `Rise`, on the host. `count` is the number of pairs.
 
     Raises:
       ValueError: as `ascent_sharpness`.
-      TypeError: an argument of another kind.
+      TypeError: an argument is of another kind.
 
     Cost:
       `2 num_samples + 1` forward passes.

@@ -29,9 +29,9 @@ class CriticalSharpness:
     """How far along an update the loss does not rise.
 
     Attributes:
-      value: `2 / step`; infinite where the loss rises at once, 0 where it never does.
+      value: `2 / step`. Infinite where the loss rises at once, 0 where it never does.
       step: `eta_c`, in the unit of learning rates, the middle of the interval.
-      interval: `(low, high)`: at `low` the loss is no higher than at the parameters, at `high` it is.
+      interval: `(low, high)`. At `low` the loss is no higher than at the parameters. At `high` it is higher.
       loss: at the parameters.
       passes: forward passes over all batches that it took.
     """
@@ -63,22 +63,23 @@ def critical_sharpness(
     """`2 / eta_c`, with `eta_c` the least step along an update at which the mean loss rises.
 
     `eta_c = min {eta > 0: L(w + eta d) > L(w)}` for `d = updates / learning_rate`. For a quadratic loss and
-    `d = -g` it is `g^T H g / ||g||^2`, and no larger than the largest eigenvalue. Above `2 / learning_rate`
-    the optimizer's own step raises the loss.
+    `d = -g` the value is `g^T H g / ||g||^2`, and no larger than the largest eigenvalue. Above
+    `2 / learning_rate` the optimizer's own step raises the loss.
 
-    The step begins at the learning rate, is doubled or halved until `eta_c` is enclosed, and the interval
-    halved until it is narrow. Where the loss rises, falls and rises again, one of the rises is found.
+    The search begins at the learning rate. The step is doubled or halved until `eta_c` is enclosed. Then the
+    interval is halved until it is narrow. Where the loss rises, falls and rises again, one of the rises is
+    found.
 
     Args:
-      loss_fn: see `top_eigenvalues`; only its values are read, so that it needs no derivative where
+      loss_fn: see `top_eigenvalues`. Only its values are read, so that it needs no derivative where
         `updates` are given. Another loss than the one that the update descends on makes this the relative
         critical sharpness.
       params: the parameters.
-      batches: one batch, or many; see `top_eigenvalues`.
-      updates: a tree like `params`, what is added to them in a step of the optimizer:
+      batches: one batch, or many. See `top_eigenvalues`.
+      updates: a tree like `params`, what a step of the optimizer adds to them:
         `updates, _ = tx.update(grads, opt_state, params)`. By default minus the learning rate times the
         gradient.
-      learning_rate: with which the updates were made, above 0: the unit of the step.
+      learning_rate: the one of the updates, above 0. It is the unit of the step.
       tolerance: width of the interval at which to stop, as a part of its upper end, from 0 to 1.
       progress: whether a bar is shown.
 
@@ -86,13 +87,13 @@ def critical_sharpness(
       A `CriticalSharpness`, on the host.
 
     Raises:
-      ValueError: the updates are zero, not finite or unlike `params`, the loss is not finite, an argument
-        out of range; what `hessian_vector_product` refuses.
-      TypeError: an argument of another kind.
+      ValueError: the updates are zero, not finite or unlike `params`, the loss is not finite, or an argument
+        is out of range. Also what `hessian_vector_product` refuses.
+      TypeError: an argument is of another kind.
 
     Cost:
-      5 to 8 forward passes where `eta_c` is within a factor of two of the learning rate, one more for each
-      further factor of two; without `updates` a gradient more.
+      5 to 8 forward passes where `eta_c` is within a factor of two of the learning rate, and one more for
+      each further factor of two. Without `updates` it takes one more gradient.
 
     Example:
       >>> import jax.numpy as jnp
@@ -131,27 +132,27 @@ def relative_critical_sharpness(
 ) -> CriticalSharpness:
     """`2 / eta_c` of one loss along the descent on another: how soon training on one harms the other.
 
-    `eta_c = min {eta > 0: L(w - eta g') > L(w)}` with `g'` the gradient of the loss that is trained. For the
-    update of another optimizer, hand it to `critical_sharpness` with the first loss.
+    `eta_c = min {eta > 0: L(w - eta g') > L(w)}` with `g'` the gradient of the loss that is trained. To take
+    the update of another optimizer, pass it to `critical_sharpness` with the first loss.
 
     Args:
       loss_fn: the loss that is watched, such as that of what the network knew before.
       params: the parameters.
-      batches: for it, one batch, or many; see `top_eigenvalues`.
+      batches: for the watched loss, one batch, or many. See `top_eigenvalues`.
       trained_loss_fn: the loss on whose gradient the step goes down.
-      trained_batches: for that one.
+      trained_batches: for the trained loss.
       learning_rate: the first step that is tried, above 0.
       tolerance: see `critical_sharpness`.
       progress: whether a bar is shown.
 
     Returns:
-      A `CriticalSharpness` of the loss that is watched; its value is infinite where that rises at once.
+      A `CriticalSharpness` of the loss that is watched. Its value is infinite where that loss rises at once.
 
     Raises:
       ValueError: as `critical_sharpness`.
 
     Cost:
-      as `critical_sharpness` without `updates`.
+      As `critical_sharpness` without `updates`.
 
     References:
       Dayal Singh Kalra, Jean-Christophe Gagnon-Audet, Andrey Gromov, Ishita Mediratta, Kelvin Niu, Alexander

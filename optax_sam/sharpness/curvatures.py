@@ -18,7 +18,7 @@ from optax_sam.sharpness.problem import Floats, Point, alone, gradient_at
 
 
 class Curvature(abc.ABC):
-    """A loss function that brings a matrix of its own in the place of the Hessian."""
+    """A loss function that brings a matrix of its own in place of the Hessian."""
 
     @abc.abstractmethod
     def product(self, point: Point, batch: Any, vector: Floats) -> Floats:
@@ -38,7 +38,7 @@ class GaussNewton(Curvature):
     Hessian of the loss by the outputs. It has no negative eigenvalues where the loss is convex in the
     outputs, and for cross entropy it is the Fisher information matrix.
 
-    Every measurement here that takes a `loss_fn` takes this in its place, and then measures `G`.
+    Pass it in place of a `loss_fn` to any measurement here. The measurement is then that of `G`.
 
     Args:
       outputs: `outputs(params, batch)`, a tree of float arrays, such as logits.
@@ -79,14 +79,14 @@ class GaussNewton(Curvature):
 class EmpiricalFisher(Curvature):
     """A loss function whose curvature is the second moment of the examples' gradients.
 
-    `F = mean(g_i g_i^T)` over the examples, at the labels that they have. It has no negative eigenvalues,
-    and its trace is the mean of `||g_i||^2`. Near a good fit it goes to zero with the gradients, where the
-    Hessian does not: it is no approximation of that.
+    `F = mean(g_i g_i^T)` over the examples, at the labels that they have. It has no negative eigenvalues, and
+    its trace is the mean of `||g_i||^2`. Near a good fit it goes to zero with the gradients, but the Hessian
+    does not. It is no approximation of the Hessian.
 
-    Every measurement here takes it in the place of a `loss_fn`.
+    Pass it in place of a `loss_fn` to any measurement here.
 
     Args:
-      loss_fn: `loss_fn(params, batch)`, one loss per example, shape `[batch]`; no example's loss may depend
+      loss_fn: `loss_fn(params, batch)`, one loss per example, shape `[batch]`. No example's loss may depend
         on the others.
 
     Example:
@@ -124,14 +124,15 @@ class Fisher(Curvature):
     """A loss function in two parts, whose curvature is the Fisher information matrix with drawn labels.
 
     `F = mean(E_y[g_i(y) g_i(y)^T])` over the examples, with labels `y` drawn from what the model predicts,
-    here `num_draws` for each example. For cross entropy, and for squares with unit variance, the expectation
-    is the Gauss-Newton matrix, which `GaussNewton` takes without drawing; this is for other likelihoods.
+    `num_draws` for each example. For cross entropy, and for squares with unit variance, the expectation is
+    the Gauss-Newton matrix. Take `GaussNewton` there, which needs no draws. This class is for other
+    likelihoods.
 
-    Every measurement here takes it in the place of a `loss_fn`. The labels are the same in all products:
-    each pass has to give the same batches.
+    Pass it in place of a `loss_fn` to any measurement here. The labels are the same in all products. Each
+    pass must therefore give the same batches.
 
     Args:
-      outputs: `outputs(params, batch)`, a tree of float arrays with the examples first, such as logits; no
+      outputs: `outputs(params, batch)`, a tree of float arrays with the examples first, such as logits. No
         example's outputs may depend on the others.
       losses: `losses(outputs, batch)`, minus the logarithm of each example's likelihood, shape `[batch]`.
       draw: `draw(key, outputs, batch)`, the batch with labels drawn from the model, such as
@@ -197,18 +198,19 @@ class Fisher(Curvature):
 class FiniteDifferences(Curvature):
     """A loss function whose Hessian products are differences of gradients.
 
-    `H v = (g(w + h v) - g(w - h v)) / (2 h)` with `h = step (1 + ||w||) / ||v||`. For what has a gradient and
-    no second derivative: kernels with a derivative rule of their own, whose gradient JAX cannot
-    differentiate; straight-through estimators, whose gradient it differentiates to something else.
+    `H v = (g(w + h v) - g(w - h v)) / (2 h)` with `h = step (1 + ||w||) / ||v||`. It is for losses that have
+    a gradient and no second derivative. These are kernels with a derivative rule of their own, whose gradient
+    JAX cannot differentiate. They are also straight-through estimators, whose gradient JAX differentiates to
+    something else.
 
-    Every measurement here takes it in the place of a `loss_fn`. It is to be trusted where
-    `finite_difference_error` is below 0.01. That fails where the loss has kinks within `h` (a network of
-    ReLUs), and in bfloat16 and float16. Eigenvalues are known no better than to this error, whatever
-    their residuals say: ask for a `tolerance` above it.
+    Pass it in place of a `loss_fn` to any measurement here. Trust it where `finite_difference_error` is below
+    0.01. The error is larger where the loss has kinks within `h` (a network of ReLUs), and in bfloat16 and
+    float16. Eigenvalues are known no better than to this error, whatever their residuals say. Ask for a
+    `tolerance` above it.
 
     Args:
-      loss_fn: `loss_fn(params, batch)`; see `hessian_vector_product`.
-      step: length of `h v` as a part of `1 + ||w||`; by default the third root of the rounding, 0.005 in
+      loss_fn: `loss_fn(params, batch)`. See `hessian_vector_product`.
+      step: length of `h v` as a part of `1 + ||w||`. By default the third root of the rounding, 0.005 in
         float32.
 
     Example:

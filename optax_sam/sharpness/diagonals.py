@@ -19,7 +19,7 @@ class Diagonal:
 
     Attributes:
       values: a tree like the parameters, the estimate of each diagonal entry.
-      standard_errors: a tree like the parameters, of each estimate; NaN with one product.
+      standard_errors: a tree like the parameters, of each estimate. NaN with one product.
       products: with the matrix, that it took.
     """
 
@@ -40,12 +40,12 @@ def diagonal(
     """The diagonal of the Hessian of the mean loss: the mean of `s * (H s)` over random signs `s`.
 
     The error of an entry is `sqrt(sum of the squares of the other entries of its row)`, divided by the root
-    of the number of products: exact for a diagonal matrix.
+    of the number of products. The estimate is exact for a diagonal matrix.
 
     Args:
       loss_fn: see `top_eigenvalues`.
       params: the parameters.
-      batches: one batch, or many; see `top_eigenvalues`.
+      batches: one batch, or many. See `top_eigenvalues`.
       num_products: products with the Hessian.
       seed: of the random signs.
       progress: whether a bar is shown.
@@ -54,12 +54,12 @@ def diagonal(
       A `Diagonal`, whose trees lie on the devices as `params` do.
 
     Raises:
-      ValueError: the loss or a product is not finite, an argument out of range; what
+      ValueError: the loss or a product is not finite, or an argument is out of range. Also what
         `hessian_vector_product` refuses.
       TypeError: `num_products` is no integer.
 
     Cost:
-      about two gradients for each product, and two vectors like the parameters.
+      About two gradients for each product, and two vectors like the parameters.
 
     Example:
       >>> import jax.numpy as jnp

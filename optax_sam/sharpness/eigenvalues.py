@@ -26,9 +26,9 @@ class Eigenvalues:
 
     Attributes:
       values: `float64[k]`, descending.
-      residuals: `float64[k]`, `||H x - value x||` for the unit vectors `x`: within so much of each value
-        there is an eigenvalue.
-      vectors: trees like the parameters, one for each value; None unless asked for.
+      residuals: `float64[k]`, `||H x - value x||` for the unit vectors `x`. An eigenvalue lies within the
+        residual of each value.
+      vectors: trees like the parameters, one for each value. None unless asked for.
       products: with the matrix, that it took.
       converged: whether the residuals are as small as was asked for.
     """
@@ -61,8 +61,8 @@ def top_eigenvalues(
 ) -> Eigenvalues:
     """The largest (or most negative) eigenvalues of the Hessian of the mean loss.
 
-    By block Lanczos with full reorthogonalization: the basis grows by products `H v` with the Hessian,
-    and the eigenvalues of `V^T H V` come close to the outer ones of `H`, from inside. Where a residual
+    The method is block Lanczos with full reorthogonalization. The basis grows by products `H v` with the
+    Hessian, and the eigenvalues of `V^T H V` come close to the outer ones of `H`, from inside. If a residual
     is `r`, and the next eigenvalue is `gap` away, a value is off by `r^2 / gap` at most.
 
     Args:
@@ -74,9 +74,9 @@ def top_eigenvalues(
       k: how many.
       which: "largest", "smallest" (the most negative), or "both": `k` of each end, all descending.
       tolerance: residuals at which to stop, as a part of the largest absolute value.
-      max_products: when to stop at the latest; `25 k` by default.
-      block_size: vectors that are multiplied at once; `k` by default. An eigenvalue that occurs more often
-        may be found so often only. Fewer take fewer products where the eigenvalues differ.
+      max_products: when to stop at the latest, `25 k` by default.
+      block_size: vectors that are multiplied at once, `k` by default. A multiple eigenvalue may be found at
+        most so often. A smaller block takes fewer products where the eigenvalues differ.
       with_vectors: whether the eigenvectors are returned.
       seed: of the first vectors.
       progress: whether a bar is shown.
@@ -86,11 +86,11 @@ def top_eigenvalues(
 
     Raises:
       ValueError: `k` is larger than the number of float parameters (half of it for "both"), the loss or a
-        product is not finite, an argument out of range; what `hessian_vector_product` refuses.
+        product is not finite, or an argument is out of range. Also what `hessian_vector_product` refuses.
       TypeError: `k`, `max_products` or `block_size` is no integer.
 
     Cost:
-      about two gradients for each product; a vector like the parameters, in float32 or wider, for each.
+      About two gradients for each product. A vector like the parameters, in float32 or wider, for each.
 
     Example:
       >>> import jax.numpy as jnp
@@ -133,7 +133,7 @@ def top_eigenvalues(
 def searched(
     space: Krylov, k: int, which: str, tolerance: float, most: int
 ) -> tuple[Eigenvalues, np.ndarray]:
-    """The eigenvalues from a basis that is extended until they are found, and their vectors in it."""
+    """The eigenvalues, from a basis that grows until they are found, and their vectors in it."""
     while True:
         space.extend()
         values, coefficients, residuals = space.ritz()

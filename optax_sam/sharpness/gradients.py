@@ -26,8 +26,8 @@ class GradientNoise:
     Attributes:
       variance: `tr Cov(g_i)`, summed over all parameters, without bias.
       grad_norm: of the mean gradient over all examples.
-      noise_scale: `variance / grad_norm^2`, in examples: batches much larger average little more noise
-        away than is there in signal.
+      noise_scale: `variance / grad_norm^2`, in examples. In much larger batches the noise is already small
+        beside the signal.
       norms: `float64[examples]`, each example's gradient norm, in the order of the data.
     """
 
@@ -53,26 +53,26 @@ def gradient_noise(
 ) -> GradientNoise:
     """How much single examples' gradients differ: `tr Cov = n / (n - 1) (mean ||g_i||^2 - ||mean g_i||^2)`.
 
-    Norms per example come from `per_example.gradient_norms`, without gradients per example; the loss is
-    called with one example at a time. A loss with batch norm has to be that of evaluation: else these norms
-    are not those of the mean gradient's examples.
+    Norms per example come from `per_example.gradient_norms`, without gradients per example. The loss is
+    called with one example at a time. A loss with batch norm must be that of evaluation. Otherwise these
+    norms are not those of the mean gradient's examples.
 
     Args:
       loss_fn: see `top_eigenvalues`.
       params: the parameters.
-      batches: one batch, or many; see `top_eigenvalues`. Two examples or more.
-      microbatch_size: examples in memory at once; a batch by default. Must divide each batch.
+      batches: one batch, or many. See `top_eigenvalues`. Two examples or more.
+      microbatch_size: examples in memory at once, a batch by default. Must divide each batch.
       progress: whether a bar is shown.
 
     Returns:
       A `GradientNoise`, on the host.
 
     Raises:
-      ValueError: a single example, a loss or a gradient that is not finite; what `hessian_vector_product`
-        refuses.
+      ValueError: there is a single example, or a loss or a gradient is not finite. Also what
+        `hessian_vector_product` refuses.
 
     Cost:
-      about two gradients; three where the gradients are alike to a thousandth.
+      About two gradients, or three where the gradients are alike to a thousandth.
 
     Example:
       >>> import jax.numpy as jnp
@@ -111,7 +111,9 @@ def gradient_noise(
 
 def _finite(norms: np.ndarray) -> np.ndarray:
     if not np.all(np.isfinite(norms)):
-        raise NotFiniteError("a gradient is not finite: is the loss smooth at params, and within rho of it?")
+        raise NotFiniteError(
+            "a gradient is not finite: make sure that the loss is smooth at params, and within rho of it."
+        )
     return norms
 
 
@@ -135,7 +137,7 @@ class PsfNorm:
 
     Attributes:
       value: `||g' - g||`, the mean over batches, each weighted by the number of its examples.
-      standard_error: of that mean; NaN with one batch.
+      standard_error: of that mean. NaN with one batch.
       grad_norm: `||g||`, the same mean.
       perturbed_grad_norm: `||g'||`, the same mean.
       norms: `float64[batches]`, each batch's `||g' - g||`.
@@ -157,13 +159,13 @@ def psf_norm(
 ) -> PsfNorm:
     """How far SAM's gradient is from the ordinary one: `||g' - g||` with `g' = grad L_B(w + rho g / ||g||)`.
 
-    The norm of the projection onto the second-order gradient (PSF), which vSAM watches to decide how often
-    a second gradient is worth its cost; here for every batch `B`.
+    This is the norm of the projection onto the second-order gradient (PSF), here for every batch `B`. vSAM
+    watches it to decide how often a second gradient is worth its cost.
 
     Args:
       loss_fn: see `top_eigenvalues`.
       params: the parameters.
-      batches: one batch, or many, of the size of training's; see `top_eigenvalues`.
+      batches: one batch, or many, of the size of training's. See `top_eigenvalues`.
       rho: radius of the perturbation, 0 or more.
       progress: whether a bar is shown.
 
@@ -174,7 +176,7 @@ def psf_norm(
       ValueError: as `ascent_sharpness`.
 
     Cost:
-      two gradients and a forward pass.
+      Two gradients and a forward pass.
 
     Example:
       >>> import jax.numpy as jnp

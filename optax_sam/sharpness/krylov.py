@@ -27,7 +27,7 @@ class Basis:
         self.vectors: list[Floats] = []
 
     def orthogonal(self, vector: Floats) -> tuple[Floats, np.ndarray]:
-        """What of a vector, whose memory is used again, is orthogonal to the basis; the coefficients."""
+        """The part of a vector orthogonal to the basis, in the vector's own memory, and the coefficients."""
         coefficients = np.zeros(len(self.vectors))
         for _ in range(2):  # the second time to the precision of the entries
             found = [np.zeros(0)]
@@ -39,7 +39,7 @@ class Basis:
         return vector, coefficients
 
     def add(self, vector: Floats) -> np.ndarray:
-        """Adds the direction of what is orthogonal in a vector, where anything is; its coefficients then."""
+        """Adds the direction of what is orthogonal in a vector, if anything is. Returns its coefficients."""
         length = float(norm(vector))
         rest, coefficients = self.orthogonal(vector)
         left = float(norm(rest))
@@ -53,11 +53,11 @@ class Basis:
 class Krylov:
     """What is known of a symmetric matrix after some products.
 
-    Every new vector is made orthogonal to all before it, twice; where nothing is left of it, a random one
+    Every new vector is made orthogonal to all before it, twice. Where nothing is left of it, a random one
     takes its place, so that the basis grows until it spans everything.
 
     Attributes:
-      basis: orthonormal vectors; the last ones, `pending`, have not been multiplied yet.
+      basis: orthonormal vectors. The last ones, `pending`, have not been multiplied yet.
       pending: how many those are.
       products: how many vectors have been multiplied.
     """
@@ -79,7 +79,7 @@ class Krylov:
         return self.space.vectors
 
     def extend(self) -> None:
-        """Multiplies the pending vectors; what is new in the images becomes the next ones.
+        """Multiplies the pending vectors. What is new in the images becomes the next ones.
 
         Raises:
           NotFiniteError: a product is not finite.
@@ -120,8 +120,8 @@ class Krylov:
         """The eigenvalues in the span of the basis.
 
         Returns:
-          `(values, coefficients, residuals)`: ascending values; the eigenvectors in the basis, a column
-          each; and `||H x - value x||`, not below rounding.
+          `(values, coefficients, residuals)`. The values ascend. The coefficients are the eigenvectors in the
+          basis, a column each. The residuals are `||H x - value x||`, not below rounding.
         """
         values, coefficients = np.linalg.eigh(self._entries)
         last = coefficients[self.products - self._beyond.shape[1] :]

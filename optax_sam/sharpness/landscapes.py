@@ -33,8 +33,8 @@ class Landscape:
 
     Attributes:
       axes: one or two, `float64[points]` each: multiples of the directions.
-      losses: `float64[points]` or `float64[points of the first axis, points of the second]`; where the
-        loss overflows, infinity.
+      losses: `float64[points]` or `float64[points of the first axis, points of the second]`. Infinity where
+        the loss overflows.
       loss: at the parameters.
     """
 
@@ -53,9 +53,9 @@ class Landscape:
 def random_direction(params: Any, seed: int = 0, *, filter_normalized: bool = True) -> Any:
     """A direction with normal entries, each filter as long as the parameters' own.
 
-    `d_f = (||w_f|| / ||z_f||) z_f` for each filter `f` (output feature, the last axis) of each leaf; leaves
-    with one axis or none (biases, scales) get zeros. So pictures of networks whose weights have different
-    sizes can be compared.
+    `d_f = (||w_f|| / ||z_f||) z_f` for each filter `f` (output feature, the last axis) of each leaf. Leaves
+    with one axis or none (biases, scales) get zeros. You can then compare pictures of networks whose weights
+    have different sizes.
 
     Args:
       params: the parameters.
@@ -88,7 +88,7 @@ def _as_filters(params: Floats, noise: Floats) -> Floats:
 
 
 def difference(params: Any, other: Any) -> Any:
-    """The direction from `params` to `other`, which stands at 1 on its axis: a tree like `params`."""
+    """The direction from `params` to `other`, a tree like `params`. `other` stands at 1 on its axis."""
     point = point_of(params)
     there = floats_of("other", other, point)
     return point.vector([y - x for x, y in zip(trees.widen(point.floats), there, strict=True)])
@@ -107,31 +107,31 @@ def landscape(
 ) -> Landscape:
     """The mean loss at `params + a d` or `params + a d + b d'`, on a grid of `a` and `b`.
 
-    Batch norm's running statistics belong to one point: with those of `params`, the loss elsewhere is that
-    of no network. `statistics` computes them anew at each point.
+    Batch norm's running statistics belong to one point. With those of `params`, the loss elsewhere is that of
+    no network. `statistics` computes them anew at each point.
 
     Args:
-      loss_fn: see `top_eigenvalues`; with `statistics`, `loss_fn(params, batch, statistics)`.
+      loss_fn: see `top_eigenvalues`. With `statistics`, `loss_fn(params, batch, statistics)`.
       params: the parameters.
-      batches: one batch, or many; see `top_eigenvalues`.
+      batches: one batch, or many. See `top_eigenvalues`.
       directions: one or two trees like `params`, in a list or tuple: from `random_direction`, an
         eigenvector of `top_eigenvalues`, or the `difference` to another solution.
-      span: how far in multiples of the directions: `(from, to)`, or one number to either side.
+      span: how far, in multiples of the directions. `(from, to)`, or one number for both sides.
       num_points: on each axis, 2 or more.
       statistics: `statistics(params, batch)` returns a tree of arrays, such as means and variances of this
-        batch, which is averaged over all examples at each point before the losses there.
+        batch. It is averaged over all examples at each point, before the losses there.
       progress: whether a bar is shown.
 
     Returns:
       A `Landscape`, on the host.
 
     Raises:
-      ValueError: neither one nor two directions, or one unlike `params`; the loss at `params` is not finite;
-        an argument out of range; what `hessian_vector_product` refuses.
-      TypeError: an argument of another kind.
+      ValueError: there are neither one nor two directions, or one is unlike `params`. The loss at `params` is
+        not finite. An argument is out of range. Also what `hessian_vector_product` refuses.
+      TypeError: an argument is of another kind.
 
     Cost:
-      a forward pass for each point, and one more with `statistics`.
+      A forward pass for each point, and one more with `statistics`.
 
     Example:
       >>> import jax.numpy as jnp

@@ -23,10 +23,10 @@ class Layers:
     Attributes:
       names: of the groups of leaves.
       sizes: `int64[groups]`, parameters in each.
-      traces: `float64[groups]`, of each group's block of the Hessian; they add up to the whole trace.
+      traces: `float64[groups]`, of each group's block of the Hessian. They add up to the whole trace.
       standard_errors: `float64[groups]`, of the traces.
-      eigenvalues: `float64[groups]`, the largest of each block; NaN where not asked for.
-      residuals: `float64[groups]`, within so much of each of them there is an eigenvalue of the block.
+      eigenvalues: `float64[groups]`, the largest of each block. NaN where not asked for.
+      residuals: `float64[groups]`. An eigenvalue of the block lies within the residual of each.
       products: with the matrix, that it took.
     """
 
@@ -64,31 +64,32 @@ def by_layer(
 ) -> Layers:
     """Trace and largest eigenvalue of each layer's block of the Hessian of the mean loss.
 
-    The same products `H s` with random signs serve all layers: `sum(s_l * (H s)_l)` over a layer's entries is
-    in expectation the trace of its block. The largest eigenvalue of a block comes from Lanczos inside it.
+    The same products `H s` with random signs serve all layers. In expectation, `sum(s_l * (H s)_l)` over a
+    layer's entries is the trace of its block. The largest eigenvalue of a block comes from Lanczos inside it.
 
     Args:
       loss_fn: see `top_eigenvalues`.
       params: the parameters.
-      batches: one batch, or many; see `top_eigenvalues`.
-      groups: `groups(path, leaf) -> name`, with the keys of the leaf's path: leaves of the same name are one
-        layer. By default the path without its last key, `dense/kernel` and `dense/bias` being `dense`.
+      batches: one batch, or many. See `top_eigenvalues`.
+      groups: `groups(path, leaf) -> name`, with the keys of the leaf's path. Leaves of the same name are one
+        layer. By default the name is the path without its last key: `dense/kernel` and `dense/bias` are
+        `dense`.
       num_products: for all traces together.
-      max_products: for each eigenvalue at most; 0 for none.
+      max_products: for each eigenvalue at most. 0 for none.
       tolerance: residual at which to stop, as a part of the block's largest absolute eigenvalue.
       seed: of the random vectors.
       progress: whether a bar is shown.
 
     Returns:
-      `Layers`, on the host; `print` shows its table, `plots.by_layer` draws it.
+      `Layers`, on the host. `print` shows its table, `plots.by_layer` draws it.
 
     Raises:
-      ValueError: the loss or a product is not finite, an argument out of range; what
+      ValueError: the loss or a product is not finite, or an argument is out of range. Also what
         `hessian_vector_product` refuses.
-      TypeError: `groups` is no function or returns no string; a number of products is no integer.
+      TypeError: `groups` is no function or returns no string, or a number of products is no integer.
 
     Cost:
-      about two gradients for each product, `num_products` and up to `max_products` for each layer.
+      About two gradients for each product, `num_products` and up to `max_products` for each layer.
 
     Example:
       >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""One page about one place: what is usually asked of a network, measured, printed and drawn."""
+"""One page about a trained network: its usual numbers, measured, printed and drawn."""
 
 import dataclasses
 import time
@@ -93,31 +93,31 @@ def report(
 ) -> Report:
     """One page about a network: prints its numbers with their errors, and draws them.
 
-    Both ends of the spectrum, its trace and density; how the loss rises at SAM's perturbation of several
-    radii; the critical sharpness along the gradient and the batch sharpness, beside `2 / learning_rate`; the
-    curvature by layer.
+    The page has both ends of the spectrum, its trace and its density. It has the rise of the loss at SAM's
+    perturbation for several radii. It has the critical sharpness along the gradient and the batch sharpness,
+    beside `2 / learning_rate`. And it has the curvature by layer.
 
     Args:
       loss_fn: see `top_eigenvalues`.
       params: the parameters, two or more.
-      batches: one batch, or many, of the size of training's; see `top_eigenvalues`. Errors over batches need
+      batches: one batch, or many, of the size of training's. See `top_eigenvalues`. Errors over batches need
         two.
       learning_rate: of training, if known.
       radii: of SAM's perturbation, each 0 or more.
-      picture: a file for the picture, such as "sharpness.png". Without one, the picture is left open in
-        pyplot, where a notebook shows it; without matplotlib there is none.
+      picture: a file for the picture, such as "sharpness.png". Without a file, the picture stays open in
+        pyplot, where a notebook shows it. Without matplotlib there is no picture.
       seed: of the random vectors.
 
     Returns:
-      A `Report`, on the host; `plots.report` draws one again, or several beside each other.
+      A `Report`, on the host. `plots.report` draws one again, or several beside each other.
 
     Raises:
-      ValueError: the loss or a product is not finite, the gradient is zero, an argument out of range; what
-        `hessian_vector_product` refuses.
+      ValueError: the loss or a product is not finite, the gradient is zero, or an argument is out of range.
+        Also what `hessian_vector_product` refuses.
       ImportError: `picture` is given, and matplotlib is not installed.
 
     Cost:
-      at most 130 products with the Hessian and 15 for each layer, and about 15 gradients.
+      At most 130 products with the Hessian and 15 for each layer, and about 15 gradients.
     """
     found = measured(loss_fn, params, batches, learning_rate=learning_rate, radii=radii, seed=seed)
     print(found)

@@ -36,26 +36,26 @@ def of_part(
     """A loss function and the parameters of one layer or group of leaves, for any measurement.
 
     `top_eigenvalues(*of_part(losses, params, mask), batches)` measures the block of the Hessian that belongs
-    to the part, the rises of the loss where the part alone is perturbed, and so on. All other leaves stay
-    as they are.
+    to the part. The rises of the loss are those where the part alone is perturbed. All other leaves stay as
+    they are.
 
     Args:
-      loss_fn: see `top_eigenvalues`; `GaussNewton` and its like too.
+      loss_fn: see `top_eigenvalues`. `GaussNewton` and its like too.
       params: the parameters.
       mask: `mask(path, leaf) -> bool`, with the keys of the leaf's path, such as
-        `optax_sam.is_normalization`; or a tree of bools like `params`, or a prefix of it, as `optax.masked`
-        takes it.
+        `optax_sam.is_normalization`. Or a tree of bools like `params`, or a prefix of it, as for
+        `optax.masked`.
 
     Returns:
-      `(loss_fn, part)`: a function of the part and a batch; and `params` with `optax.MaskedNode()` in the
-      place of what is left out. Vectors that measurements return are trees like `part`.
+      `(loss_fn, part)`: a function of the part and a batch, and `params` with `optax.MaskedNode()` in place
+      of what is left out. Vectors that measurements return are trees like `part`.
 
     Raises:
       ValueError: the mask chooses no float leaf, or is no tree like `params`.
       TypeError: a leaf of the mask is no bool.
 
     Cost:
-      that of the measurement; a product with a block costs about what one with the whole matrix does.
+      That of the measurement. A product with a block costs about what one with the whole matrix does.
 
     Example:
       >>> import jax.numpy as jnp

@@ -1,7 +1,7 @@
 """Pictures of what is measured here, for papers and notebooks.
 
-Each function draws on the axes it is given, or on a figure of its own, and returns them. No setting of
-matplotlib is changed: fonts and sizes are the caller's.
+Each function draws on the axes that you pass, or on a new figure, and returns them. No setting of matplotlib
+is changed. Fonts and sizes are yours.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,14 +36,14 @@ _PLACES = "multiples of direction {}"
 def landscape_contour(
     landscape: Landscape, axes: Axes | None = None, levels: Sequence[float] | None = None
 ) -> Axes:
-    """A landscape of two directions as labelled level lines; a cross stands at the parameters.
+    """A landscape of two directions as labelled level lines, with a cross at the parameters.
 
     Where the loss is infinite, the ground is grey.
 
     Args:
       landscape: from `landscape`, with two directions.
-      axes: where; a new figure by default.
-      levels: of the lines and colours, ascending, the same for pictures that are compared; by default about
+      axes: where to draw. A new figure by default.
+      levels: of the lines and colours, ascending, the same for pictures that are compared. By default about
         ten that suit the losses, log-spaced where their range is large.
 
     Returns:
@@ -79,13 +79,13 @@ def landscape_surface(landscape: Landscape, axes: Any = None) -> Any:
 
     Args:
       landscape: from `landscape`, with two directions.
-      axes: where, made with `projection="3d"`; a new figure by default.
+      axes: where to draw, made with `projection="3d"`. A new figure by default.
 
     Returns:
       The axes.
 
     Raises:
-      ValueError: the landscape has one direction; the axes are flat.
+      ValueError: the landscape has one direction, or the axes are flat.
     """
     _check_directions(landscape, 2, "landscape_line")
     panel = _axes(axes, (5.6, 4.8), projection="3d")
@@ -110,11 +110,11 @@ def landscape_line(landscape: Landscape | Mapping[str, Landscape], axes: Axes | 
     """Landscapes of one direction as curves, with gaps where the loss is infinite.
 
     Args:
-      landscape: from `landscape`, with one direction; or several by their names.
-      axes: where; a new figure by default.
+      landscape: from `landscape`, with one direction, or several by their names.
+      axes: where to draw. A new figure by default.
 
     Returns:
-      The axes; a dot stands at the parameters, the loss is logarithmic where its range is large.
+      The axes. A dot stands at the parameters. The loss is logarithmic where its range is large.
 
     Raises:
       ValueError: a landscape has two directions.
@@ -138,11 +138,11 @@ def spectral_density(
     """The density of the Hessian's eigenvalues, on a logarithmic axis.
 
     Args:
-      density: from `spectral_density`; or several by their names.
-      axes: where; a new figure by default.
+      density: from `spectral_density`, or several by their names.
+      axes: where to draw. A new figure by default.
 
     Returns:
-      The axes. A curve ends where it is lower than a hundredth of what a single eigenvalue makes.
+      The axes. A curve ends where it is lower than a hundredth of a single eigenvalue's.
     """
     densities = _named(density)
     panel = _axes(axes, (5.6, 3.6))
@@ -162,7 +162,7 @@ def radius_test(test: RadiusTest, axes: Axes | None = None) -> Axes:
 
     Args:
       test: from `radius_test`.
-      axes: where; a new figure by default.
+      axes: where to draw. A new figure by default.
 
     Returns:
       The axes, both logarithmic. A line stands at the recommended radius.
@@ -183,11 +183,11 @@ def by_layer(layers: Layers | Mapping[str, Layers], axes: Axes | None = None) ->
     """The trace of each layer as a bar with its standard error, and its largest eigenvalue as a dot.
 
     Args:
-      layers: from `by_layer`; or several by their names, of the same layers.
-      axes: where; a new figure by default.
+      layers: from `by_layer`, or several by their names, of the same layers.
+      axes: where to draw. A new figure by default.
 
     Returns:
-      The axes; the first layer is on top.
+      The axes. The first layer is on top.
 
     Raises:
       ValueError: the layers have different names.
@@ -213,7 +213,7 @@ def report(report: Report | Mapping[str, Report]) -> Any:
     """A page: density, rises, curvature along the gradients beside `2 / learning rate`, and by layer.
 
     Args:
-      report: from `report`; or several by their names, of networks with the same layers.
+      report: from `report`, or several by their names, of networks with the same layers.
 
     Returns:
       The figure.
@@ -257,19 +257,19 @@ def _along_gradients(reports: Mapping[str, Report], axes: Axes) -> None:
 def trajectories(
     series: Mapping[str, Curves], axes: Sequence[Axes] | None = None, x_label: str = "epoch"
 ) -> list[Axes]:
-    """What is watched during training: panels under each other, one x axis.
+    """What you watch during training: panels under each other, with one x axis.
 
     Args:
       series: for each panel, by the name of its y axis, the methods and their `(x, y)` or
-        `(x, y, spread)`; a method has the same colour in all panels.
-      axes: one for each panel; a new figure by default.
+        `(x, y, spread)`. A method has the same colour in all panels.
+      axes: one for each panel. A new figure by default.
       x_label: of the lowest panel.
 
     Returns:
       The axes, from top to bottom.
 
     Raises:
-      ValueError: not one axes for each panel.
+      ValueError: there is not one axes for each panel.
     """
     if axes is None:
         size = (5.6, 0.7 + 1.5 * len(series))
@@ -301,10 +301,10 @@ def accuracy_against_time(curves: Curves, axes: Axes | None = None) -> Axes:
     Args:
       curves: methods and their `(seconds, accuracy)` or `(seconds, accuracy, spread)`, accuracies
         from 0 to 1.
-      axes: where; a new figure by default.
+      axes: where to draw. A new figure by default.
 
     Returns:
-      The axes; a dot stands at the end of each curve.
+      The axes. A dot stands at the end of each curve.
     """
     panel = _axes(axes, (5.6, 4.0))
     colours = dict(zip(curves, _colours(curves), strict=True))

@@ -1,7 +1,7 @@
 """A loss on data at one place: what every measurement here is made of.
 
-Measurements are driven by the host, so that the data may be larger than the memory and a long one shows
-its progress; what is done on one batch is one compiled program.
+The host drives every measurement. So the data may be larger than the memory, and a long measurement shows its
+progress. What is done on one batch is one compiled program.
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ class Point:
         return self._tree(self.floats if floats is None else floats, self.others)
 
     def vector(self, floats: Floats) -> Any:
-        """A tree like the parameters with these float leaves, and zeros in the place of the others."""
+        """A tree like the parameters with these float leaves, and zeros in place of the others."""
         return self._tree(floats, [jnp.zeros_like(x) for x in self.others])
 
     def moved(self, by: Floats) -> "Point":
@@ -69,7 +69,7 @@ class Point:
 
 
 def point_of(params: Any) -> Point:
-    """The parameters as a point; Flax NNX's variables are taken out."""
+    """The parameters as a point, without Flax NNX's variables around them."""
     params = trees.plain(params)
     leaves, treedef = jax.tree.flatten(params)
     _refuse_traced("params", leaves)
@@ -89,9 +89,7 @@ def point_of(params: Any) -> Point:
 
 def _refuse_traced(name: str, tree: Any) -> None:
     if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree)):
-        raise TypeError(
-            f"{name} are traced: measurements are driven by the host, call them outside of jax.jit."
-        )
+        raise TypeError(f"{name} are traced, but the host drives a measurement: call it outside of jax.jit.")
 
 
 def floats_of(name: str, tree: Any, point: Point) -> Floats:
@@ -149,7 +147,7 @@ class Problem:
 
     @property
     def count(self) -> int | None:
-        """How many batches there are; None where that shows only at the end."""
+        """How many batches there are, or None where that shows only at the end."""
         if not self.is_many:
             return 1
         count = operator.length_hint(self.batches, -1)  # a dataset's `len` may raise
@@ -171,7 +169,7 @@ class Problem:
             raise ValueError("batches is empty: pass at least one.")
 
     def parts(self, size: int | None) -> Iterator[tuple["Problem", int]]:
-        """The problems of so many examples each, cut from the batches; of each batch with None."""
+        """The problems of so many examples each, cut from the batches, or of each batch with None."""
         for number, (batch, rows) in enumerate(self):
             step = rows if size is None else size
             if rows % step:
@@ -195,10 +193,10 @@ class Problem:
         return mean
 
     def program(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function` with the loss function, compiled; on a CPU at full speed anywhere.
+        """`function` with the loss function, compiled. On a CPU it runs at full speed anywhere.
 
-        What a loss function reads may have changed since the last measurement: it is compiled anew. A
-        `jax.tree_util.Partial` is traced anew, and compiled where it is another program than before.
+        What a loss function reads may have changed since the last measurement, so it is compiled anew. A
+        `jax.tree_util.Partial` is traced anew, and compiled only if it is another program than before.
         """
         if function not in self.programs and _is_reusable(self.loss_fn):
             self.programs[function] = traced_anew(function, self.loss_fn)
@@ -257,7 +255,7 @@ def check_product(number: float) -> None:
     """Refuses what comes of a product that is not finite."""
     if not np.isfinite(number):
         raise NotFiniteError(
-            "a product with the curvature matrix is not finite: is the loss smooth at params?"
+            "a product with the curvature matrix is not finite: make sure that the loss is smooth at params."
         )
 
 

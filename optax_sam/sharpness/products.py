@@ -35,13 +35,14 @@ def hessian_vector_product(
 
     Args:
       loss_fn: `loss_fn(params, batch)` returns one loss per example, shape `[batch]`, or their mean, or
-        either with auxiliary values, `(losses, aux)`, which are not read. A `GaussNewton` loss makes this
-        the product with its Gauss-Newton matrix. It is compiled anew in each call, because what it closes
-        over may have changed; a `jax.tree_util.Partial` of a function and arrays is compiled
-        where its trace is a new one.
+        either with auxiliary values, `(losses, aux)`, which are not read. A `GaussNewton` loss makes this the
+        product with its Gauss-Newton matrix. The function is compiled anew in each call, because what it
+        closes over may have changed. A `jax.tree_util.Partial` of a function and arrays is compiled only when
+        its trace is new.
       params: the parameters. Integer leaves, `None` and zero-size leaves stay as they are.
-      batches: one batch, a tree whose leaves have the batch axis first; or many: a list, or anything that
-        can be iterated over again. The loss is the mean over all examples, however many a batch has.
+      batches: one batch, or many. A batch is a tree whose leaves have the batch axis first. Many are a list,
+        or anything that can be iterated over again. The loss is the mean over all examples, however many a
+        batch has.
       vector: a tree like `params`.
       progress: whether a bar is shown (with rich, `pip install rich`).
 
@@ -50,11 +51,12 @@ def hessian_vector_product(
 
     Raises:
       NotFiniteError: the product is infinite or NaN.
-      ValueError: `vector` differs from `params`, a leaf of `params` is complex, batches without examples.
-      TypeError: `batches` is an iterator, which ends after one pass; `params` are traced.
+      ValueError: `vector` differs from `params`, a leaf of `params` is complex, or the batches have no
+        examples.
+      TypeError: `batches` is an iterator, which ends after one pass, or `params` are traced.
 
     Cost:
-      about two gradients, and their memory; for Gauss-Newton a forward pass less.
+      About two gradients, and their memory. Gauss-Newton takes one forward pass less.
     """
     problem = Problem.of(loss_fn, params, batches)
     vector = floats_of("vector", vector, problem.point)
@@ -73,15 +75,15 @@ def gauss_newton_vector_product(
     *,
     progress: bool = False,
 ) -> Any:
-    """`G v` with the Gauss-Newton matrix of `losses(outputs(params, batch), batch)`; see `GaussNewton`.
+    """`G v` with the Gauss-Newton matrix of `losses(outputs(params, batch), batch)`. See `GaussNewton`.
 
-    The other arguments, errors and what is returned: as `hessian_vector_product`.
+    The other arguments, the errors and the return value are those of `hessian_vector_product`.
 
     Raises:
       TypeError: `outputs` or `losses` is no function.
 
     Cost:
-      two forward passes and a backward pass.
+      Two forward passes and a backward pass.
     """
     checks.function("outputs", outputs, "outputs(params, batch) -> logits")
     checks.function("losses", losses, "losses(outputs, batch) -> [batch]")
@@ -93,25 +95,25 @@ def finite_difference_error(
 ) -> float:
     """How much a product changes when its step is doubled, as a part of the product.
 
-    `||H_2h v - H_h v|| / ||H_h v||`. Where the third derivative is what is neglected, this is three times
-    the error of `H_h v`. Products are to be trusted below 0.01.
+    `||H_2h v - H_h v|| / ||H_h v||`. Where the third derivative is what is neglected, this is three times the
+    error of `H_h v`. Trust a product if this is below 0.01.
 
     Args:
       loss_fn: a `FiniteDifferences` loss.
       params: the parameters.
-      batches: one batch, or many; see `top_eigenvalues`.
+      batches: one batch, or many. See `top_eigenvalues`.
       vector: a tree like `params`, such as the gradient or the eigenvector that is asked about.
       progress: whether a bar is shown.
 
     Returns:
-      A number of 0 or more; NaN where the product is zero.
+      A number of 0 or more. NaN where the product is zero.
 
     Raises:
       TypeError: `loss_fn` is no `FiniteDifferences`.
       ValueError: what `hessian_vector_product` refuses.
 
     Cost:
-      four gradients.
+      Four gradients.
     """
     if not isinstance(loss_fn, FiniteDifferences):
         raise TypeError(f"loss_fn={loss_fn!r} takes no differences: pass FiniteDifferences(loss_fn).")
@@ -133,7 +135,7 @@ def times(problem: Problem, vectors: list[Floats], steps: Steps | None = None) -
 
 
 def signs(problem: Problem, seed: Any, number: int) -> Floats:
-    """A vector of random signs; the same for the same seed and number."""
+    """A vector of random signs, the same for the same seed and number."""
     key = jax.random.fold_in(jax.random.key(seed), number)
     return random_vector(random_trees.signs, key, problem.point)
 

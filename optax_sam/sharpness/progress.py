@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 
 class Steps(Protocol):
-    """What a measurement tells how far it is."""
+    """What a measurement tells its progress to."""
 
     def advance(self, count: int = 1) -> None:
         """So many passes over a batch more are done."""
@@ -32,10 +32,10 @@ def shown(progress: bool, name: str, total: int | None) -> Iterator[Steps]:
     Args:
       progress: whether there is a bar.
       name: before the bar.
-      total: passes over a batch, at most; None where that is not known.
+      total: passes over a batch, at most. None where that is not known.
 
     Raises:
-      ImportError: there is to be a bar, and rich is not installed.
+      ImportError: a bar is asked for, and rich is not installed.
     """
     if not progress:
         yield _Silent()

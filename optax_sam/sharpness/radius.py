@@ -29,19 +29,19 @@ class RadiusTest:
 
     Attributes:
       radii: `float64[n]`, ascending.
-      rises: `float64[n]`, the mean over batches of `L_B(w + rho g_B / ||g_B||) - L_B(w)`; infinite where a
+      rises: `float64[n]`, the mean over batches of `L_B(w + rho g_B / ||g_B||) - L_B(w)`. Infinite where a
         loss was not finite.
-      standard_errors: `float64[n]`, of these means; NaN with one batch.
+      standard_errors: `float64[n]`, of these means. NaN with one batch.
       predicted: `float64[n]`, the first-order prediction `rho ||g_B||`, the same mean.
       loss: at the parameters.
       gradient_norm: the mean of `||g_B||` over batches.
-      eigenvalue: the largest of the Hessian of the mean loss; NaN where it was not asked for.
-      edges: `float64[n]`, the eigenvalue at which SAM with this radius and learning rate comes to rest; NaN
+      eigenvalue: the largest of the Hessian of the mean loss. NaN where it was not asked for.
+      edges: `float64[n]`, the eigenvalue at which SAM with this radius and learning rate comes to rest. NaN
         without a learning rate.
-      recommended: the radius at which the loss rises by three quarters, or the last one before it is
-        infinite; NaN if it does neither, or rises by more at all of them.
-      parts_at: the radius from which on the rise is more than half its prediction away from it; NaN if it is
-        at none of the radii, the first one if it is at all of them.
+      recommended: the radius at which the loss rises by three quarters, or the last one before the loss is
+        infinite. NaN if the loss does neither, or rises by more at all radii.
+      parts_at: the radius from which on the rise differs from its prediction by more than half of the
+        prediction. NaN if it does so at none of the radii, the first radius if it does so at all of them.
     """
 
     radii: np.ndarray
@@ -100,33 +100,35 @@ def radius_test(
     """How much the loss of a batch rises with SAM's radius, and which radius to begin with.
 
     The rise is `L_B(w + rho u) - L_B(w) = rho ||g|| + rho^2 u^T H u / 2 + ...` along the normalized gradient
-    `u = g / ||g||` of a batch. The radius that is recommended is the one at which the loss rises by three
-    quarters. This number was chosen by hand on three small tasks. Where labels are wrong it may be far too
-    large: on MNIST-1D with a fifth of wrong labels it was ten times the tuned radius (docs/radius.md).
+    `u = g / ||g||` of a batch. The recommended radius is the one at which the loss rises by three quarters.
+    The number three quarters was chosen by hand on three small tasks. Where labels are wrong, the radius may
+    be far too large. On MNIST-1D with a fifth of wrong labels it was ten times the tuned radius
+    (docs/radius.md).
 
-    The parameters should come from a tenth of the training with the base optimizer. Later the loss is
-    smaller, and the same relative rise a smaller radius.
+    Take the parameters after a tenth of the training with the base optimizer. Later the loss is smaller, and
+    the same relative rise is reached at a smaller radius.
 
     Args:
       loss_fn: see `top_eigenvalues`.
       params: the parameters, after about a tenth of the base optimizer's training.
-      batches: one batch, or many, of the size of training's; see `top_eigenvalues`. Ten are enough.
+      batches: one batch, or many, of the size of training's. See `top_eigenvalues`. Ten are enough.
       radii: in ascending order, above 0.
-      learning_rate: of the base optimizer; with it, `edges` tells at which eigenvalue SAM comes to rest,
-        `(||g|| / 2 rho) (sqrt(1 + 8 rho / (learning_rate ||g||)) - 1)`. Below the measured one a radius acts.
-      eigenvalue: whether the largest eigenvalue is measured, too.
+      learning_rate: of the base optimizer. With it, `edges` tells at which eigenvalue SAM comes to rest,
+        `(||g|| / 2 rho) (sqrt(1 + 8 rho / (learning_rate ||g||)) - 1)`. A radius has an effect if its edge is
+        below the measured eigenvalue.
+      eigenvalue: whether to measure the largest eigenvalue, too.
       progress: whether a bar is shown.
 
     Returns:
       A `RadiusTest`, on the host. `print` shows its table and the reason of what is recommended.
 
     Raises:
-      ValueError: the loss or its gradient is not finite at the parameters, the loss not above 0, or the
-        gradient zero; an argument out of range; what `hessian_vector_product` refuses.
-      TypeError: an argument of another kind.
+      ValueError: the loss or its gradient is not finite at the parameters, the loss is not above 0, or the
+        gradient is zero. An argument is out of range. Also what `hessian_vector_product` refuses.
+      TypeError: an argument is of another kind.
 
     Cost:
-      a gradient and `len(radii) + 1` forward passes; for the eigenvalue up to 25 Hessian products.
+      A gradient and `len(radii) + 1` forward passes. The eigenvalue takes up to 25 Hessian products.
 
     Example:
       >>> import jax.numpy as jnp
@@ -190,9 +192,9 @@ def edge_of_stability(radii: np.ndarray, gradient_norm: float, learning_rate: fl
 
 
 def crossing(radii: np.ndarray, values: np.ndarray, level: float) -> float:
-    """The first radius at which the values reach a level, between those that were measured; NaN if none.
+    """The first radius at which the values reach a level, between the measured ones. NaN if none.
 
-    The last one before values that are not finite; the first one if they are above the level all along.
+    The last one before values that are not finite. The first one if they are above the level all along.
     """
     above = np.flatnonzero(values >= level)
     if not len(above):

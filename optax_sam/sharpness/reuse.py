@@ -1,4 +1,4 @@
-"""Programs of a loss that is measured again and again: traced each time, compiled where the trace is new."""
+"""Programs of a loss that is measured repeatedly: traced each time, compiled when the trace is new."""
 
 import functools
 import hashlib
@@ -19,7 +19,7 @@ def traced_anew(function: Callable[..., Any], loss_fn: Any) -> Callable[..., Any
     """`function(loss_fn, *args)`, traced at the first arguments of each shape.
 
     What the loss reads beside its arguments, an attribute, a global, an array, is that of the trace. An equal
-    trace runs what was compiled for an earlier one; its constants are arguments.
+    trace runs what was compiled for an earlier one. Its constants are arguments.
     """
     seen: dict[Any, Any] = {}
 

@@ -10,7 +10,7 @@ LARGE_RANGE = 30.0
 
 
 def extremes(values: np.ndarray) -> tuple[float, float]:
-    """The smallest and the largest finite value; above 0 no more than a factor of a million apart."""
+    """The smallest and the largest finite value. Above 0 they are at most a factor of a million apart."""
     finite = values[np.isfinite(values)]
     if not finite.size:  # a diverged run
         return 0.0, 0.0

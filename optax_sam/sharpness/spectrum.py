@@ -25,7 +25,7 @@ class Trace:
 
     Attributes:
       value: the estimate.
-      standard_error: of the estimate, from the spread of its samples; NaN with fewer than two.
+      standard_error: of the estimate, from the spread of its samples. NaN with fewer than two.
       products: with the matrix, that it took.
     """
 
@@ -49,19 +49,18 @@ def trace(
 ) -> Trace:
     """The sum of all eigenvalues of the Hessian of the mean loss.
 
-    Hutchinson's estimate is the mean of `s^T H s` over vectors of random signs `s`. Hutch++ spends a third
-    of the products to find the span `Q` of the large eigenvalues, takes the trace there exactly, and
-    estimates that of the rest: `tr(Q^T H Q) + mean(s^T (1 - QQ^T) H (1 - QQ^T) s)`. XTrace has no vectors
-    for one purpose alone: it estimates the rest from each normal vector outside the span of all others'
-    images, and takes the mean. Where few eigenvalues are large, as in trained networks, these two are the
-    more exact ones.
+    Hutchinson's estimate is the mean of `s^T H s` over vectors of random signs `s`. Hutch++ spends a third of
+    the products to find the span `Q` of the large eigenvalues. It takes the trace there exactly, and
+    estimates that of the rest: `tr(Q^T H Q) + mean(s^T (1 - QQ^T) H (1 - QQ^T) s)`. XTrace uses every vector
+    for both. It estimates the rest from each normal vector outside the span of all others' images, and takes
+    the mean. These two are more exact where few eigenvalues are large, as in trained networks.
 
     Args:
       loss_fn: see `top_eigenvalues`.
       params: the parameters.
-      batches: one batch, or many; see `top_eigenvalues`.
-      num_products: products with the Hessian; for Hutch++ 3 or more, for XTrace 2.
-      method: which estimate; of 30 products XTrace makes the most (docs/sharpness.md).
+      batches: one batch, or many. See `top_eigenvalues`.
+      num_products: products with the Hessian, 3 or more for Hutch++, 2 or more for XTrace.
+      method: which estimate. XTrace is the most exact with 30 products (docs/sharpness.md).
       seed: of the random signs.
       progress: whether a bar is shown.
 
@@ -69,13 +68,13 @@ def trace(
       A `Trace`, on the host.
 
     Raises:
-      ValueError: the loss or a product is not finite, an argument out of range; what
+      ValueError: the loss or a product is not finite, or an argument is out of range. Also what
         `hessian_vector_product` refuses.
       TypeError: `num_products` is no integer.
 
     Cost:
-      about two gradients for each product; a vector like the parameters for each third one with Hutch++, for
-      each second one with XTrace.
+      About two gradients for each product. Hutch++ keeps a vector like the parameters for each third product,
+      XTrace for each second one.
 
     Example:
       >>> import jax.numpy as jnp
@@ -138,7 +137,7 @@ class SpectralDensity:
 
     Attributes:
       nodes: `float64[num_vectors, num_steps]`, where the eigenvalues are.
-      weights: `float64[num_vectors, num_steps]`, what part of them is there; each row sums to one.
+      weights: `float64[num_vectors, num_steps]`, what part of them is there. Each row sums to one.
       size: how many eigenvalues there are.
       products: with the matrix, that it took.
     """
@@ -163,11 +162,11 @@ class SpectralDensity:
         """The density of the eigenvalues, smoothed by a normal distribution.
 
         Args:
-          grid: where, `float[points]`; 1,000 points over all nodes by default.
-          width: standard deviation of the normal distribution; a hundredth of the range by default.
+          grid: where, `float[points]`. 1,000 points over all nodes by default.
+          width: standard deviation of the normal distribution. A hundredth of the range by default.
 
         Returns:
-          `(grid, density)`; the density integrates to one.
+          `(grid, density)`. The density integrates to one.
         """
         low, high = self.nodes.min(), self.nodes.max()
         if width is None:
@@ -180,7 +179,7 @@ class SpectralDensity:
         return grid, total / (width * np.sqrt(2 * np.pi))
 
     def moment(self, order: int) -> float:
-        """The mean of the eigenvalues' powers: times `size`, order 1 is the trace."""
+        """The mean of the eigenvalues' powers. Order 1 times `size` is the trace."""
         return float((self.weights * self.nodes**order).sum() / len(self.nodes))
 
 
@@ -197,15 +196,15 @@ def spectral_density(
     """How the eigenvalues of the Hessian of the mean loss are distributed, by stochastic Lanczos quadrature.
 
     For a random unit vector `v`, `v^T f(H) v` is in expectation the mean of `f` over the spectrum. Lanczos
-    from `v` makes a Gauss quadrature of it: nodes are the eigenvalues of `V^T H V`, weights the squares of
-    its eigenvectors' first entries.
+    from `v` makes a Gauss quadrature of it. The nodes are the eigenvalues of `V^T H V`. The weights are the
+    squares of its eigenvectors' first entries.
 
     Args:
       loss_fn: see `top_eigenvalues`.
       params: the parameters.
-      batches: one batch, or many; see `top_eigenvalues`.
+      batches: one batch, or many. See `top_eigenvalues`.
       num_vectors: random vectors, over which the density is averaged.
-      num_steps: products for each: the more, the finer the resolution.
+      num_steps: products for each. More products give a finer resolution.
       seed: of the random vectors.
       progress: whether a bar is shown.
 
@@ -213,12 +212,12 @@ def spectral_density(
       A `SpectralDensity`, on the host.
 
     Raises:
-      ValueError: the loss or a product is not finite, an argument out of range; what
+      ValueError: the loss or a product is not finite, or an argument is out of range. Also what
         `hessian_vector_product` refuses.
       TypeError: `num_vectors` or `num_steps` is no integer.
 
     Cost:
-      `num_vectors * num_steps` products, about two gradients each; `num_steps` vectors like the parameters.
+      `num_vectors * num_steps` products, about two gradients each. `num_steps` vectors like the parameters.
 
     Example:
       >>> import jax.numpy as jnp

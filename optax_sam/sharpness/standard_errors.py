@@ -6,7 +6,7 @@ import numpy as np
 
 
 def standard_error(values: Sequence[float], weights: Sequence[float] | None = None) -> float:
-    """Of the weighted mean of independent values; NaN with fewer than two."""
+    """Of the weighted mean of independent values, or NaN with fewer than two."""
     if len(values) < 2:
         return float("nan")
     shares = np.full(len(values), 1.0) if weights is None else np.asarray(weights, float)

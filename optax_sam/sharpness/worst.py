@@ -39,34 +39,35 @@ def worst_case_sharpness(
     """How much the loss rises at worst within `rho` of the weights, each in its own units.
 
     `max L_B(w + e) - L_B(w)` over `||e / |w| ||_p <= rho`, for each `m` of the `n` examples, on average. With
-    `e = |w| u`, a step goes along `sign(g)` or `|w| g / || |w| g ||` by `u`, back into the ball, and is mixed
-    with the point before the last. It is `2 rho` long at first, and halved, from the best point on, where
-    fewer than three quarters of the steps since the last look raised the highest loss (Auto-PGD).
+    `e = |w| u`, a step goes along `sign(g)` or `|w| g / || |w| g ||` by `u`, and back into the ball. It is
+    mixed with the point before the last. A step is `2 rho` long at first. It is halved, and goes on from the
+    best point, where fewer than three quarters of the steps since the last look raised the highest loss
+    (Auto-PGD).
 
-    With `normalized_logits` in the loss, it does not change when the logits are scaled, as the paper has it.
+    With `normalized_logits` in the loss, as in the paper, it does not change when the logits are scaled.
 
     Args:
       loss_fn: see `top_eigenvalues`.
       params: the parameters.
-      batches: `n` examples in one batch or many; see `top_eigenvalues`.
-      rho: radius, 0 or more; the paper's are from 0.0005 to 0.05 for "linf", and from 0.05 to 2 for "l2".
+      batches: `n` examples in one batch or many. See `top_eigenvalues`.
+      rho: radius, 0 or more. The paper's are from 0.0005 to 0.05 for "linf", and from 0.05 to 2 for "l2".
       norm: "linf" or "l2".
       adaptive: False for `|w| = 1`.
       num_steps: gradients for each part.
-      microbatch_size: `m`, examples that share a perturbation (128 of 1,024 in the paper), cut from the
-        batches in order; None for one perturbation for each batch.
+      microbatch_size: `m`, the number of examples that share a perturbation (128 of 1,024 in the paper), cut
+        from the batches in order. None for one perturbation for each batch.
       progress: whether a bar is shown.
 
     Returns:
       A `Rise`, on the host, the mean over parts, with its standard error.
 
     Raises:
-      ValueError: the loss is not finite, `microbatch_size` does not divide a batch, an argument out of range;
-        what `hessian_vector_product` refuses.
-      TypeError: an argument of another kind.
+      ValueError: the loss is not finite, `microbatch_size` does not divide a batch, or an argument is out of
+        range. Also what `hessian_vector_product` refuses.
+      TypeError: an argument is of another kind.
 
     Cost:
-      `num_steps + 1` gradients; six vectors like the parameters.
+      `num_steps + 1` gradients. Six vectors like the parameters.
 
     Example:
       >>> import jax.numpy as jnp
@@ -81,9 +82,9 @@ def worst_case_sharpness(
       <https://arxiv.org/abs/2302.07011>`_, 2023.
 
     Deviations:
-      The authors project onto the l2 ball in the space of `e`, here it is in that of `u`, where the ball is
-      round; the l2 step is the steepest one there. The authors' code keeps the current perturbation where it
-      goes back to the best point.
+      The authors project onto the l2 ball in the space of `e`. Here the projection is in the space of `u`,
+      where the ball is round. The l2 step is the steepest one there. The authors' code keeps the current
+      perturbation where it goes back to the best point.
     """
     checks.number("rho", rho, low=0)
     checks.one_of("norm", norm, ("linf", "l2"))
@@ -106,16 +107,16 @@ def worst_case_sharpness(
 
 
 def normalized_logits(logits: jax.Array) -> jax.Array:
-    """Logits less their mean, divided by their length: `f = (z - mean z) / ||z - mean z||`.
+    """Logits minus their mean, divided by their length: `f = (z - mean z) / ||z - mean z||`.
 
-    A network whose logits are larger has larger gradients and a lower loss, and does not classify otherwise.
-    With normalized logits in the loss, its sharpness is not the larger for it.
+    A network with larger logits has larger gradients and a lower loss, but classifies the same. With
+    normalized logits in the loss, its sharpness does not grow with the logits.
 
     Args:
       logits: `float[..., classes]`.
 
     Returns:
-      Logits of length one; zeros where all are equal.
+      Logits of length one. Zeros where all are equal.
 
     References:
       Maksym Andriushchenko, Francesco Croce, Maximilian Mueller, Matthias Hein, Nicolas Flammarion, `A
@@ -129,7 +130,7 @@ def normalized_logits(logits: jax.Array) -> jax.Array:
 
 
 def checkpoints(num_steps: int) -> list[int]:
-    """After how many steps the length of the step is looked at: Auto-PGD's, ever closer to each other."""
+    """The steps after which the step's length is looked at. They are Auto-PGD's, ever closer together."""
     parts, found = [0.0, 0.22], [math.ceil(0.22 * num_steps)]
     while found[-1] < num_steps:
         parts.append(parts[-1] + max(parts[-1] - parts[-2] - 0.03, 0.06))

@@ -1,4 +1,4 @@
-"""XTrace: the trace of a matrix from products, each random vector used for all it is worth."""
+"""XTrace: the trace of a matrix from products, with every random vector used in full."""
 
 from collections.abc import Callable
 

@@ -39,27 +39,27 @@ class Accumulated(Wrapper):
 def accumulated(method: SharpnessAware, num_microbatches: Count) -> SharpnessAware:
     """Gradient accumulation: `method` on the whole batch, in the memory of a part of it.
 
-    With `B_1, ..., B_n` contiguous slices of the examples, every gradient of the step is taken as
-    `g = sum_i a_i grad L(w, B_i)`, `a_i` the part of slice `i` in all weights, one slice after the
-    other: the gradient of the whole batch, and therefore its one perturbation. `aux` gets a
-    leading axis of slices. (`per_microbatch` gives every slice a perturbation of its own.)
+    `B_1, ..., B_n` are contiguous slices of the examples. Every gradient of the step is taken as
+    `g = sum_i a_i grad L(w, B_i)`, one slice after the other, with `a_i` the part of slice `i` in all
+    weights. This is the gradient of the whole batch, and so there is one perturbation. `aux` gets a leading
+    axis of slices. (`per_microbatch` gives every slice a perturbation of its own.)
 
     Args:
       method: any sharpness-aware method.
-      num_microbatches: the number of slices; divides the batch, and the examples that the method draws.
+      num_microbatches: the number of slices. Must divide the batch, and the examples that the method draws.
 
     Returns:
       A `SharpnessAware` transformation.
 
     Raises:
-      TypeError: `method` is none of this library's; `num_microbatches` is no integer.
+      TypeError: `method` is none of this library's. `num_microbatches` is no integer.
       ValueError: `num_microbatches` does not divide the examples.
 
     Cost:
-      gradients per step as `method`; one parameter-sized buffer; activations of one slice.
+      Gradients per step as `method`. One parameter-sized buffer. Activations of one slice.
 
     Guarantees:
-      equal to `method` to float rounding, unless the loss depends on the other examples of its
+      Equal to `method` to float rounding, unless the loss depends on the other examples of its
       batch, as with batch norm.
 
     Example:

@@ -88,13 +88,13 @@ def over_draws(
 ) -> SharpnessAware:
     """The weighted mean of several runs of a method that draws, each with its own random key.
 
-    With `S_j` and `L_j` the descent and the perturbed loss of draw `j`, the descent is
-    `sum_j a_j S_j`, `a = softmax(log_weight(L))`: an online softmax in a loop, which holds two
-    gradient trees however many draws. What `info` tells is the mean over the draws.
+    With `S_j` and `L_j` the descent and the perturbed loss of draw `j`, the descent is `sum_j a_j S_j`,
+    `a = softmax(log_weight(L))`. An online softmax in a loop holds two gradient trees, however many draws
+    there are. `info` has the mean over the draws.
 
     Args:
-      method: a sharpness-aware method that draws, such as one with the start `at_random(...)`; the runs
-        of one that does not are all the same.
+      method: a sharpness-aware method that draws, such as one with the start `at_random(...)`. If it does not
+        draw, all runs are the same.
       num_draws: how many draws, 1 or more.
       log_weight: `(loss, step) -> float[]`, for example `tilted(tilt)`.
 
@@ -102,7 +102,7 @@ def over_draws(
       A `SharpnessAware` transformation.
 
     Raises:
-      TypeError: `method` is none of this library's, `log_weight` is no function.
+      TypeError: `method` is none of this library's, or `log_weight` is no function.
       ValueError: `num_draws` is below 1.
 
     Cost:

@@ -1,4 +1,4 @@
-"""m-sharpness over devices: one perturbation each, and one all-reduce of gradients."""
+"""m-sharpness over devices: one perturbation for each device, and one all-reduce of gradients."""
 
 import contextlib
 import dataclasses
@@ -37,7 +37,7 @@ class PerDevice(PerSlice):
         if self.axis_name in mesh.manual_axes:
             raise ValueError(
                 f"axis_name={self.axis_name!r} belongs to a shard_map that is around this step already: "
-                f"call the step outside of it; per_device is a shard_map of its own."
+                f"call the step outside of it. per_device is a shard_map of its own."
             )
         size = mesh.shape[self.axis_name]
         if given.examples.size is None or given.examples.size % size:
@@ -164,38 +164,38 @@ def _only(parts: Any) -> Any:
 
 
 def per_device(method: SharpnessAware, axis_name: str = "data") -> SharpnessAware:
-    """m-sharpness: the examples of each device with their own perturbation.
+    """m-sharpness: the examples of each device have their own perturbation.
 
-    With `B_i` the examples on device `i` and `S_i` what `method` makes of them, the descent is the mean
-    of the `S_i`: the definition of `per_microbatch`, one slice a device, as one `jax.shard_map` over
-    the mesh in use. The first gradients stay where they are, so that a step needs one all-reduce of
-    a gradient, as many as SGD. (`method` alone, on a batch that is split over devices, perturbs for the
-    whole batch, and needs one for each gradient.)
+    With `B_i` the examples on device `i` and `S_i` what `method` makes of them, the descent is the mean of
+    the `S_i`. This is `per_microbatch` with one slice for each device, as one `jax.shard_map` over the mesh
+    in use. The first gradients stay where they are. A step therefore needs one all-reduce of a gradient, as
+    many as SGD. (`method` alone, on a batch that is split over devices, perturbs for the whole batch, and
+    needs one all-reduce for each gradient.)
 
-    A loss may place its arrays on the mesh, as it does without `per_device`: along the axis each device
-    has its own rows already, other axes are kept. Parameters that are split over the axis are gathered
-    for the step; on explicit axes descent and state are split like them again, on automatic ones that is
-    XLA's choice. What `value_and_grad` returns, `aux` and the state: as in `per_microbatch`. The state's
-    float leaves are averaged, which is a further all-reduce where they are large: the remembered gradient
-    of vSAM, the scores of AUSAM.
+    A loss may place its arrays on the mesh, as it does without `per_device`. Along the axis each device has
+    its own rows already. Other axes are kept. Parameters that are split over the axis are gathered for the
+    step. On explicit axes descent and state are split like them again. On automatic axes this is XLA's
+    choice. `value_and_grad`, `aux` and the state are those of `per_microbatch`. The state's float leaves are
+    averaged. Where they are large this is a further all-reduce, as for the remembered gradient of vSAM and
+    the scores of AUSAM.
 
     Args:
       method: any sharpness-aware method.
-      axis_name: the axis of the mesh along which the batch is split; axes may be automatic or explicit.
+      axis_name: the axis of the mesh along which the batch is split. Axes may be automatic or explicit.
 
     Returns:
       A `SharpnessAware` transformation, to be called inside `with jax.set_mesh(mesh)`.
 
     Raises:
-      TypeError: `method` is none of this library's, `axis_name` is no string.
-      ValueError: no such axis in the mesh in use; its devices do not divide the batch; a loss with a
-        `shard_map` over the axis.
+      TypeError: `method` is none of this library's, or `axis_name` is no string.
+      ValueError: the mesh in use has no such axis. The devices of the axis do not divide the batch. The loss
+        has a `shard_map` over the axis.
 
     Cost:
-      gradients per step as `method`; one all-reduce of a gradient; one parameter-sized buffer a device.
+      Gradients per step as `method`. One all-reduce of a gradient. One parameter-sized buffer a device.
 
     Guarantees:
-      equal to `per_microbatch` with as many slices as devices, to float rounding.
+      Equal to `per_microbatch` with as many slices as devices, to float rounding.
 
     Example:
       >>> import optax_sam

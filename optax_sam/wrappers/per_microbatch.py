@@ -50,36 +50,35 @@ def per_microbatch(
     *,
     loop: Literal["scan", "vmap"] = "scan",
 ) -> SharpnessAware:
-    """m-sharpness: each of `num_microbatches` slices of the batch with its own perturbation.
+    """m-sharpness: each of `num_microbatches` slices of the batch has its own perturbation.
 
     With `B_1, ..., B_n` contiguous slices of the batch and `S_i` what `method` makes of slice `i`, the
     descent is the mean of the `S_i` (weighted by the slices' weights, where weights are given).
-    `value_and_grad` returns the mean of the slices' losses and first gradients; the gradients
-    themselves travel in the oracle, so that the mean costs nothing unless it is read. `aux` gets a
-    leading axis of slices.
+    `value_and_grad` returns the mean of the slices' losses and first gradients. The gradients themselves
+    travel in the oracle. The mean costs nothing unless you read it. `aux` gets a leading axis of slices.
 
-    A stateful method starts every slice from the one shared state; the new state is the mean of its
-    float leaves and the first slice's for all others. The gate decides once for all slices; one that must see
-    the gradient (AE-SAM) decides in each, so that `due` raises.
+    A stateful method starts every slice from the one shared state. The new state is the mean of its float
+    leaves and the first slice's for all others. The gate decides once for all slices. A gate that must see
+    the gradient (AE-SAM) decides in each slice, and `due` raises an error.
 
     Args:
       method: any sharpness-aware method.
-      num_microbatches: the number of slices; divides the batch.
-      loop: "scan" takes one slice after the other in the memory of one (and the slices' first
-        gradients), "vmap" all at once.
+      num_microbatches: the number of slices. Must divide the batch.
+      loop: "scan" takes one slice after the other, in the memory of one (and the slices' first gradients).
+        "vmap" takes all at once.
 
     Returns:
       A `SharpnessAware` transformation.
 
     Raises:
-      TypeError: `method` is none of this library's; `num_microbatches` is no integer.
-      ValueError: `num_microbatches` does not divide the batch; `loop` is unknown.
+      TypeError: `method` is none of this library's. `num_microbatches` is no integer.
+      ValueError: `num_microbatches` does not divide the batch. `loop` is unknown.
 
     Cost:
-      gradients per step as `method`; `num_microbatches` parameter-sized buffers.
+      Gradients per step as `method`. `num_microbatches` parameter-sized buffers.
 
     Guarantees:
-      one slice is `method` itself, to float rounding.
+      One slice is `method` itself, to float rounding.
 
     Example:
       >>> import optax_sam

@@ -1,4 +1,4 @@
-"""m-sharpness: every slice of the batch with its own perturbation."""
+"""m-sharpness: every slice of the batch has its own perturbation."""
 
 import abc
 import dataclasses
@@ -21,11 +21,11 @@ from optax_sam.wrappers.wrapper import Wrapper, with_cost
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PerSlice(Wrapper):
-    """Runs the inner method on every slice; how the slices are gone through is the subclass's."""
+    """Runs the inner method on every slice. The subclass says how it goes through the slices."""
 
     @abc.abstractmethod
     def num_slices(self, given: Given) -> int:
-        """How many slices there are; refuses what cannot be sliced."""
+        """How many slices there are. Refuses what cannot be sliced."""
 
     @abc.abstractmethod
     def each(self, function: Callable[[Any, Any], Any], parts: Any, shared: Any) -> Any:
@@ -95,8 +95,8 @@ def parts_and_shared(number: int, state: SharpnessAwareState, given: Given) -> t
 def of_slice(part: Slices, shared: Any, number: int) -> tuple[Given, SharpnessAwareState]:
     """What one of a number of slices is given, and the state with random numbers of its own.
 
-    Those of the first slice are the method's. The only slice has the step's key for the loss too; the first
-    of several has not, for the second pass makes another slice's key of it.
+    The first slice has the method's random numbers. A single slice has the step's key for the loss too. The
+    first of several has not, since the second pass makes another slice's key of it.
     """
     state, whole = shared
     own = with_key_of_part(state, part.number)

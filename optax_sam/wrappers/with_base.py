@@ -78,7 +78,7 @@ def followed_by(method: SharpnessAware, base: optax.GradientTransformation) -> S
       A `SharpnessAware` whose updates are those of `base`.
 
     Raises:
-      TypeError: `method` is none of this library's, `base` no Optax transformation.
+      TypeError: `method` is none of this library's, or `base` is no Optax transformation.
     """
     checks.transformation("base", base, "optax.sgd(0.1)")
     optimizer: Any = FollowedBy(method_of(method), optax.with_extra_args_support(base))
@@ -110,27 +110,27 @@ class Decoupled(FollowedBy):
 def decoupled(
     method: SharpnessAware, base: optax.GradientTransformation, learning_rate: NotNegative
 ) -> SharpnessAware:
-    """The base optimizer sees the first gradient; what sharpness adds bypasses it.
+    """The base optimizer sees the first gradient, and what sharpness adds bypasses it.
 
-    With `g` the first gradient and `S` what `method` makes of it, the update is that of `base` for `g`,
-    minus `learning_rate (S - g)`: neither momentum nor preconditioner touch the sharpness part, as
-    decoupled weight decay. With `wsam` it is the form of WSAM that its authors prefer.
+    With `g` the first gradient and `S` what `method` makes of it, the update is that of `base` for `g`, minus
+    `learning_rate (S - g)`. Neither momentum nor preconditioner touch the sharpness part, as with decoupled
+    weight decay. With `wsam` this is the form of WSAM that its authors prefer.
 
     Args:
       method: a sharpness-aware method that starts at the parameters, such as `wsam()`.
-      base: an Optax optimizer; its updates are added to the parameters.
-      learning_rate: of the sharpness part, that of `base` in the paper; a number, or a schedule of the
+      base: an Optax optimizer. Its updates are added to the parameters.
+      learning_rate: of the sharpness part. In the paper it is that of `base`. A number, or a schedule of the
         step count.
 
     Returns:
       A `SharpnessAware` that is the whole optimizer.
 
     Raises:
-      TypeError: `method` is none of this library's, `base` no Optax transformation.
+      TypeError: `method` is none of this library's, or `base` is no Optax transformation.
       ValueError: `learning_rate` is negative.
 
     Cost:
-      that of `method` and `base`.
+      That of `method` and `base`.
 
     Example:
       >>> import optax, optax_sam

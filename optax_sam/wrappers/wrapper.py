@@ -44,7 +44,7 @@ class Wrapper(Method):
 
 
 def method_of(method: Any) -> Method:
-    """What stands behind a transformation of this library; refuses any other."""
+    """What stands behind a transformation of this library. Refuses any other."""
     if not isinstance(method, SharpnessAware) or not isinstance(method.method, Method):
         repair = "pass one, for example optax_sam.sam()"
         if isinstance(method, SharpnessAware):
@@ -54,6 +54,6 @@ def method_of(method: Any) -> Method:
 
 
 def with_cost(old: SharpnessAwareState, new: SharpnessAwareState, cost: jax.Array) -> SharpnessAwareState:
-    """The new state with the step's own cost, which is no weighted mean as the rest of it."""
+    """The new state with the step's own cost. The cost is no weighted mean, as the rest of the state is."""
     total = states.add_gradients(old.diagnostics.gradients, cost)
     return new._replace(diagnostics=new.diagnostics._replace(gradients=total, cost=cost))

@@ -110,7 +110,7 @@ def test_interrupted_run_says_how_to_go_on_and_does(number, code, whole, tmp_pat
     args, out = whole
     process = started(tmp_path / "x", args)
     process.send_signal(number)
-    assert only_line(process) == ("interrupted: --resume goes on", code)
+    assert only_line(process) == ("interrupted: --resume continues the run", code)
     assert not (tmp_path / "x/result.json").exists()
     run(tmp_path / "x", *args, "--resume")
     assert outcome(tmp_path / "x") == outcome(out)

@@ -21,7 +21,7 @@ UPDATE = {
     "perturb=1": (TYPE, r"^perturb=1 is no Python bool"),
     "perturb an array": (TYPE, r"^perturb=.* is no Python bool"),
     "gradient of another tree": (VALUE, r"^grads has the tree structure"),
-    "gradient of another shape": (VALUE, r"^grads.* has shape .*, the parameter has"),
+    "gradient of another shape": (VALUE, r"^grads.* has shape .*, but the parameter has"),
 }
 OF_ORACLE = {
     "no oracle": (TYPE, r"^oracle=.* is no Oracle"),

@@ -83,7 +83,7 @@ def test_a_batch_without_arrays_is_a_batch(name, batch):
     ],
 )
 def test_what_takes_parts_says_that_a_batch_without_arrays_has_none(method):
-    with pytest.raises(ValueError, match=r"batch without arrays, as batch=\(\) is: pass the examples"):
+    with pytest.raises(ValueError, match=r"batch without arrays, such as batch=\(\): pass the examples"):
         begin(method, lambda params, batch: params["w"].sum(), ())
 
 
