@@ -37,5 +37,5 @@ def test_it_asks_one_question_and_is_stored_with_its_answer(file):
     assert not re.search(r"at 0x[0-9a-f]+|stderr", str(outputs(notebook)))
 
 
-def test_there_are_seven():
-    assert [file.stem[:2] for file in NOTEBOOKS] == [f"{number}_" for number in range(1, 8)]
+def test_there_are_eight():
+    assert [file.stem[:2] for file in NOTEBOOKS] == [f"{number}_" for number in range(1, 9)]
