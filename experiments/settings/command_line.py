@@ -35,9 +35,15 @@ def command_line(
       how_to_go_on: after an interruption.
       default: what is not given; None is the dataclass's own defaults.
     """
-    prog = f"python -m experiments.{run.__name__}"
+    prog = f"python -m {_module_of(run)}"
     with errors_in_one_line(how_to_go_on), _ending_at_once(f"interrupted: {how_to_go_on}\n"):
         run(tyro.cli(kind, prog=prog, args=args, default=default, config=(tyro.conf.FlagCreatePairsOff,)))
+
+
+def _module_of(run: Callable[..., Any]) -> str:
+    """The name by which Python runs a program's module."""
+    spec = sys.modules["__main__"].__spec__ if run.__module__ == "__main__" else None
+    return (spec.name if spec else run.__module__).removesuffix(".__main__")
 
 
 def program(main: Callable[[], None]) -> None:

@@ -1,5 +1,6 @@
 """Bad input: one line that names the setting, its value and the repair."""
 
+import importlib
 import os
 import socket
 import urllib.request
@@ -161,3 +162,18 @@ def test_full_disk_is_one_line_and_the_run_can_go_on(tmp_path, capsys, monkeypat
 )
 def test_numbers_that_a_grid_searches_are_refused(args, part, capsys):
     assert part in message_of(lambda: tune.main(args), capsys)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("experiments.sharpness", "experiments.sharpness"),
+        ("experiments.compare", "experiments.compare"),
+        ("experiments.evidence.__main__", "experiments.evidence"),
+        ("experiments.evidence.judge_rules", "experiments.evidence.judge_rules"),
+    ],
+)
+def test_help_names_the_command_that_was_given(module, name, capsys):
+    with pytest.raises(SystemExit):
+        importlib.import_module(module).main(["--help"])
+    assert capsys.readouterr().out.startswith(f"usage: python -m {name} ")
