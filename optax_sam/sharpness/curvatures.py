@@ -21,8 +21,8 @@ class Curvature(abc.ABC):
     """A loss function that brings a matrix of its own in the place of the Hessian."""
 
     @abc.abstractmethod
-    def product(self, point: Point, batch: Any, vector: Floats) -> Floats:
-        """The matrix of a batch times a vector."""
+    def product(self, point: Point, batch: Any, number: Any, vector: Floats) -> Floats:
+        """The matrix of a batch times a vector; `number` is that of the batch."""
 
     @abc.abstractmethod
     def wrapped(self, wrap: Callable[[Any], Any]) -> Any:
@@ -63,7 +63,9 @@ class GaussNewton(Curvature):
     def wrapped(self, wrap: Callable[[Any], Any]) -> "GaussNewton":
         return dataclasses.replace(self, outputs=wrap(self.outputs))
 
-    def product(self, point: Point, batch: Any, vector: Floats) -> Floats:
+    def product(self, point: Point, batch: Any, number: Any, vector: Floats) -> Floats:
+        del number
+
         def outputs_at(floats):
             return self.outputs(point.params(floats), batch)
 
@@ -107,7 +109,8 @@ class EmpiricalFisher(Curvature):
     def wrapped(self, wrap: Callable[[Any], Any]) -> "EmpiricalFisher":
         return EmpiricalFisher(wrap(self.loss_fn))
 
-    def product(self, point: Point, batch: Any, vector: Floats) -> Floats:
+    def product(self, point: Point, batch: Any, number: Any, vector: Floats) -> Floats:
+        del number
         size = size_of(batch)
 
         def losses_at(floats):
@@ -127,8 +130,8 @@ class Fisher(Curvature):
     here `num_draws` for each example. For cross entropy, and for squares with unit variance, the expectation
     is the Gauss-Newton matrix, which `GaussNewton` takes without drawing; this is for other likelihoods.
 
-    Every measurement here takes it in the place of a `loss_fn`. The labels are the same in all products:
-    each pass has to give the same batches.
+    Every measurement here takes it in the place of a `loss_fn`. Each batch draws its own labels, by its
+    number. They are the same in all products: each pass has to give the same batches in the same order.
 
     Args:
       outputs: `outputs(params, batch)`, a tree of float arrays with the examples first, such as logits; no
@@ -153,7 +156,7 @@ class Fisher(Curvature):
     def wrapped(self, wrap: Callable[[Any], Any]) -> "Fisher":
         return dataclasses.replace(self, outputs=wrap(self.outputs))
 
-    def product(self, point: Point, batch: Any, vector: Floats) -> Floats:
+    def product(self, point: Point, batch: Any, number: Any, vector: Floats) -> Floats:
         checks.integer("num_draws", self.num_draws, low=1)
         checks.seed(self.seed)
         size = size_of(batch) or 0
@@ -169,9 +172,9 @@ class Fisher(Curvature):
                 f"axis."
             )
         bent = jax.tree.map(jnp.zeros_like, outputs)
-        for number in range(self.num_draws):
-            key = jax.random.fold_in(jax.random.key(self.seed), number)
-            drawn = self.draw(key, outputs, batch)
+        key = jax.random.fold_in(jax.random.key(self.seed), number)
+        for nth in range(self.num_draws):
+            drawn = self.draw(jax.random.fold_in(key, nth), outputs, batch)
             bent = jax.tree.map(jnp.add, bent, self._bent(outputs, change, drawn, size))
         bent = jax.tree.map(lambda x: x / (size * self.num_draws), bent)
         return trees.widen(jax.vjp(outputs_at, point.floats)[1](bent)[0])
@@ -230,7 +233,8 @@ class FiniteDifferences(Curvature):
     def wrapped(self, wrap: Callable[[Any], Any]) -> "FiniteDifferences":
         return dataclasses.replace(self, loss_fn=wrap(self.loss_fn))
 
-    def product(self, point: Point, batch: Any, vector: Floats) -> Floats:
+    def product(self, point: Point, batch: Any, number: Any, vector: Floats) -> Floats:
+        del number
         checks.optional_positive("step", self.step)
         length = trees.norm(vector)
         distance = self.relative_step(point) * (1 + trees.norm(point.floats))
