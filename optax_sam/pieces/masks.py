@@ -39,6 +39,7 @@ class FisherMask(Ascent):
     pattern: str
 
     says_how_far: ClassVar[bool] = False
+    draws: ClassVar[int] = 0
 
     def init(self, params: Any) -> MaskState:
         mask = jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), bool), params)
@@ -161,6 +162,7 @@ class Only(Ascent):
 
     asks_anew: ClassVar[bool] = False
     says_how_far: ClassVar[bool] = False
+    draws: ClassVar[int] = 0
 
     def init(self, params: Any) -> optax.EmptyState:
         self._chosen(params)
@@ -223,6 +225,7 @@ class KeepOutliers(Ascent):
 
     asks_anew: ClassVar[bool] = False
     says_how_far: ClassVar[bool] = False
+    draws: ClassVar[int] = 0
 
     def update(self, updates: Any, state: Any, params: Any = None, **extra_args: Any):
         del params, extra_args
