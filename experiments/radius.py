@@ -35,9 +35,9 @@ def main(args: list[str] | None = None) -> None:
 def radius(settings: RadiusSettings) -> None:
     """Measures, prints, draws."""
     require(settings.batches >= 1, settings, "batches", "give 1 or more")
-    trained, loss, params, parts = standing(settings.run)
+    at = standing(settings.run)
     found = sharpness.radius_test(
-        loss, params, parts[: settings.batches], learning_rate=trained.learning_rate, progress=True
+        at.loss, at.params, at.parts[: settings.batches], learning_rate=at.learning_rate, progress=True
     )
     print(found)
     picture = settings.run / "radius.png"

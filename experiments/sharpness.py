@@ -21,7 +21,9 @@ from optax_sam.sharpness.page import Report, measured
 class SharpnessSettings:
     """Measure how sharp runs are at their last checkpoint, side by side: a table and sharpness.png.
 
-    The loss is that of training examples in evaluation. All runs must have the same layers.
+    The loss is that of training examples in evaluation. All runs must have the same layers. The learning rate
+    of "2 / learning rate" is that of the schedule at the checkpoint. The line is left out where the rate is
+    0, as at the end of a cosine.
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
@@ -46,9 +48,9 @@ def compare(settings: SharpnessSettings) -> None:
     with progress_bar() as bar:
         task = bar.add_task("sharpness", total=len(settings.runs))
         for name, run in zip(names_of(settings.runs), settings.runs, strict=True):
-            trained, loss, params, parts = standing(run)
-            rate = trained.learning_rate
-            found[name] = measured(loss, params, parts[: settings.batches], learning_rate=rate)
+            at = standing(run)
+            parts, rate = at.parts[: settings.batches], at.learning_rate
+            found[name] = measured(at.loss, at.params, parts, learning_rate=rate)
             bar.advance(task)
     layers = {report.layers.names for report in found.values()}
     if len(layers) > 1:
@@ -62,6 +64,8 @@ def compare(settings: SharpnessSettings) -> None:
         plt.close(figure)
         rows = {name: report.rows() for name, report in found.items()}
         records.write_json(settings.out / "sharpness.json", {"runs": rows} | records.environment())
+    if ended := [name for name, report in found.items() if report.learning_rate is None]:
+        print(f"no 2 / learning rate for {', '.join(ended)}: the schedule's rate is 0 at the checkpoint")
     print(f"see {picture} and sharpness.json")
 
 
@@ -78,7 +82,7 @@ def print_table(found: dict[str, Report]) -> None:
     for name in found:
         table.add_column(name, justify="right")
     columns = [report.rows() for report in found.values()]
-    for measure in columns[0]:
+    for measure in dict.fromkeys(measure for rows in columns for measure in rows):
         table.add_row(measure, *(rows.get(measure, "") for rows in columns))
     Console().print(table)
 

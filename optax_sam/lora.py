@@ -3,6 +3,7 @@
 SAM over an adapter needs none of this: an adapter's leaves are parameters like any others.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -68,11 +69,11 @@ def product(x: jax.Array, kernel: jax.Array, *adapters: Adapter) -> jax.Array:
 
     Args:
       x: `float[..., inputs]`.
-      kernel: `W`, `float[inputs, outputs]`.
+      kernel: `W`, `[inputs, outputs]`, of floats or integers.
       *adapters: of this kernel, any number.
     """
     _check_shapes(kernel, *adapters)
-    return sum(((x @ a) @ b for a, b in adapters), x @ kernel)
+    return sum(((x @ a) @ b for a, b in adapters), x @ _floats(kernel, x))
 
 
 def merged(kernel: jax.Array, *adapters: Adapter) -> jax.Array:
@@ -83,8 +84,16 @@ def merged(kernel: jax.Array, *adapters: Adapter) -> jax.Array:
     Args:
       kernel: `W`, `float[inputs, outputs]`.
       *adapters: of this kernel, any number.
+
+    Raises:
+      ValueError: the kernel holds integers, which would cut off `a b`; shapes that do not fit.
     """
     _check_shapes(kernel, *adapters)
+    if not trees.is_inexact(kernel):
+        raise ValueError(
+            f"kernel has the dtype {kernel.dtype}, which would cut off the adapter: dequantize it first, for "
+            "example scale * kernel.astype(jnp.float32)."
+        )
     wide = trees.widen(kernel)
     return sum((trees.widen(a) @ trees.widen(b) for a, b in adapters), wide).astype(kernel.dtype)
 
@@ -102,7 +111,8 @@ def noisy_product(
 
     Args:
       x: `float[..., inputs]`.
-      kernel: `W`, `float[inputs, outputs]`, not to be trained.
+      kernel: `W`, `[inputs, outputs]`, of floats or integers, not to be trained. The noise on integers has
+        the dtype of `x`.
       adapter: the one that is trained.
       key: a PRNG key, another one for each matrix and each step.
       noise_scale: the length of the noise of an output, as a part of `||W'_j||`. A number or a `float[]`.
@@ -140,33 +150,47 @@ def noisy_product(
 
     scale = jnp.asarray(noise_scale, float)
     still = jax.lax.stop_gradient((*adapter, scale))
-    return _with_noise(x, kernel, still, jax.random.key_data(_typed(key))) + (x @ adapter.a) @ adapter.b
+    key = _typed(key)
+    noisy = _with_noise(jax.random.key_impl(key), x, kernel, still, jax.random.key_data(key))
+    return noisy + (x @ adapter.a) @ adapter.b
 
 
 def _typed(key: jax.Array) -> jax.Array:
     return key if trees.is_key(key.dtype) else jax.random.wrap_key_data(key)
 
 
-@jax.custom_vjp
-def _with_noise(x: jax.Array, kernel: jax.Array, still: Any, key: jax.Array) -> jax.Array:
-    """`x (W + e)`."""
-    return x @ _noisy(kernel, still, key, after=x)
+def _floats(kernel: jax.Array, x: jax.Array) -> jax.Array:
+    """The kernel; integers in the dtype of what they are multiplied with."""
+    return kernel if trees.is_inexact(kernel) else kernel.astype(x.dtype)
 
 
-def _forward(x: jax.Array, kernel: jax.Array, still: Any, key: jax.Array) -> tuple[jax.Array, Any]:
-    return _with_noise(x, kernel, still, key), (x, kernel, still, key)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _with_noise(generator: Any, x: jax.Array, kernel: jax.Array, still: Any, key: jax.Array) -> jax.Array:
+    """`x (W + e)`; the key is data of this generator."""
+    return x @ _noisy(generator, x, kernel, still, key, after=x)
 
 
-def _backward(residuals: Any, change: jax.Array) -> tuple[Any, ...]:
+def _forward(
+    generator: Any, x: jax.Array, kernel: jax.Array, still: Any, key: jax.Array
+) -> tuple[jax.Array, Any]:
+    return _with_noise(generator, x, kernel, still, key), (x, kernel, still, key)
+
+
+def _backward(generator: Any, residuals: Any, change: jax.Array) -> tuple[Any, ...]:
     x, kernel, still, key = residuals
+    by_x = (change @ _noisy(generator, x, kernel, still, key, after=change).T).astype(x.dtype)
+    if not trees.is_inexact(kernel):
+        return by_x, None, None, None
     by_kernel = jnp.einsum("...i,...j->ij", x, change).astype(kernel.dtype)
-    return change @ _noisy(kernel, still, key, after=change).T, by_kernel, None, None
+    return by_x, by_kernel, None, None
 
 
 _with_noise.defvjp(_forward, _backward)
 
 
-def _noisy(kernel: jax.Array, still: Any, key: jax.Array, after: jax.Array) -> jax.Array:
+def _noisy(
+    generator: Any, x: jax.Array, kernel: jax.Array, still: Any, key: jax.Array, after: jax.Array
+) -> jax.Array:
     """`W + e`, drawn when `after` is there: else XLA draws all matrices' noise at once, and keeps it.
 
     A barrier does not last: XLA takes it away before it decides when a number is computed. So the key depends
@@ -174,10 +198,12 @@ def _noisy(kernel: jax.Array, still: Any, key: jax.Array, after: jax.Array) -> j
     """
     a, b, scale = still
     key = key ^ jnp.isnan(jnp.max(after, initial=-jnp.inf)).astype(key.dtype)
+    kernel = _floats(kernel, x)
     wide = trees.widen(kernel)
     whole = wide + trees.widen(a) @ trees.widen(b)
     lengths = jnp.linalg.norm(whole, axis=0, keepdims=True) / kernel.shape[0] ** 0.5
-    z = jax.random.normal(for_large_arrays(jax.random.wrap_key_data(key)), kernel.shape, whole.dtype)
+    key = for_large_arrays(jax.random.wrap_key_data(key, impl=generator))
+    z = jax.random.normal(key, kernel.shape, whole.dtype)
     return (wide + scale.astype(whole.dtype) * lengths * z).astype(kernel.dtype)
 
 

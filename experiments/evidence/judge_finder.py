@@ -65,7 +65,7 @@ def finder(settings: FinderSettings) -> None:
                 for epoch in range(1, each.epochs + 1):
                     state, _ = train_epoch(programs, state, inputs, epoch, lambda **_: None)
                     bar.advance(task)
-                _, loss, params, parts = standing_at(programs.trainer, inputs, state)
+                _, loss, params, parts, _ = standing_at(programs.trainer, inputs, state)
                 found = sharpness.radius_test(loss, params, parts[:BATCHES], eigenvalue=False)
                 book.add({"phase": "find", "seed": each.seed, "epochs": each.epochs} | kept(found))
 

@@ -54,9 +54,9 @@ def measured(trainer: Trainer, state: TrainState, inputs: Inputs) -> dict[str, f
     Returns:
       `top_eigenvalue`; `psf_norm` and `surrogate_gap` at the radius 0.05; `loss_change_rank`, the rank
       correlation between how much each example's loss changes there and the norm of its gradient;
-      `batch_sharpness`; `critical_sharpness` along the gradient; `directional_sharpness` along the base
-      optimizer's update for that gradient, NaN where there is none or the learning rate is 0. All NaN for a
-      run that has diverged.
+      `batch_sharpness`; `critical_sharpness` along the gradient, NaN where rounding hides it;
+      `directional_sharpness` along the base optimizer's update for that gradient, NaN where there is none or
+      the learning rate is 0. All NaN for a run that has diverged.
     """
     try:
         return _measured(trainer, state, inputs)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from experiments.data import load
@@ -27,12 +28,14 @@ class Standing(NamedTuple):
       loss: of each training example, in evaluation.
       params: at the last checkpoint.
       parts: training examples in batches of the run's size.
+      learning_rate: of the next step, by the schedule; None where that is 0, as where a cosine has ended.
     """
 
     settings: Settings
     loss: Partial
     params: Any
     parts: list[Batch]
+    learning_rate: float | None
 
 
 def standing(run: Path) -> Standing:
@@ -54,7 +57,8 @@ def standing_at(trainer: Trainer, inputs: Inputs, state: TrainState) -> Standing
     """A run in the middle of its training."""
     loss = Partial(losses_of(trainer.network, trainer.task), state.batch_stats)
     parts = list(batches(trainer, inputs.examples, trainer.settings.batch_size))
-    return Standing(trainer.settings, loss, judged(state), parts)
+    rate = float(jnp.asarray(trainer.base(inputs)[0](state.step)))
+    return Standing(trainer.settings, loss, judged(state), parts, rate or None)
 
 
 def settings_of(run: Path) -> Settings:

@@ -19,9 +19,14 @@ PARITY = 0x1BD11BDA
 
 
 def for_large_arrays(key: jax.Array) -> jax.Array:
-    """The same key of a generator that draws the same numbers, faster on a CPU in large arrays."""
+    """The same key of a generator that draws the same numbers, faster on a CPU in large arrays.
+
+    Keys of another generator than JAX's default one stay as they are.
+    """
     config: Any = jax.config
     if jax.default_backend() != "cpu" or not config.jax_threefry_partitionable:
+        return key
+    if jax.random.key_impl(key) != "threefry2x32":
         return key
     return jax.random.wrap_key_data(jax.random.key_data(key), impl=_straight)
 

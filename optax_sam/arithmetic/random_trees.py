@@ -1,4 +1,4 @@
-"""Random trees like the parameters: one key for each leaf."""
+"""Random trees like the parameters: one key for each leaf, hidden ones too: no two parts share one."""
 
 from collections.abc import Callable
 from typing import Any
@@ -31,9 +31,12 @@ def coins(key: jax.Array, probability: Any, params: Any) -> Any:
 
 
 def _each(draw: Callable[[jax.Array, jax.Array], jax.Array], key: jax.Array, params: Any) -> Any:
-    leaves, treedef = jax.tree.flatten(params)
+    leaves, treedef = jax.tree.flatten(params, is_leaf=trees.is_masked)
     keys = jax.random.split(key, max(len(leaves), 1))
-    drawn = [
-        draw(k, x) if trees.is_inexact(x) else jnp.zeros_like(x) for k, x in zip(keys, leaves, strict=False)
-    ]
-    return jax.tree.unflatten(treedef, drawn)
+
+    def on_leaf(key, x):
+        if trees.is_masked(x):
+            return x
+        return draw(key, x) if trees.is_inexact(x) else jnp.zeros_like(x)
+
+    return jax.tree.unflatten(treedef, map(on_leaf, keys, leaves))

@@ -20,7 +20,15 @@ from optax_sam.engine.hyperparameters import (
     at_step,
 )
 from optax_sam.pieces import left_out
-from optax_sam.pieces.bases import Ascent, asks_anew, climb, says_how_far, transformation
+from optax_sam.pieces.bases import (
+    Ascent,
+    another_key,
+    asks_anew,
+    climb,
+    draws,
+    says_how_far,
+    transformation,
+)
 from optax_sam.pieces.geometries import Geometry, euclidean, filter_norms
 from optax_sam.pieces.intervals import times_interval
 from optax_sam.pieces.masks import dynamic_mask, fisher_mask, keep_outliers, keep_random_fraction, only
@@ -44,6 +52,10 @@ __all__ = [
 ]
 
 
+REPEATED = 0x5EED
+"""Folded into the key of a repeated step, so that it is none of those of a chain."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ToRadius(Ascent):
     """See `to_radius`."""
@@ -52,6 +64,7 @@ class ToRadius(Ascent):
     geometry: Geometry
 
     asks_anew: ClassVar[bool] = False
+    draws: ClassVar[int] = 0
 
     def update(
         self, updates: Grads, state: Any, params: Params = None, *, step: Any = None, **extra_args: Any
@@ -98,6 +111,7 @@ class ToRadiusLess(Ascent):
     alpha: ScalarOrSchedule
 
     asks_anew: ClassVar[bool] = False
+    draws: ClassVar[int] = 0
 
     def update(
         self, updates: Grads, state: Any, params: Params = None, *, step: Any = None, **extra_args: Any
@@ -131,6 +145,7 @@ class WithinLossBudget(Ascent):
     max_rho: ScalarOrSchedule
 
     asks_anew: ClassVar[bool] = False
+    draws: ClassVar[int] = 0
 
     def update(
         self, updates: Grads, state: Any, params: Params = None, *, step: Any = None, **extra_args: Any
@@ -178,6 +193,7 @@ class InProportion(Ascent):
     to_filters: bool
 
     asks_anew: ClassVar[bool] = False
+    draws: ClassVar[int] = 0
     says_how_far: ClassVar[bool] = False
 
     def update(
@@ -222,6 +238,10 @@ class Repeated(Ascent):
     def says_how_far(self) -> bool:  # pyrefly: ignore[bad-override]
         return says_how_far(self.ascent)
 
+    @property
+    def draws(self) -> int:  # pyrefly: ignore[bad-override]
+        return draws(self.ascent)
+
     def init(self, params: Params) -> Any:
         return self.ascent.init(params)
 
@@ -230,16 +250,17 @@ class Repeated(Ascent):
     ) -> tuple[Grads, Any]:
         oracle = extra_args["oracle"]
 
-        def one_more(carry, _):
+        def one_more(carry, number):
             perturbation, state = carry
             grads = oracle.evaluate_moved(perturbation).grads
             uphill = trees.cast_like(trees.conjugate(grads), updates)
-            step, state, _ = climb(self.ascent, uphill, state, params, **extra_args)
+            own = another_key(extra_args, REPEATED, number)
+            step, state, _ = climb(self.ascent, uphill, state, params, **own)
             return (trees.map_wide(jnp.add, perturbation, step), state), None
 
         carry = climb(self.ascent, updates, state, params, **extra_args)[:2]
         if self.num_steps > 1:  # `jax.disable_jit` knows no empty loop
-            carry, _ = oracle.scan(one_more, carry, length=self.num_steps - 1)
+            carry, _ = oracle.scan(one_more, carry, jnp.arange(1, self.num_steps, dtype=jnp.int32))
         return carry
 
 
@@ -269,6 +290,10 @@ class Chained(Ascent):
     def says_how_far(self) -> bool:  # pyrefly: ignore[bad-override]
         return any(map(says_how_far, self.ascents))
 
+    @property
+    def draws(self) -> int:  # pyrefly: ignore[bad-override]
+        return sum(map(draws, self.ascents))
+
     def init(self, params: Params) -> tuple[Any, ...]:
         return tuple(ascent.init(params) for ascent in self.ascents)
 
@@ -285,25 +310,34 @@ class Chained(Ascent):
             return updates, state, trees.norm(updates)
         *before, last = self.ascents
         updates, new = Chained(tuple(before))._through(updates, state[:-1], params, **extra_args)
-        updates, own, length = climb(last, updates, state[-1], params, **extra_args)
-        return updates, (*new, own), length
+        own = another_key(extra_args, *self._number(len(before)))
+        updates, after, length = climb(last, updates, state[-1], params, **own)
+        return updates, (*new, after), length
 
     def _through(
         self, updates: Grads, state: tuple[Any, ...], params: Params = None, **extra_args: Any
     ) -> tuple[Grads, tuple[Any, ...]]:
         new = []
-        for ascent, own in zip(self.ascents, state, strict=True):
-            ascent = optax.with_extra_args_support(ascent)
-            updates, own = ascent.update(updates, own, params, **extra_args)
+        for number, (ascent, own) in enumerate(zip(self.ascents, state, strict=True)):
+            ascent, extra = (
+                optax.with_extra_args_support(ascent),
+                another_key(extra_args, *self._number(number)),
+            )
+            updates, own = ascent.update(updates, own, params, **extra)
             new.append(own)
         return updates, tuple(new)
+
+    def _number(self, place: int) -> tuple[int, ...]:
+        """Of the member's key: how many keys those before it draw from. The first has the key as it came."""
+        number = sum(map(draws, self.ascents[:place])) if draws(self.ascents[place]) else 0
+        return (number,) if number else ()
 
 
 def chained(*ascents: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """One ascent after the other: `optax.chain` that can be pickled and compared.
 
     With a mask before `to_radius`, what is kept has the whole radius. With a mask behind it, what is kept has
-    a part of the radius.
+    a part of the radius. Members that draw have a key each. `optax.chain` hands the same one to all.
     """
     for ascent in ascents:
         checks.transformation("ascents", ascent, "to_radius(0.05)")
@@ -317,6 +351,7 @@ class WithinLeafNorm(Ascent):
     max_norm: ScalarOrSchedule
 
     asks_anew: ClassVar[bool] = False
+    draws: ClassVar[int] = 0
     says_how_far: ClassVar[bool] = False
 
     def update(

@@ -225,6 +225,8 @@ class Ascent(Piece, abc.ABC):
 
     says_how_far: ClassVar[bool] = True
     """Whether it sets the size of the perturbation; if not, it changes that of another ascent."""
+    draws: ClassVar[int] = 1
+    """How many keys it draws from: 0 if none. In a chain each of them is another one."""
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -271,6 +273,22 @@ def says_how_far(ascent: optax.GradientTransformation) -> bool:
     """Whether an ascent sets the size of the perturbation."""
     record = record_of(ascent)
     return record is not None and record.says_how_far
+
+
+def draws(ascent: optax.GradientTransformation) -> int:
+    """How many keys an ascent draws from; a foreign one may draw from one."""
+    record = record_of(ascent)
+    return 1 if record is None else record.draws
+
+
+def another_key(extra_args: dict[str, Any], *numbers: Any) -> dict[str, Any]:
+    """The extra arguments of an ascent with another key, where there is one."""
+    key = extra_args.get("key")
+    if key is None:
+        return extra_args
+    for number in numbers:
+        key = jax.random.fold_in(key, number)
+    return extra_args | {"key": key}
 
 
 def climb(

@@ -30,6 +30,7 @@ class TimesInterval(Ascent):
 
     asks_anew: ClassVar[bool] = False
     says_how_far: ClassVar[bool] = False
+    draws: ClassVar[int] = 0
 
     def init(self, params: Params) -> IntervalState:
         del params

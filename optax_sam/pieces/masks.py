@@ -40,6 +40,7 @@ class FisherMask(Ascent):
     pattern: str
 
     says_how_far: ClassVar[bool] = False
+    draws: ClassVar[int] = 0
 
     def init(self, params: Any) -> MaskState:
         mask = jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), bool), params)
@@ -162,6 +163,7 @@ class Only(Ascent):
 
     asks_anew: ClassVar[bool] = False
     says_how_far: ClassVar[bool] = False
+    draws: ClassVar[int] = 0
 
     def init(self, params: Any) -> optax.EmptyState:
         self._chosen(params)
@@ -224,6 +226,7 @@ class KeepOutliers(Ascent):
 
     asks_anew: ClassVar[bool] = False
     says_how_far: ClassVar[bool] = False
+    draws: ClassVar[int] = 0
 
     def update(self, updates: Any, state: Any, params: Any = None, **extra_args: Any):
         del params, extra_args

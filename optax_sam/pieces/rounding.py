@@ -11,6 +11,9 @@ from optax_sam.arithmetic import random_trees, trees
 from optax_sam.engine.aliases import Grads, Params
 from optax_sam.pieces.bases import Ascent, transformation
 
+ROUNDING = 0xC0FFEE
+"""Folded into the key."""
+
 
 @dataclasses.dataclass(frozen=True)
 class RoundedByChance(Ascent):
@@ -32,7 +35,8 @@ class RoundedByChance(Ascent):
             wide = w.astype(jnp.float32)
             return (_rounded(wide + e.astype(jnp.float32), w.dtype, chance) - wide).astype(e.dtype)
 
-        chances = random_trees.uniform(key, updates)
+        # Not the key of a mask: `optax.chain` hands the same one to both.
+        chances = random_trees.uniform(jax.random.fold_in(key, ROUNDING), updates)
         return trees.map_inexact(on_leaf, updates, params, chances), state
 
 

@@ -92,8 +92,8 @@ def directional_sharpness(
     unit = trees.divide(direction, length)
     found, sizes = [], []
     with shown(progress, "directional", problem.count) as steps:
-        for batch, size in problem:
-            found.append(jax.device_get(problem.program(_along)(problem.point, batch, unit)))
+        for number, batch, size in problem.numbered():
+            found.append(jax.device_get(problem.program(_along)(problem.point, batch, number, unit)))
             sizes.append(size)
             steps.advance()
     curvatures, slopes = np.array(found, float).T
@@ -172,7 +172,7 @@ def batch_sharpness(
     found, sizes = [], []
     with shown(progress, "batches", problem.count if microbatch_size is None else None) as steps:
         for part, size in problem.parts(microbatch_size):
-            found.append(jax.device_get(part.mean(_along_own_gradient)))
+            found.append(jax.device_get(part.mean(_along_own_gradient, numbered=True)))
             sizes.append(size)
             steps.advance()
     curvatures, norms = np.array(found, float).T
@@ -187,18 +187,18 @@ def batch_sharpness(
     return BatchSharpness(value, error, float(np.average(norms, weights=sizes)), values)
 
 
-def _along(loss_fn: Any, point: Point, batch: Any, unit: Floats) -> tuple[jax.Array, jax.Array]:
+def _along(loss_fn: Any, point: Point, batch: Any, number: Any, unit: Floats) -> tuple[jax.Array, jax.Array]:
     """`u^T H u` and `g^T u`."""
-    (image,) = images(loss_fn, point, batch, [unit])
+    (image,) = images(loss_fn, point, batch, number, [unit])
     return trees.inner(unit, image), trees.inner(gradient_at(loss_fn, point, batch), unit)
 
 
-def _along_own_gradient(loss_fn: Any, point: Point, batch: Any) -> tuple[jax.Array, jax.Array]:
+def _along_own_gradient(loss_fn: Any, point: Point, batch: Any, number: Any) -> tuple[jax.Array, jax.Array]:
     """`g^T H g / ||g||^2`, zero where `g` is, and `||g||`."""
     gradient = gradient_at(loss_fn, point, batch)
     length = trees.norm(gradient)
     unit = trees.divide(gradient, length)
-    (image,) = images(loss_fn, point, batch, [unit])
+    (image,) = images(loss_fn, point, batch, number, [unit])
     return trees.inner(unit, image), length
 
 

@@ -21,7 +21,10 @@ MOST = 60
 """At most so many doublings or halvings of the first step."""
 
 DROWNED = 3
-"""After so many halvings that change the loss by no more than rounding, it falls at no step."""
+"""After so many halvings that change the loss by no more than rounding, a fall would stay hidden."""
+
+ROUNDING = 4
+"""The rounding of a loss, in units in its last place."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +32,13 @@ class CriticalSharpness:
     """How far along an update the loss does not rise.
 
     Attributes:
-      value: `2 / step`. Infinite where the loss rises at once, 0 where it never does.
-      step: `eta_c`, in the unit of learning rates, the middle of the interval.
-      interval: `(low, high)`. At `low` the loss is no higher than at the parameters. At `high` it is higher.
+      value: `2 / step`. Infinite where the loss rises at once, 0 where it never does. NaN where rounding
+        hides which it is.
+      step: `eta_c`, in the unit of learning rates, the middle of the interval. NaN where the value is.
+      interval: `(low, high)`. At `low` the loss has fallen by more than its rounding, at `high` it has risen
+        by more. Between them rounding may hide where it rises. `low` is 0 where no fall was seen.
       loss: at the parameters.
+      rounding: changes of the loss up to this are not trusted.
       passes: forward passes over all batches that it took.
     """
 
@@ -40,10 +46,17 @@ class CriticalSharpness:
     step: float
     interval: tuple[float, float]
     loss: float
+    rounding: float
     passes: int
 
     def __str__(self) -> str:
         low, high = self.interval
+        if np.isnan(self.value):
+            return (
+                f"above {2 / high:.4g}: rounding hides whether the loss of {self.loss:.4g} falls before the "
+                f"step {high:.4g}. Changes up to {self.rounding:.1g} are not seen: set jax_enable_x64, and "
+                f"use float64 parameters, or ask directional_sharpness ({self.passes} passes)."
+            )
         return (
             f"{self.value:.4g}: the loss of {self.loss:.4g} rises between the steps {low:.4g} and {high:.4g} "
             f"({self.passes} passes)"
@@ -70,6 +83,10 @@ def critical_sharpness(
     interval is halved until it is narrow. Where the loss rises, falls and rises again, one of the rises is
     found.
 
+    Changes of the loss up to four units in its last place count as rounding. Near convergence no fall may be
+    larger. The value is then NaN, and `print` says what to do. Where a loss is a small difference of large
+    numbers, its rounding is larger than is assumed here.
+
     Args:
       loss_fn: see `top_eigenvalues`. Only its values are read, so that it needs no derivative where
         `updates` are given. Another loss than the one that the update descends on makes this the relative
@@ -93,7 +110,8 @@ def critical_sharpness(
 
     Cost:
       5 to 8 forward passes where `eta_c` is within a factor of two of the learning rate, and one more for
-      each further factor of two. Without `updates` it takes one more gradient.
+      each further factor of two. Up to 10 more where rounding hides a part of the interval. Without `updates`
+      it takes one more gradient.
 
     Example:
       >>> import jax.numpy as jnp
@@ -146,7 +164,8 @@ def relative_critical_sharpness(
       progress: whether a bar is shown.
 
     Returns:
-      A `CriticalSharpness` of the loss that is watched. Its value is infinite where that loss rises at once.
+      A `CriticalSharpness` of the loss that is watched. Its value is infinite where that loss rises at once,
+      and NaN where rounding hides whether it does.
 
     Raises:
       ValueError: as `critical_sharpness`.
@@ -195,30 +214,68 @@ def _found(
         steps.advance(problem.count or 1)
         return there - here
 
-    rounding = 4 * abs(here) * max(float(jnp.finfo(x.dtype).eps) for x in problem.point.floats)
-    low, high = _enclosed(change, first, rounding)
-    while low and np.isfinite(high) and 1 - low / high > tolerance:
-        middle = (low + high) / 2
-        low, high = (middle, high) if change(middle) <= 0 else (low, middle)
-    step = (low + high) / 2 if low else 0.0
-    return CriticalSharpness(2 / step if step else float("inf"), step, (low, high), here, passes)
+    eps = max(float(jnp.finfo(x.dtype).eps) for x in problem.point.floats)
+    rounding = ROUNDING * abs(here) * eps
 
-
-def _enclosed(change: Callable[[float], float], first: float, rounding: float) -> tuple[float, float]:
-    """Steps at which the loss has fallen and risen; 0 where it never falls, infinity where it never rises."""
-    low, high, step, unchanged = 0.0, float("inf"), first, 0
-    for _ in range(MOST):
+    def sign(step: float) -> int:
         difference = change(step)
-        unchanged = unchanged + 1 if abs(difference) <= rounding else 0
-        if difference < -rounding:
-            low = step
-        elif not unchanged:  # NaN too
-            high = step
+        return 0 if abs(difference) <= rounding else -1 if difference < 0 else 1  # NaN is a rise
+
+    low, high, is_hidden = _enclosed(sign, first)
+    if low and np.isfinite(high):
+        low, high = _narrowed(sign, low, high, tolerance)
+    if low:
+        step = (low + high) / 2
+    elif is_hidden and not _rises_at_once(change, high, rounding):
+        step = float("nan")
+    else:
+        step = 0.0
+    return CriticalSharpness(2 / step if step else float("inf"), step, (low, high), here, rounding, passes)
+
+
+def _enclosed(sign: Callable[[float], int], first: float) -> tuple[float, float, bool]:
+    """Steps at which the loss has fallen and risen, and whether rounding hides the smallest steps.
+
+    0 where it was not seen to fall, infinity where it was not seen to rise.
+    """
+    low, high, step, hidden = 0.0, float("inf"), first, 0
+    for _ in range(MOST):
+        found = sign(step)
+        hidden = 0 if found else hidden + 1
+        low, high = step if found < 0 else low, step if found > 0 else high
         is_enclosed = low and np.isfinite(high)
-        if is_enclosed or (np.isfinite(high) and unchanged == DROWNED):
+        if is_enclosed or (np.isfinite(high) and hidden == DROWNED):
             break
         step = step / 2 if np.isfinite(high) else 2 * step
+    return low, high, hidden > 0
+
+
+def _narrowed(sign: Callable[[float], int], low: float, high: float, tolerance: float) -> tuple[float, float]:
+    """The interval, halved; where rounding hides its middle, each end as near to that as shows."""
+    while 1 - low / high > tolerance:
+        middle = (low + high) / 2
+        found = sign(middle)
+        if not found:
+            gap = tolerance * high
+            return _near(sign, low, middle, -1, gap), _near(sign, high, middle, 1, gap)
+        low, high = (middle, high) if found < 0 else (low, middle)
     return low, high
+
+
+def _near(sign: Callable[[float], int], shown: float, hidden: float, wanted: int, gap: float) -> float:
+    """The step with the wanted sign that is nearest to one where rounding hides it."""
+    while abs(hidden - shown) > gap:
+        middle = (shown + hidden) / 2
+        shown, hidden = (middle, hidden) if sign(middle) == wanted else (shown, middle)
+    return shown
+
+
+def _rises_at_once(change: Callable[[float], float], step: float, rounding: float) -> bool:
+    """Whether the slope is seen to be positive, from as large a step on the other side.
+
+    There the curvature adds as much, so that the difference is that of the slope.
+    """
+    return np.isfinite(step) and change(step) - change(-step) > rounding
 
 
 @jax.jit

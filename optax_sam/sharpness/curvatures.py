@@ -21,8 +21,8 @@ class Curvature(abc.ABC):
     """A loss function that brings a matrix of its own in place of the Hessian."""
 
     @abc.abstractmethod
-    def product(self, point: Point, batch: Any, vector: Floats) -> Floats:
-        """The matrix of a batch times a vector."""
+    def product(self, point: Point, batch: Any, number: Any, vector: Floats) -> Floats:
+        """The matrix of a batch times a vector; `number` is that of the batch."""
 
     @abc.abstractmethod
     def wrapped(self, wrap: Callable[[Any], Any]) -> Any:
@@ -63,7 +63,9 @@ class GaussNewton(Curvature):
     def wrapped(self, wrap: Callable[[Any], Any]) -> "GaussNewton":
         return dataclasses.replace(self, outputs=wrap(self.outputs))
 
-    def product(self, point: Point, batch: Any, vector: Floats) -> Floats:
+    def product(self, point: Point, batch: Any, number: Any, vector: Floats) -> Floats:
+        del number
+
         def outputs_at(floats):
             return self.outputs(point.params(floats), batch)
 
@@ -107,7 +109,8 @@ class EmpiricalFisher(Curvature):
     def wrapped(self, wrap: Callable[[Any], Any]) -> "EmpiricalFisher":
         return EmpiricalFisher(wrap(self.loss_fn))
 
-    def product(self, point: Point, batch: Any, vector: Floats) -> Floats:
+    def product(self, point: Point, batch: Any, number: Any, vector: Floats) -> Floats:
+        del number
         size = size_of(batch)
 
         def losses_at(floats):
@@ -128,8 +131,8 @@ class Fisher(Curvature):
     the Gauss-Newton matrix. Take `GaussNewton` there, which needs no draws. This class is for other
     likelihoods.
 
-    Pass it in place of a `loss_fn` to any measurement here. The labels are the same in all products. Each
-    pass must therefore give the same batches.
+    Pass it in place of a `loss_fn` to any measurement here. Each batch draws its own labels, by its number.
+    The labels are the same in all products. Each pass must therefore give the same batches in the same order.
 
     Args:
       outputs: `outputs(params, batch)`, a tree of float arrays with the examples first, such as logits. No
@@ -154,7 +157,7 @@ class Fisher(Curvature):
     def wrapped(self, wrap: Callable[[Any], Any]) -> "Fisher":
         return dataclasses.replace(self, outputs=wrap(self.outputs))
 
-    def product(self, point: Point, batch: Any, vector: Floats) -> Floats:
+    def product(self, point: Point, batch: Any, number: Any, vector: Floats) -> Floats:
         checks.integer("num_draws", self.num_draws, low=1)
         checks.seed(self.seed)
         size = size_of(batch) or 0
@@ -170,9 +173,9 @@ class Fisher(Curvature):
                 f"axis."
             )
         bent = jax.tree.map(jnp.zeros_like, outputs)
-        for number in range(self.num_draws):
-            key = jax.random.fold_in(jax.random.key(self.seed), number)
-            drawn = self.draw(key, outputs, batch)
+        key = jax.random.fold_in(jax.random.key(self.seed), number)
+        for nth in range(self.num_draws):
+            drawn = self.draw(jax.random.fold_in(key, nth), outputs, batch)
             bent = jax.tree.map(jnp.add, bent, self._bent(outputs, change, drawn, size))
         bent = jax.tree.map(lambda x: x / (size * self.num_draws), bent)
         return trees.widen(jax.vjp(outputs_at, point.floats)[1](bent)[0])
@@ -232,7 +235,8 @@ class FiniteDifferences(Curvature):
     def wrapped(self, wrap: Callable[[Any], Any]) -> "FiniteDifferences":
         return dataclasses.replace(self, loss_fn=wrap(self.loss_fn))
 
-    def product(self, point: Point, batch: Any, vector: Floats) -> Floats:
+    def product(self, point: Point, batch: Any, number: Any, vector: Floats) -> Floats:
+        del number
         checks.optional_positive("step", self.step)
         length = trees.norm(vector)
         distance = self.relative_step(point) * (1 + trees.norm(point.floats))

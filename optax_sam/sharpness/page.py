@@ -60,6 +60,7 @@ class Report:
         values, residuals = self.eigenvalues.values, self.eigenvalues.residuals
         ends = [f"{v:.4g} ± {r:.1g}" for v, r in zip(values, residuals, strict=True)]
         low, high = self.critical.interval
+        value = "hidden by rounding" if np.isnan(self.critical.value) else f"{self.critical.value:.4g}"
         edge = {} if self.learning_rate is None else {"2 / learning rate": f"{2 / self.learning_rate:.4g}"}
         return {
             "parameters": f"{self.size:,}",
@@ -67,7 +68,7 @@ class Report:
             "largest eigenvalues": ", ".join(ends[: len(ends) // 2]),
             "smallest eigenvalues": ", ".join(ends[len(ends) // 2 :]),
             "trace": f"{self.trace.value:.4g} ± {self.trace.standard_error:.1g}",
-            "critical sharpness": f"{self.critical.value:.4g} ({2 / high:.4g} to {_over(low):.4g})",
+            "critical sharpness": f"{value} ({2 / high:.4g} to {_over(low):.4g})",
             "batch sharpness": f"{self.batch.value:.4g} ± {self.batch.standard_error:.1g}",
             **edge,
             **{

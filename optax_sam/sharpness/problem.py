@@ -112,12 +112,14 @@ class Problem:
       point: the parameters.
       batches: as the user handed them in.
       programs: compiled for this loss, by function.
+      first: the number of the first batch, among those that this one was cut from.
     """
 
     loss_fn: Any
     point: Point
     batches: Any
     programs: dict[Any, Callable[..., Any]] = dataclasses.field(default_factory=dict)
+    first: int = 0
 
     @classmethod
     def of(cls, loss_fn: Any, params: Any, batches: Any) -> "Problem":
@@ -170,6 +172,7 @@ class Problem:
 
     def parts(self, size: int | None) -> Iterator[tuple["Problem", int]]:
         """The problems of so many examples each, cut from the batches, or of each batch with None."""
+        count = 0
         for number, (batch, rows) in enumerate(self):
             step = rows if size is None else size
             if rows % step:
@@ -179,14 +182,26 @@ class Problem:
                 )
             for first in range(0, rows, step):
                 part = batch if step == rows else _rows(batch, first, first + step)
-                yield dataclasses.replace(self, batches=[part]), step
+                yield dataclasses.replace(self, batches=[part], first=self.first + count), step
+                count += 1
 
-    def mean(self, function: Callable[..., Any], *rest: Any, steps: Steps | None = None) -> Any:
-        """The mean of `function(loss_fn, point, batch, *rest)` over all examples, a tree of arrays."""
+    def numbered(self) -> Iterator[tuple[np.int32, Any, int]]:
+        """Each batch behind its number, which is the same in every pass, and before its size."""
+        for number, (batch, size) in enumerate(self, self.first):
+            yield np.int32(number), batch, size
+
+    def mean(
+        self, function: Callable[..., Any], *rest: Any, steps: Steps | None = None, numbered: bool = False
+    ) -> Any:
+        """The mean of `function(loss_fn, point, batch, *rest)` over all examples, a tree of arrays.
+
+        With `numbered` the number of the batch comes behind the batch.
+        """
         program = self.program(function)
         mean, examples = None, 0
-        for batch, size in self:
-            part, examples = trees.widen(program(self.point, batch, *rest)), examples + size
+        for number, batch, size in self.numbered():
+            given = (number, *rest) if numbered else rest
+            part, examples = trees.widen(program(self.point, batch, *given)), examples + size
             mean = part if mean is None else _mixed(mean, part, size / examples)
             if steps:
                 steps.advance()

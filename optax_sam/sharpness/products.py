@@ -131,7 +131,7 @@ def finite_difference_error(
 
 def times(problem: Problem, vectors: list[Floats], steps: Steps | None = None) -> list[Floats]:
     """The curvature matrix times each vector: every batch is read once for all of them."""
-    return problem.mean(images, vectors, steps=steps)
+    return problem.mean(images, vectors, steps=steps, numbered=True)
 
 
 def signs(problem: Problem, seed: Any, number: int) -> Floats:
@@ -140,13 +140,14 @@ def signs(problem: Problem, seed: Any, number: int) -> Floats:
     return random_vector(random_trees.signs, key, problem.point)
 
 
-def images(loss_fn: Any, point: Point, batch: Any, vectors: list[Floats]) -> list[Floats]:
-    """The curvature matrix of one batch times each vector."""
+def images(loss_fn: Any, point: Point, batch: Any, number: Any, vectors: list[Floats]) -> list[Floats]:
+    """The curvature matrix of one batch, of this number, times each vector."""
     own = isinstance(loss_fn, Curvature)
     one = loss_fn.product if own else functools.partial(_hessian_product, loss_fn)
-    return [one(point, batch, vector) for vector in vectors]
+    return [one(point, batch, number, vector) for vector in vectors]
 
 
-def _hessian_product(loss_fn: Any, point: Point, batch: Any, vector: Floats) -> Floats:
+def _hessian_product(loss_fn: Any, point: Point, batch: Any, number: Any, vector: Floats) -> Floats:
+    del number
     gradient = jax.grad(of_floats(loss_fn, point, batch))
     return trees.widen(jax.jvp(gradient, (point.floats,), (tangent(vector, point),))[1])

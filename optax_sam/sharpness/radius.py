@@ -40,8 +40,9 @@ class RadiusTest:
         without a learning rate.
       recommended: the radius at which the loss rises by three quarters, or the last one before the loss is
         infinite. NaN if the loss does neither, or rises by more at all radii.
-      parts_at: the radius from which on the rise differs from its prediction by more than half of the
-        prediction. NaN if it does so at none of the radii, the first radius if it does so at all of them.
+      parts_at: the first radius at which the rise differs from its prediction by more than half of the
+        prediction, between the measured ones. The first infinite one if the rise is nearer before that. The
+        first of all if it differs by more there. NaN if it does so at none.
     """
 
     radii: np.ndarray
@@ -179,7 +180,7 @@ def radius_test(
         float(top),
         edge_of_stability(distances, length, learning_rate),
         np.nan if mean[0] / loss >= RELATIVE_RISE else crossing(distances, mean / loss, RELATIVE_RISE),
-        crossing(distances, np.abs(mean / (distances * length) - 1), APART),
+        crossing(distances, np.abs(mean / (distances * length) - 1), APART, before_infinity=False),
     )
 
 
@@ -191,10 +192,11 @@ def edge_of_stability(radii: np.ndarray, gradient_norm: float, learning_rate: fl
     return ratio * (np.sqrt(1 + 4 / (learning_rate * ratio)) - 1)
 
 
-def crossing(radii: np.ndarray, values: np.ndarray, level: float) -> float:
+def crossing(radii: np.ndarray, values: np.ndarray, level: float, before_infinity: bool = True) -> float:
     """The first radius at which the values reach a level, between the measured ones. NaN if none.
 
-    The last one before values that are not finite. The first one if they are above the level all along.
+    Where the values jump to infinity, the last radius before that, or the first one there. The first one of
+    all if they are above the level all along.
     """
     above = np.flatnonzero(values >= level)
     if not len(above):
@@ -203,7 +205,7 @@ def crossing(radii: np.ndarray, values: np.ndarray, level: float) -> float:
         return float(radii[0])
     low, high = above[0] - 1, above[0]
     if not np.isfinite(values[high]):
-        return float(radii[low])
+        return float(radii[low] if before_infinity else radii[high])
     place = np.interp(level, values[[low, high]], np.log(radii[[low, high]]))
     return float(np.exp(place))
 

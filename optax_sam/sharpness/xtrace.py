@@ -15,7 +15,8 @@ def xtrace(
 ) -> tuple[float, float, int]:
     """The trace, its standard error, and the products that it took.
 
-    `draw(n)` gives the same normal vector for the same number.
+    `draw(n)` gives the same normal vector for the same number. The standard error is the paper's: that of a
+    mean of independent samples, though these share their vectors (docs/sharpness.md has the consequence).
     """
     space, along, columns = Basis(), [], []
     for number in range(min(num_products // 2, size)):

@@ -16,6 +16,7 @@ from experiments.running import programs
 from experiments.running.inputs import make_inputs
 from experiments.running.records import read_json, read_metrics
 from experiments.running.sharpness import MEASURED, top_eigenvalues
+from experiments.running.standing import standing
 from experiments.settings import Settings
 from experiments.settings.defaults import resolved
 from tests.experiments.runs import message_of
@@ -67,6 +68,18 @@ def test_runs_record_how_sharp_they_are_and_are_set_side_by_side(tmp_path, capsy
     found = read_json(tmp_path / "both/sharpness.json")["runs"]
     assert found["sgd"]["parameters"] == found["sam"]["parameters"]
     assert found["sgd"]["trace"] != found["sam"]["trace"]
+    assert found["sgd"]["2 / learning rate"] == "20" and "no 2 / learning rate" not in text
+    # A cosine has ended at the last checkpoint of one run.
+    cosine = ["--method", "sgd", *words[:-2], "--schedule", "cosine", "--out", str(tmp_path / "ended")]
+    train.main(cosine)
+    assert standing(tmp_path / "ended").learning_rate is None
+    assert standing(tmp_path / "sgd").learning_rate == pytest.approx(0.1)
+    capsys.readouterr()
+    runs = [str(tmp_path / name) for name in ("ended", "sgd")]
+    side_by_side.main([*runs, "--batches", "1", "--out", str(tmp_path / "three")])
+    assert "no 2 / learning rate for ended" in capsys.readouterr().out
+    found = read_json(tmp_path / "three/sharpness.json")["runs"]
+    assert "2 / learning rate" not in found["ended"] and "2 / learning rate" in found["sgd"]
 
 
 def test_what_is_no_run_is_refused(tmp_path, capsys):

@@ -76,6 +76,56 @@ def test_without_noise_it_is_lora():
     np.testing.assert_allclose(lora.merged(kernel, one, other), both, rtol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("of_x", [jnp.bfloat16, jnp.float32])
+def test_noise_and_gradients_are_right_in_mixed_dtypes(dtype, of_x):
+    x, _, kernel, [(a, b), _] = problem()
+    kernel, x = jnp.asarray(10 * kernel).astype(dtype), jnp.asarray(x).astype(of_x)
+    adapter, key = lora.Adapter(jnp.asarray(a, of_x), jnp.asarray(b, of_x)), jax.random.key(7)
+
+    def loss(x, adapter):
+        return jnp.sum(lora.noisy_product(x, kernel, adapter, key, 0.3).astype(jnp.float32))
+
+    with jax.numpy_dtype_promotion("standard"):
+        found, (by_x, grads) = jax.value_and_grad(loss, (0, 1))(x, adapter)
+    assert by_x.dtype == of_x and grads.a.dtype == grads.b.dtype == of_x
+    wide = lambda z: np.asarray(z, np.float64)
+    whole = wide(kernel) + wide(adapter.a) @ wide(adapter.b)
+    z = wide(jax.random.normal(key, kernel.shape, jnp.float32))
+    noisy = whole + 0.3 * np.linalg.norm(whole, axis=0) / INPUTS**0.5 * z
+    few = 0.02 if jnp.bfloat16 in (dtype, of_x) else 1e-5
+    assert abs(float(found) - np.sum(wide(x) @ noisy)) < few * np.sum(np.abs(wide(x)) @ np.abs(noisy))
+    expected = np.ones((EXAMPLES, OUTPUTS)) @ noisy.T
+    np.testing.assert_allclose(wide(by_x), expected, atol=few * np.abs(noisy).sum(axis=1).max())
+
+
+def test_an_integer_kernel_is_added_to_and_not_merged():
+    x, _, kernel, [(a, b), _] = problem()
+    kernel, adapter = jnp.asarray(10 * kernel).astype(jnp.int8), lora.Adapter(jnp.asarray(a), jnp.asarray(b))
+    whole = np.asarray(kernel) + a @ b
+    np.testing.assert_allclose(lora.product(x, kernel, adapter), x @ whole, rtol=1e-10)
+    np.testing.assert_allclose(
+        lora.noisy_product(x, kernel, adapter, jax.random.key(0), 0.0), x @ whole, rtol=1e-10
+    )
+    with pytest.raises(ValueError, match=r"kernel has the dtype int8.*dequantize it first"):
+        lora.merged(kernel, adapter)
+
+
+@pytest.mark.parametrize("generator", ["rbg", "unsafe_rbg", "threefry2x32"])
+def test_keys_of_every_generator_draw_its_noise(generator):
+    x, _, kernel, [(a, b), _] = problem()
+    adapter, key = lora.Adapter(jnp.asarray(a), jnp.asarray(b)), jax.random.key(5, impl=generator)
+    still = jnp.asarray(kernel)
+    found = jax.grad(lambda x: jnp.sum(lora.noisy_product(x, still, adapter, key, 0.3)))(jnp.asarray(x))
+    whole = kernel + a @ b
+    z = np.asarray(jax.random.normal(key, kernel.shape, jnp.float64))
+    noisy = whole + 0.3 * np.linalg.norm(whole, axis=0) / INPUTS**0.5 * z
+    np.testing.assert_allclose(found, np.ones((EXAMPLES, OUTPUTS)) @ noisy.T, rtol=1e-10)
+    old = jax.random.key_data(jax.random.key(5))
+    one, other = (lora.noisy_product(x, still, adapter, k, 0.3) for k in (old, jax.random.key(5)))
+    np.testing.assert_array_equal(one, other)
+
+
 def memory_of(layer, layers=8, width=256):
     """Bytes of temporaries of one gradient by the adapters of a deep network."""
     kernels = [jax.ShapeDtypeStruct((width, width), jnp.float32) for _ in range(layers)]

@@ -102,6 +102,43 @@ def test_it_is_infinite_uphill_and_zero_where_nothing_rises():
     assert wall.step == pytest.approx(3, rel=1e-3)
 
 
+def on_a_floor(w, batch):
+    """A bowl with curvatures from 1 to 50 above 0.5: near its bottom float32 sees no fall."""
+    return batch + 0.5 * jnp.sum(jnp.array([50.0, 10.0, 1.0]) * w**2)
+
+
+def near_the_bottom(slope):
+    gradient = slope * np.array([1.0, 0.2, 0.1])
+    curvatures = np.array([50.0, 10.0, 1.0])
+    return jnp.asarray(gradient / curvatures, jnp.float32), (gradient**2 @ curvatures) / (gradient @ gradient)
+
+
+def test_the_interval_holds_the_critical_sharpness_where_rounding_hides_a_part_of_the_fall():
+    floor = jnp.full([8], 0.5)
+    for slope in (1.0, 0.1, 0.03, 0.02, 0.01):
+        w, expected = near_the_bottom(slope)
+        found = sharpness.critical_sharpness(on_a_floor, w, floor, learning_rate=0.1, tolerance=1e-3)
+        low, high = found.interval
+        assert 0 < low <= 2 / expected <= high, slope
+        assert found.value == pytest.approx(expected, rel=0.1)
+
+
+def test_it_is_unknown_where_rounding_hides_the_fall_and_infinite_where_a_rise_shows():
+    floor = jnp.full([8], 0.5)
+    for slope in (3e-3, 1e-3, 1e-4):
+        w, expected = near_the_bottom(slope)
+        found = sharpness.critical_sharpness(on_a_floor, w, floor, learning_rate=0.1)
+        assert np.isnan(found.value) and np.isnan(found.step)
+        assert found.interval[0] == 0 and 2 / found.interval[1] <= expected
+        assert "rounding hides" in str(found) and "directional_sharpness" in str(found)
+        relative = sharpness.relative_critical_sharpness(on_a_floor, w, floor, on_a_floor, floor)
+        assert np.isnan(relative.value)
+        uphill = sharpness.critical_sharpness(on_a_floor, jnp.full(3, 0.01), floor, slope * jnp.ones(3))
+        assert uphill.value == np.inf
+    flat = sharpness.critical_sharpness(lambda w, b: b + 0 * w, jnp.array(1.0), floor, jnp.array(1.0))
+    assert np.isnan(flat.value)
+
+
 def test_the_relative_one_is_that_of_the_first_loss_along_the_descent_on_the_second():
     other = np.array([[1.0, 0.0], [0.0, 6.0]])
     direction = -other @ START

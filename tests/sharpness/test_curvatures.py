@@ -84,6 +84,30 @@ def test_with_many_labels_it_is_the_gauss_newton_matrix_of_cross_entropy():
     assert trace(0) == found[0] != found[1]
 
 
+def test_every_batch_draws_labels_of_its_own_and_the_same_ones_in_each_pass():
+    size, vector = 400, jnp.eye(3)[0]
+    logits = jnp.array([0.3, 0.0, -0.2])
+    shares = np.exp(logits) / np.exp(logits).sum()
+
+    def draw(key, outputs, batch):
+        return batch | {"label": jax.random.categorical(key, outputs)}
+
+    fisher = sharpness.Fisher(lambda w, b: jnp.outer(b["x"], w), cross_entropy, draw)
+    parts = [{"x": jnp.ones(2), "label": jnp.zeros(2, int)}] * (size // 2)
+    found = sharpness.hessian_vector_product(fisher, logits, parts, vector)[0]
+    # An example has (1 - p)^2 where the label is the first class, p^2 where not; labels by chance.
+    p = shares[0]
+    assert abs(found - p * (1 - p)) < 4 * (1 - 2 * p) * np.sqrt(p * (1 - p) / size)
+    again = sharpness.hessian_vector_product(fisher, logits, parts, vector)[0]
+    assert found == again
+    mean = sharpness.batch_sharpness(fisher, logits, parts)
+    assert len(np.unique(mean.values.round(4))) > 1
+    whole = sharpness.directional_sharpness(fisher, logits, parts, vector)
+    assert whole.value == pytest.approx(float(found), rel=1e-4) and whole.standard_error > 0
+    cut = sharpness.batch_sharpness(fisher, logits, parts, microbatch_size=1)
+    assert len(np.unique(cut.values.round(4))) > 1
+
+
 @pytest.mark.slow
 def test_differences_of_gradients_are_products_with_the_hessian():
     params, loss_fn, batches = network()

@@ -8,6 +8,7 @@ import pytest
 
 from optax_sam import sharpness
 from optax_sam.arithmetic import random_trees
+from optax_sam.sharpness.xtrace import estimates
 from tests.sharpness.problems import (
     dense_gauss_newton,
     floats,
@@ -156,6 +157,45 @@ def test_xtrace_is_the_papers_estimator():
     assert found.products == 12
     assert found.value == pytest.approx(value, rel=1e-3, abs=1e-3)
     assert found.standard_error == pytest.approx(error, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("values", "count", "expected"),
+    [
+        (np.random.default_rng(0).normal(size=200), 6, 1.03),
+        (np.random.default_rng(0).normal(size=200), 15, 1.13),
+        (np.linspace(-3, 3, 35), 6, 1.15),
+        (np.linspace(-3, 3, 35), 15, 1.29),
+    ],
+)
+def test_xtrace_tells_too_small_an_error_on_flat_spectra(values, count, expected):
+    rng, errors, told = np.random.default_rng(1), [], []
+    for _ in range(1000):
+        probes = rng.normal(size=(len(values), count))
+        products = values[:, None] * probes
+        basis = np.linalg.qr(products)[0]
+        found = estimates(
+            basis.T @ (values[:, None] * basis),
+            basis.T @ products,
+            basis.T @ probes,
+            list(np.sum(probes * products, axis=0)),
+            list(np.sum(probes**2, axis=0)),
+            len(values),
+        )
+        errors.append(found.mean() - values.sum())
+        told.append(found.std(ddof=1) / np.sqrt(count))
+    errors, told = np.array(errors), np.array(told)
+    assert abs(errors.mean()) < 4.5 * errors.std() / np.sqrt(1000)
+    assert np.sqrt(np.mean(errors**2) / np.mean(told**2)) == pytest.approx(expected, abs=0.08)
+    assert 1.2 < np.sqrt(np.mean((errors / told) ** 2)) < 1.55
+
+
+def test_measurements_draw_by_the_default_generator():
+    bowl = quadratic(jnp.diag(jnp.arange(1.0, 9.0)))
+    with jax.default_prng_impl("rbg"):
+        found = sharpness.trace(bowl, jnp.zeros(8), ONE, num_products=20)
+        rise = sharpness.average_sharpness(bowl, jnp.zeros(8), ONE, 0.1, num_samples=4)
+    assert found.value == pytest.approx(36, rel=1e-4) and rise.value > 0
 
 
 def test_xtrace_reads_low_rank_and_small_matrices_exactly():

@@ -76,6 +76,8 @@ def test_a_loss_that_jumps_to_infinity_is_not_said_to_rise_by_three_quarters():
         walled, jnp.float32(1.0), jnp.ones(1), radii=[0.1, 0.15, 0.3], eigenvalue=False
     )
     assert found.recommended == pytest.approx(0.15)
+    np.testing.assert_allclose(found.rises[:2] / found.predicted[:2], 1, rtol=1e-3)
+    assert found.parts_at == pytest.approx(0.3)  # at 0.15 they agree
     assert "75%" not in found.reason and "rises there by 0.014 of itself" in found.reason
 
 
