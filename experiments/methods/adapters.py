@@ -64,7 +64,7 @@ def bi_lora(
         pair, others = _split(params)
         moves, first = both.update(grads, state.pair, pair)
         other_moves, second = base.update(other_grads, state.others, others)
-        return {"adapters": moves} | other_moves, BiLoRAState(first, second)
+        return {"adapters": moves, **dict(other_moves)}, BiLoRAState(first, second)
 
     return optax.GradientTransformation(init, update)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 from flax import linen as nn
+from flax import traverse_util
 
 from experiments.models.network import Linen, Network
 from optax_sam import lora
@@ -42,11 +43,10 @@ class Adapted:
     def init(self, key: jax.Array, inputs: jax.Array) -> tuple[Any, Any]:
         """New adapters, whose products are zero, and the new parts as the module draws them."""
         params, batch_stats = Linen(self.module).init(key, inputs)
-        sizes = {path: sizes_of(layer) for path, layer in layers(params).items()}
         trees = [
             {
                 path: lora.adapter(jax.random.fold_in(tree_key, number), *size, self.rank)
-                for number, (path, size) in enumerate(sizes.items())
+                for number, (path, size) in enumerate(sizes(params).items())
             }
             for tree_key in jax.random.split(jax.random.fold_in(key, 1), 1 + self.paired)
         ]
@@ -95,18 +95,17 @@ def completed(network: Network, frozen: Any, noise_scale: Any = None) -> Network
     return dataclasses.replace(network, frozen=frozen, noise_scale=noise_scale)
 
 
-def layers(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The layers that get an adapter, by their paths."""
-    is_layer = lambda part: isinstance(part, Mapping) and "kernel" in part
-    found = jax.tree.leaves_with_path(params, is_leaf=is_layer)
-    paths = {"/".join(str(entry.key) for entry in path): part for path, part in found}
-    return {path: part for path, part in paths.items() if path.split("/")[-1] in MATRICES}
-
-
-def sizes_of(layer: Mapping[str, Any]) -> tuple[int, int]:
-    """Inputs and outputs of a layer as one matrix; its bias has the shape of the outputs."""
-    outputs = math.prod(layer["bias"].shape)
-    return layer["kernel"].size // outputs, outputs
+def sizes(params: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Inputs and outputs of each layer that gets an adapter, as one matrix, by the layers' paths."""
+    flat: dict[str, Any] = traverse_util.flatten_dict(params, sep="/")  # pyrefly: ignore[bad-assignment]
+    found = {}
+    for path, kernel in flat.items():
+        *_, layer, last = ("", *path.split("/"))
+        if layer in MATRICES and last == "kernel":
+            path = path.removesuffix("/kernel")
+            outputs = math.prod(flat[f"{path}/bias"].shape)  # a bias has the shape of the outputs
+            found[path] = (kernel.size // outputs, outputs)
+    return found
 
 
 def cast(tree: Any, dtype: Any) -> Any:

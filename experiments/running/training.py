@@ -188,9 +188,9 @@ class Trainer:
 
         Where the task has no score, the second is NaN.
         """
-        sums = jax.lax.map(
-            lambda batch: self.sums(params, batch_stats, examples, batch), examples.test
-        ).sum(0)
+        sums = jax.lax.map(lambda batch: self.sums(params, batch_stats, examples, batch), examples.test).sum(
+            0
+        )
         return sums[0] / sums[2], sums[1] / sums[2]
 
     def sums(self, params: Any, batch_stats: Any, examples: Examples, part: Batch) -> jax.Array:
