@@ -199,6 +199,7 @@ def train(
 ) -> None:
     """Trains what is not in the results yet, and adds it."""
     task, part = TASKS[settings.task], "validation" if phase == "tune" else "test"
+    eigenvalues = eigenvalues and task.eigenvalue
     left = [(point, seed) for point, seed in wanted if not book.has(phase, name, point, seed)]
     runs = [
         plan.settings_of(task, name, point, seed, part, settings.data, settings.out / settings.task)

@@ -23,6 +23,7 @@ class EvidenceTask:
       side_by_side: runs in one program.
       folder: of the data, below the folder that is given on the command line; None reads none.
       labels: FILE.npz:NAME, likewise.
+      eigenvalue: whether the largest one is measured; of a large network it takes longer than the training.
       searched_on: the task whose search gives this one's numbers; None is its own.
     """
 
@@ -36,6 +37,7 @@ class EvidenceTask:
     side_by_side: int = 1
     folder: str | None = None
     labels: str | None = None
+    eigenvalue: bool = True
     searched_on: str | None = None
 
     def with_data_in(self, folder: Path | None) -> Setup:
@@ -120,6 +122,7 @@ def _minilm(
         radii=(0.02, 0.05, 0.1, 0.2),
         seeds=seeds,
         trials=1,
+        eigenvalue=False,
         folder="tensorflow_datasets",
     )
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from experiments.methods.baselines import check_number
+from experiments.models.adapted import ADAPTERS
 from optax_sam import lora
 
 NOISE_SCALE = 0.05
@@ -64,11 +65,11 @@ def bi_lora(
         pair, others = _split(params)
         moves, first = both.update(grads, state.pair, pair)
         other_moves, second = base.update(other_grads, state.others, others)
-        return {"adapters": moves, **dict(other_moves)}, BiLoRAState(first, second)
+        return {ADAPTERS: moves, **dict(other_moves)}, BiLoRAState(first, second)
 
     return optax.GradientTransformation(init, update)
 
 
 def _split(params: Any) -> tuple[Any, Any]:
     """The adapters, and all else."""
-    return params["adapters"], {name: part for name, part in params.items() if name != "adapters"}
+    return params[ADAPTERS], {name: part for name, part in params.items() if name != ADAPTERS}

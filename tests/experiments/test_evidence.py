@@ -1,5 +1,6 @@
 """The evidence: which points are tried, what is chosen, what the tables say of results."""
 
+import dataclasses
 import json
 import math
 
@@ -171,6 +172,22 @@ def numbers(rows):
     """What was trained; not how long it took, and beside how many others."""
     trained, aside = [row for row in rows if row["phase"] in ("tune", "test")], ("seconds", "side_by_side")
     return [{name: value for name, value in row.items() if name not in aside} for row in trained]
+
+
+def test_the_eigenvalue_is_left_out_where_a_task_says_so(tiny, tmp_path, monkeypatch):
+    asked = []
+
+    def counted(runs, *others):
+        asked.append(others[-1])
+        return [{"score": 0.5}] * len(runs)
+
+    monkeypatch.setattr(evidence, "side_by_side", counted)
+    point = plan.coarse(tiny, CANDIDATES["base"])[0]
+    for wanted in (True, False):
+        monkeypatch.setitem(TASKS, "tiny", dataclasses.replace(tiny, eigenvalue=wanted))
+        settings, book = evidence.EvidenceSettings("tiny"), evidence.Book(tmp_path / f"{wanted}.jsonl")
+        evidence.train(settings, "test", "base", [(point, 100)], book, None)
+    assert asked == [True, False]
 
 
 def test_what_is_not_known_is_named(tmp_path, capsys):
