@@ -26,7 +26,7 @@ from optax_sam import lora
 from tests.experiments.runs import message_of, outcome, run
 from tests.experiments.test_text import builder
 
-METHODS = ("sgd", "sam", "momentum_sam", "flat_lora", "bi_lora")
+METHODS = ("bi_lora", "flat_lora", "sam", "momentum_sam", "sgd")
 NUMBERS = {"sam": {"rho": 0.1}, "momentum_sam": {"rho": 0.1}, "flat_lora": {"noise_scale": 0.5}}
 NUMBERS |= {"bi_lora": {"rho": 0.1}}
 SETUP = {
@@ -169,7 +169,7 @@ def test_the_climbing_adapters_stay_within_the_radius(rho):
 # Runs
 
 
-@pytest.mark.parametrize("method", ["sam", "flat_lora", "bi_lora"])
+@pytest.mark.parametrize("method", ["bi_lora", "flat_lora", "sam"])
 def test_an_interrupted_run_ends_with_the_numbers_of_a_whole_one(method, tmp_path, compiled_once, capsys):
     words = {**SETUP, "method": method, **NUMBERS[method]}
     flags = [word for name, value in words.items() for word in (flag(name), str(value))]
