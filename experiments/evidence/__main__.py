@@ -138,7 +138,7 @@ class Book:
                 os.fsync(stream.fileno())
         self.rows.append(row)
 
-    def has(self, phase: Phase, name: str, point: Point, seed: int) -> bool:
+    def has(self, phase: str, name: str, point: Point, seed: int) -> bool:
         """Whether a run is finished."""
         wanted = {"phase": phase, "candidate": name, "point": point, "seed": seed}
         return any(wanted.items() <= row.items() for row in self.rows)

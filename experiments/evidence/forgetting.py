@@ -100,7 +100,7 @@ def measure(settings: ForgettingSettings, points: dict[str, Point], book: Book, 
     compiled: dict[str, Programs] = {}
     for seed in range(plan.FIRST_TEST_SEED, plan.FIRST_TEST_SEED + settings.seeds):
         for name, point in points.items():
-            if has(book, name, point, seed):
+            if book.has("forget", name, point, seed):
                 continue
             trained = plan.settings_of(
                 TASKS[TASK], name, point, seed, "test", settings.data, settings.out / TASK
@@ -119,12 +119,6 @@ def measure(settings: ForgettingSettings, points: dict[str, Point], book: Book, 
             losses = forgotten(state.params, tuning, second, compiled["tuning"])
             kept = {each: result[each] for each in ("train_loss", "gradients_per_step", "seconds")}
             book.add({"phase": "forget", "candidate": name, "point": point, "seed": seed} | losses | kept)
-
-
-def has(book: Book, name: str, point: Point, seed: int) -> bool:
-    """Whether a run is measured."""
-    wanted = {"phase": "forget", "candidate": name, "point": point, "seed": seed}
-    return any(wanted.items() <= row.items() for row in book.rows)
 
 
 def second_text(folder: Path, first: Data) -> Data:
