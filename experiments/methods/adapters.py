@@ -64,8 +64,8 @@ def bi_lora(
         grads, other_grads = _split(updates)
         pair, others = _split(params)
         moves, first = both.update(grads, state.pair, pair)
-        other_moves, second = base.update(other_grads, state.others, others)
-        return {ADAPTERS: moves, **dict(other_moves)}, BiLoRAState(first, second)
+        new: Any = base.update(other_grads, state.others, others)
+        return {ADAPTERS: moves} | new[0], BiLoRAState(first, new[1])
 
     return optax.GradientTransformation(init, update)
 
