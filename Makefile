@@ -44,10 +44,11 @@ format: .venv/dev  ## write the format, mend what can be mended
 derived: .venv/dev  ## write what follows from the methods (exports, tables, citations), list what they lack
 	$(BIN)/python -m docs.derived
 
-results: .venv/experiments  ## tables and picture of docs/results.md and docs/radius.md; TASK=mnist1d DATA=folder first runs what a task lacks
+results: .venv/experiments  ## tables and picture of docs/results.md, docs/radius.md and docs/language_models.md; TASK=mnist1d DATA=folder first runs what a task lacks
 	$(if $(TASK),$(BIN)/python -m experiments.evidence $(TASK) $(if $(DATA),--data $(DATA)))
 	$(BIN)/python -m experiments.evidence.tables
 	$(BIN)/python -m experiments.evidence.radius_tables
+	$(BIN)/python -m experiments.evidence.forgetting_tables
 
 bench: .venv/experiments  ## what every method costs, relative to SGD: tables, JSON lines, picture in runs/benchmarks
 	$(BIN)/python -m benchmarks.steps

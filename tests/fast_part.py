@@ -122,6 +122,10 @@ FIRST_CASES = {
     "documentation/test_derived.py": {
         "test_the_command_exits_with_1_and_names_a_part_that_is_out_of_date": 0,
     },
+    "experiments/test_adapted.py": {
+        "test_a_run_trains_its_adapters_and_the_head_alone": 3,
+        "test_an_interrupted_run_ends_with_the_numbers_of_a_whole_one": 1,
+    },
     "experiments/test_checkpoints.py": {
         "test_damage_to_any_file_of_a_checkpoint_costs_at_most_that_checkpoint": 0,
     },

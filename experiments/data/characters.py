@@ -37,7 +37,23 @@ def tinyshakespeare(folder: Path | None) -> Data:
             f"{folder / FILE} has {len(text)} characters of {len(characters)} kinds: give a longer text of "
             "at most 256 kinds"
         )
+    text = stretches(numbers)
+    end = round(len(text) * (1 - TEST_SHARE))
+    return Data({"text": text[:end]}, {"text": text[end:]}, num_classes=len(characters))
+
+
+def stretches(numbers: np.ndarray) -> np.ndarray:
+    """Numbers of characters, cut: uint8 [n, 129]; what is left at the end is too short."""
     first = np.arange(0, len(numbers) - LENGTH, LENGTH)
-    stretches = numbers.astype(np.uint8)[first[:, None] + np.arange(LENGTH + 1)]
-    end = round(len(stretches) * (1 - TEST_SHARE))
-    return Data({"text": stretches[:end]}, {"text": stretches[end:]}, num_classes=len(characters))
+    return numbers.astype(np.uint8)[first[:, None] + np.arange(LENGTH + 1)]
+
+
+def as_numbered(sentences: list[str], folder: Path) -> np.ndarray:
+    """Other text in the characters of the first one, a line for each sentence, cut in the same way.
+
+    Characters that the first text does not have are left out.
+    """
+    known = np.unique(np.array([*(folder / FILE).read_text()]))
+    given = np.array([*"\n".join(sentences)])
+    given = given[np.isin(given, known)]
+    return stretches(np.searchsorted(known, given))

@@ -43,6 +43,13 @@ def texts(builder: Any, name: str, model: str | None = None) -> Data:
     return Data(train, test, builder.info.features[label].num_classes)
 
 
+def sentences(builder: Any, name: str) -> tuple[list[str], list[str]]:
+    """The sentences of the training and of the test part."""
+    text, label = _features(builder, name)
+    train, test = (_read(builder, split, text, label)[0] for split in ("train", test_split(builder)))
+    return train, test
+
+
 def words_of(sentences: list[str], name: str) -> Any:
     """A fitted CountVectorizer, which knows the words that are not alone."""
     from sklearn.feature_extraction.text import CountVectorizer  # here, because it takes a second to load

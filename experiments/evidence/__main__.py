@@ -6,7 +6,7 @@ import functools
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from rich.progress import Progress
 
 from experiments.data import Data, load
 from experiments.evidence import plan
-from experiments.evidence.candidates import CANDIDATES, Point
+from experiments.evidence.candidates import CANDIDATES, Point, candidates_of
 from experiments.evidence.tasks import TASKS, EvidenceTask
 from experiments.running import records
 from experiments.running.programs import compile_programs, structure
@@ -48,8 +48,8 @@ class EvidenceSettings:
 
     task: tyro.conf.Positional[str]
     """mnist1d, etth1_96, trec, ... Any other word lists all."""
-    candidates: tuple[str, ...] = tuple(CANDIDATES)
-    """Which candidates to compare."""
+    candidates: tuple[str, ...] | None = None
+    """Which candidates to compare. None takes all that the task can be trained with."""
     phases: tuple[Phase, ...] = ("tune", "test", "time")
     """What to do, in this order."""
     data: Path | None = None
@@ -67,27 +67,38 @@ def main(args: list[str] | None = None) -> None:
 
 def evidence(settings: EvidenceSettings) -> None:
     """Does what is not in the results yet."""
-    for given, known in (((settings.task,), TASKS), (settings.candidates, CANDIDATES)):
-        for name in given:
-            if name not in known:
-                raise SettingsError(f"{name} is not known: give {', '.join(known)}")
-    require(bool(settings.candidates), settings, "candidates", "give some, or leave it out")
+    require(settings.candidates != (), settings, "candidates", "give some, or leave it out")
+    check_known([settings.task], TASKS)
     task = TASKS[settings.task]
+    candidates = candidates_of(task) if settings.candidates is None else settings.candidates
+    check_known(candidates, CANDIDATES)
+    for name in candidates:
+        if name not in candidates_of(task):
+            raise SettingsError(
+                f"{name} is for tasks with adapters, which {settings.task} has not: leave it out"
+            )
     if settings.data is None and task.folder == "ett":
         raise SettingsError(f"{settings.task} reads files: give the folder of {task.folder}/ as --data")
     file = settings.results / f"{settings.task}.jsonl"
     with alone_with(file), progress_bar() as bar:
         book = Book(file)
         if "tune" in settings.phases and task.searched_on is None:
-            for name in settings.candidates:
+            for name in candidates:
                 tune(settings, name, book, bar)
-            if "base" in settings.candidates:
+            if "base" in candidates:
                 search_as_long(settings, book, bar)
         if "test" in settings.phases:
-            for name in settings.candidates:
+            for name in candidates:
                 test(settings, name, book, bar)
         if "time" in settings.phases:
-            time_steps(settings, book, bar)
+            time_steps(settings, candidates, book, bar)
+
+
+def check_known(names: Iterable[str], known: Iterable[str]) -> None:
+    """Refuses a name that is none of those that there are."""
+    for name in names:
+        if name not in known:
+            raise SettingsError(f"{name} is not known: give {', '.join(known)}")
 
 
 @contextlib.contextmanager
@@ -127,7 +138,7 @@ class Book:
                 os.fsync(stream.fileno())
         self.rows.append(row)
 
-    def has(self, phase: Phase, name: str, point: Point, seed: int) -> bool:
+    def has(self, phase: str, name: str, point: Point, seed: int) -> bool:
         """Whether a run is finished."""
         wanted = {"phase": phase, "candidate": name, "point": point, "seed": seed}
         return any(wanted.items() <= row.items() for row in self.rows)
@@ -188,6 +199,7 @@ def train(
 ) -> None:
     """Trains what is not in the results yet, and adds it."""
     task, part = TASKS[settings.task], "validation" if phase == "tune" else "test"
+    eigenvalues = eigenvalues and task.eigenvalue
     left = [(point, seed) for point, seed in wanted if not book.has(phase, name, point, seed)]
     runs = [
         plan.settings_of(task, name, point, seed, part, settings.data, settings.out / settings.task)
@@ -256,10 +268,10 @@ def kept(
     return row
 
 
-def time_steps(settings: EvidenceSettings, book: Book, bar: Progress) -> None:
+def time_steps(settings: EvidenceSettings, candidates: Sequence[str], book: Book, bar: Progress) -> None:
     """Times the steps of all candidates in turns, each in a program of its own."""
     task = TASKS[settings.task]
-    names = [name for name in settings.candidates if CANDIDATES[name].passes == 1]
+    names = [name for name in candidates if CANDIDATES[name].passes == 1]
     runs = {
         name: plan.settings_of(
             task,

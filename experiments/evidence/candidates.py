@@ -21,6 +21,7 @@ class Candidate:
       adaptive_scale: the same before Adam, if it differs.
       rate_scale: times the learning rates of the others: of a method whose descent has another length.
       passes: times the epochs of the others.
+      of_adapters: whether it is for tasks that train adapters alone.
     """
 
     title: str
@@ -31,6 +32,7 @@ class Candidate:
     adaptive_scale: float | None = None
     rate_scale: float = 1.0
     passes: int = 1
+    of_adapters: bool = False
 
     def grid(self, task: EvidenceTask) -> dict[str, tuple[float, ...]]:
         """The axes of the coarse grid; twelve points, for each method."""
@@ -60,4 +62,14 @@ CANDIDATES = {
     "friendly_looksam": Candidate("Friendly + LookSAM", "friendly_looksam", scale=0.5),
     "pugd": Candidate("PUGD", "pugd", "radius", (0.25, 1.0, 4.0, 16.0), rate_scale=0.25),
     "tsam": Candidate("TSAM", "tsam"),
+    "flat_lora": Candidate(
+        "Flat-LoRA", "flat_lora", "noise_scale", (0.025, 0.05, 0.1, 0.2), of_adapters=True
+    ),
+    "bi_lora": Candidate("Bi-LoRA", "bi_lora", of_adapters=True),
 }
+
+
+def candidates_of(task: EvidenceTask) -> tuple[str, ...]:
+    """Those that a task can be trained with."""
+    adapted = task.setup.adapter_rank is not None
+    return tuple(name for name, each in CANDIDATES.items() if adapted or not each.of_adapters)

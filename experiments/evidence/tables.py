@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.evidence.candidates import CANDIDATES
+from experiments.evidence.candidates import CANDIDATES, candidates_of
 from experiments.evidence.picture import draw
 from experiments.evidence.summary import AS_CHEAP, ENOUGH, Interval, Kept, Summary, answering, read
 from experiments.running import records
@@ -169,7 +169,7 @@ def command(summary: Summary) -> str:
     """What makes a task's results."""
     words = ["python -m experiments.evidence", summary.name]
     words += ["--data DATA"] if summary.task.folder else []
-    words += [] if set(summary.kept) == set(CANDIDATES) else ["--candidates", *summary.kept]
+    words += [] if set(summary.kept) == set(candidates_of(summary.task)) else ["--candidates", *summary.kept]
     return " ".join(words)
 
 

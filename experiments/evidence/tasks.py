@@ -23,6 +23,7 @@ class EvidenceTask:
       side_by_side: runs in one program.
       folder: of the data, below the folder that is given on the command line; None reads none.
       labels: FILE.npz:NAME, likewise.
+      eigenvalue: whether the largest one is measured; of a large network it takes longer than the training.
       searched_on: the task whose search gives this one's numbers; None is its own.
     """
 
@@ -36,6 +37,7 @@ class EvidenceTask:
     side_by_side: int = 1
     folder: str | None = None
     labels: str | None = None
+    eigenvalue: bool = True
     searched_on: str | None = None
 
     def with_data_in(self, folder: Path | None) -> Setup:
@@ -99,10 +101,13 @@ def _cifar10(title: str, labels: str | None = None) -> EvidenceTask:
     )
 
 
-def _minilm(title: str, data: str, sentences: int = 1000, seeds: int = 10) -> EvidenceTask:
+def _minilm(
+    title: str, data: str, sentences: int = 1000, seeds: int = 10, rank: int | None = None
+) -> EvidenceTask:
     setup = Setup(
         data=data,
         model="minilm",
+        adapter_rank=rank,
         train_examples=sentences,
         optimizer="adamw",
         batch_size=32,
@@ -112,11 +117,12 @@ def _minilm(title: str, data: str, sentences: int = 1000, seeds: int = 10) -> Ev
     return EvidenceTask(
         title,
         setup,
-        rates=(2e-5, 5e-5, 1e-4),
+        rates=(5e-4, 1e-3, 2e-3) if rank else (2e-5, 5e-5, 1e-4),
         decays=(0.0, 0.01, 0.1),
         radii=(0.02, 0.05, 0.1, 0.2),
         seeds=seeds,
         trials=1,
+        eigenvalue=False,
         folder="tensorflow_datasets",
     )
 
@@ -148,8 +154,14 @@ TASKS = {
     "cifar10n_worse": _cifar10("CIFAR-10N, 5,000 images, 40 % wrong", "worse_label"),
     "minilm_sst2": _minilm("SST-2, MiniLM, 1,000 sentences", "glue/sst2"),
     "minilm_trec": _minilm("TREC, MiniLM, 1,000 sentences", "trec"),
-    "minilm_sst2_500": _minilm("SST-2, MiniLM, 500 sentences", "glue/sst2", 500, seeds=5),
-    "minilm_trec_500": _minilm("TREC, MiniLM, 500 sentences", "trec", 500, seeds=5),
+    **{
+        f"minilm_{name}_{count}{'_adapter' if rank else ''}": _minilm(
+            f"{title}, MiniLM{', adapter' if rank else ''}, {count:,} sentences", data, count, 5, rank
+        )
+        for name, title, data in (("sst2", "SST-2", "glue/sst2"), ("trec", "TREC", "trec"))
+        for count in (500, 5000)
+        for rank in (None, 8)
+    },
     "characters": EvidenceTask(
         "Shakespeare, character by character",
         Setup(

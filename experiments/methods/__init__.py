@@ -10,7 +10,7 @@ import optax
 
 import optax_sam
 from experiments.data.kinds import kind_of
-from experiments.methods import baselines, compositions
+from experiments.methods import adapters, baselines, compositions
 from experiments.methods.rules import RULES
 from experiments.settings import Settings, SettingsError, flag
 
@@ -80,17 +80,21 @@ METHODS: dict[str, Factory | None] = {
 
 DEMO = ("sgd", "sam", "momentum_sam", "rst", "grst", "vsam", "pugd", "tsam", "ausam")
 
-# Variants of the base optimizer, which take its gradient.
-BASELINES: dict[str, Factory] = {"averaged": baselines.averaged, "ham": baselines.ham}
+# What only networks with adapters can be trained with.
+OF_ADAPTERS: dict[str, Factory] = {"flat_lora": adapters.flat_lora, "bi_lora": adapters.bi_lora}
+
+# Variants of the base optimizer, which take one gradient.
+BASELINES: dict[str, Factory] = {"averaged": baselines.averaged, "ham": baselines.ham} | OF_ADAPTERS
 
 # They stand in the place of SGD, not before it.
 WHOLE_OPTIMIZERS = ("decoupled_wsam", "adasam", "bsam")
 
 # Settings of the base optimizer that they do without; the prior of bSAM is its decay. What `decoupled_wsam`
-# and `ham` add to the step is not bounded by what clips the gradient.
+# and `ham` add to the step is not bounded by what clips the gradient; `bi_lora` sees parts of it.
 UNUSED = {
     "decoupled_wsam": ("clip_norm",),
     "ham": ("clip_norm",),
+    "bi_lora": ("clip_norm",),
     "adasam": ("optimizer", "momentum", "nesterov", "clip_norm"),
     "bsam": ("optimizer", "momentum", "nesterov", "clip_norm", "decay_in_loss"),
 }
@@ -252,6 +256,11 @@ def check(settings: Settings) -> None:
         raise SettingsError(
             f"--batch-size {settings.batch_size} has no halves for random_perturbation: give an even number, "
             "or --split-batch False"
+        )
+    if settings.method in OF_ADAPTERS and settings.adapter_rank is None:
+        raise SettingsError(
+            f"--method {settings.method} trains adapters, and the run has none: give --adapter-rank 8 with "
+            "--model minilm, or another method"
         )
     if settings.method in ("fgsam", "fgsam_plus") and kind_of(settings.data) != "image":
         raise SettingsError(

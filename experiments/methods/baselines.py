@@ -26,7 +26,7 @@ def averaged(base: optax.GradientTransformation, average_steps: Any = 100.0) -> 
     `a <- a + (w - a) / average_steps`, from the first parameters on; the training itself does not see it.
     """
 
-    _check("average_steps", average_steps, least=1)
+    check_number("average_steps", average_steps, least=1)
 
     def init(params: optax.Params) -> AveragedState:
         return AveragedState(base.init(params), params)
@@ -64,8 +64,8 @@ def ham(
     gradient of the step; biases and scales stay where the base optimizer led them, as in the authors' code.
     """
 
-    _check("mirror_strength", mirror_strength, least=0)
-    _check("mirror_decay", mirror_decay, least=0)
+    check_number("mirror_strength", mirror_strength, least=0)
+    check_number("mirror_decay", mirror_decay, least=0)
 
     def init(params: optax.Params) -> HamState:
         return HamState(base.init(params), jnp.int32(0))
@@ -86,7 +86,7 @@ def ham(
     return optax.GradientTransformation(init, update)
 
 
-def _check(name: str, value: Any, least: float) -> None:
+def check_number(name: str, value: Any, least: float) -> None:
     """Refuses a number outside its range; one that is traced has been checked before."""
     if not isinstance(value, jax.Array) and not least <= value < math.inf:
         raise ValueError(f"{name}={value} is no number of {least} or more: give one")

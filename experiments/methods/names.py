@@ -41,6 +41,8 @@ NAMES = {
     "adaptive_rst": "ASAM + RST",
     "sharded_gsam": "GSAM in slices",
     "averaged": "average of weights",
+    "flat_lora": "Flat-LoRA",
+    "bi_lora": "Bi-LoRA",
 }
 
 # What a method is given here that the papers leave open.

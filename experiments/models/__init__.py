@@ -11,6 +11,7 @@ from experiments.data import Data
 from experiments.data.kinds import Kind, kind_of
 from experiments.data.minilm import check_installed
 from experiments.models import minilm, small_nnx
+from experiments.models.adapted import Adapted
 from experiments.models.decoder import Decoder
 from experiments.models.mobile_net import MobileNet
 from experiments.models.network import NNX, Linen, Network
@@ -23,7 +24,7 @@ from experiments.models.small import Perceptron, SeriesConvNet, SmallConvNet
 from experiments.models.text import TextTransformer
 from experiments.models.vit import VisionTransformer
 from experiments.models.wide_resnet import WideResNet
-from experiments.settings import SettingsError, Setup
+from experiments.settings import Settings, SettingsError, Setup
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "conv": SmallConvNet,
@@ -62,11 +63,14 @@ SUITING |= {name: SUITING["mlp"] for name in MODELS if name.startswith("mlp")}
 WITH_STEMS = ("resnet18", "resnet50", "mobilenet")
 SMALL_SIDE = 64
 
+# Parts that begin with published weights, and that a run with adapters does not train.
+PRETRAINED = {"minilm": ("encoder",)}
+
 # Those that do not train with few bits, and what to give instead.
 UNQUANTIZED = {"conv_nnx": "conv", "minilm": "text"}
 
 
-def make(settings: Setup, data: Data) -> Network:
+def make(settings: Settings, data: Data) -> Network:
     """The network of a run, for its data."""
     assert settings.model  # filled in by the data set's default
     dtype, bits = jnp.dtype(settings.dtype), settings.quantize_bits
@@ -75,6 +79,9 @@ def make(settings: Setup, data: Data) -> Network:
     if settings.model == "conv_nnx":
         return NNX(partial(small_nnx.SmallConvNet, data.num_classes, channels, dtype=dtype))
     network = module(settings.model, data.num_classes, side, dtype)
+    if settings.adapter_rank:
+        parts = PRETRAINED[settings.model]
+        return Adapted(network, settings.adapter_rank, parts, paired=settings.method == "bi_lora")
     return Quantized(network, bits) if bits else Linen(network)
 
 
@@ -88,6 +95,11 @@ def check_model(settings: Setup) -> None:
         raise SettingsError(
             f"--quantize-bits {settings.quantize_bits} is not for --model {settings.model}: give {instead}"
         )
+    if settings.adapter_rank and settings.model not in PRETRAINED:
+        raise SettingsError(
+            f"--adapter-rank {settings.adapter_rank} is not for --model {settings.model}, which is not "
+            f"pretrained: give {', '.join(PRETRAINED)}"
+        )
     kind = kind_of(settings.data)
     suiting = [name for name in names if kind in SUITING.get(name, ("image",))]
     if settings.model not in suiting:
@@ -100,7 +112,12 @@ def check_model(settings: Setup) -> None:
 
 def pretrained(settings: Setup) -> dict[str, Any]:
     """What takes the place of a network's drawn parameters, by the names of its parts; mostly nothing."""
-    return minilm.pretrained() if settings.model == "minilm" else {}
+    return minilm.pretrained() if settings.model == "minilm" and not settings.adapter_rank else {}
+
+
+def frozen(settings: Setup) -> dict[str, Any]:
+    """Parts of a network that its run does not train: where adapters are trained, the pretrained ones."""
+    return minilm.pretrained() if settings.adapter_rank else {}
 
 
 def module(name: str, num_classes: int, side: int, dtype: Any) -> nn.Module:

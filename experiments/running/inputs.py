@@ -16,18 +16,20 @@ EVALUATION_BATCH = 500
 
 
 class Examples(NamedTuple):
-    """The data set on the device.
+    """The data set on the device, and what else stays as it is while a network is trained.
 
     Attributes:
       train: training examples; of a stream, a sample.
       test: test examples in batches [batches, batch, ...]; `real` is false in rows that fill up the
         last. Of a stream, nothing.
       constants: what the task needs to know of the training examples.
+      frozen: parts of the network that are not trained, by their names.
     """
 
     train: Batch
     test: Batch
     constants: Batch
+    frozen: dict[str, Any]
 
 
 class Inputs(NamedTuple):
@@ -54,7 +56,7 @@ def make_inputs(settings: Settings, data: Data, task: Task) -> Inputs:
 def on_host(settings: Settings, data: Data, task: Task, mesh: Mesh) -> Inputs:
     """The same, not yet on the devices of a mesh."""
     test = in_batches(data.test, evaluation_batch(mesh)) if data.test else {}
-    examples = Examples(data.train, test, task.constants(data.train))
+    examples = Examples(data.train, test, task.constants(data.train), models.frozen(settings))
     return Inputs(examples, numbers_of(settings), models.pretrained(settings))
 
 

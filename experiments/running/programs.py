@@ -132,7 +132,7 @@ def streamed(trainer: Trainer, data: Data, inputs: Inputs, state: Any) -> tuple[
     sums = lowered_evaluation(trainer, data, inputs, state).compile()
 
     def evaluate(params: Any, batch_stats: Any, examples: Examples) -> tuple[jax.Array, jax.Array]:
-        parts = [sums(params, batch_stats, examples.constants, batch) for batch in test.evaluation()]
+        parts = [sums(params, batch_stats, examples._replace(train={}), batch) for batch in test.evaluation()]
         total = np.sum([np.asarray(part) for part in parts], axis=0)
         return total[0] / total[2], total[1] / total[2]
 
@@ -164,7 +164,7 @@ def lowered_evaluation(trainer: Trainer, data: Data, inputs: Inputs, state: Any)
         return evaluate.lower(state.params, state.batch_stats, examples)
     batch = shapes(data.streams[1].evaluated(0), evaluation_batch(mesh), mesh)
     sums = jax.jit(trainer.sums, out_shardings=place)
-    return sums.lower(state.params, state.batch_stats, examples.constants, batch)
+    return sums.lower(state.params, state.batch_stats, examples._replace(train={}), batch)
 
 
 def first_state(trainer: Trainer, inputs: Inputs) -> Any:

@@ -15,6 +15,7 @@ from jax.tree_util import Partial
 
 from experiments import methods
 from experiments.data.arrays import Batch, num_rows, rows
+from experiments.models.adapted import completed
 from experiments.models.network import Network
 from experiments.running.inputs import Examples, Inputs
 from experiments.running.training import Trainer, TrainState, judged
@@ -44,7 +45,7 @@ def top_eigenvalues(
 ) -> sharpness.Eigenvalues:
     """Largest eigenvalues of the Hessian of the mean loss on the training examples (at most 5,000)."""
     losses = losses_of(trainer.network, trainer.task)
-    loss, parts = Partial(losses, batch_stats), list(batches(trainer, examples, BATCH))
+    loss, parts = Partial(losses, examples.frozen, batch_stats), list(batches(trainer, examples, BATCH))
     return sharpness.top_eigenvalues(loss, params, parts, k, max_products=200 * k)
 
 
@@ -66,7 +67,7 @@ def measured(trainer: Trainer, state: TrainState, inputs: Inputs) -> dict[str, f
 
 def _measured(trainer: Trainer, state: TrainState, inputs: Inputs) -> dict[str, float]:
     params, batch_stats, examples = judged(state), state.batch_stats, inputs.examples
-    loss = Partial(losses_of(trainer.network, trainer.task), batch_stats)
+    loss = Partial(losses_of(trainer.network, trainer.task), examples.frozen, batch_stats)
     parts = list(batches(trainer, examples, trainer.settings.batch_size))
     at = (loss, params, parts)
     return {
@@ -111,8 +112,8 @@ def batches(trainer: Trainer, examples: Examples, size: int) -> Iterator[Batch]:
 def losses_of(network: Network, task: Task) -> Callable[..., jax.Array]:
     """The loss of every example of a batch, in evaluation; one function, compiled once, for all methods."""
 
-    def losses(batch_stats: Any, params: Any, batch: Batch) -> jax.Array:
-        outputs, _ = network.apply(params, batch_stats, batch[task.inputs], None)
+    def losses(frozen: Any, batch_stats: Any, params: Any, batch: Batch) -> jax.Array:
+        outputs, _ = completed(network, frozen).apply(params, batch_stats, batch[task.inputs], None)
         return task.losses(outputs, batch)
 
     return losses

@@ -55,7 +55,8 @@ def standing(run: Path) -> Standing:
 
 def standing_at(trainer: Trainer, inputs: Inputs, state: TrainState) -> Standing:
     """A run in the middle of its training."""
-    loss = Partial(losses_of(trainer.network, trainer.task), state.batch_stats)
+    frozen = inputs.examples.frozen
+    loss = Partial(losses_of(trainer.network, trainer.task), frozen, state.batch_stats)
     parts = list(batches(trainer, inputs.examples, trainer.settings.batch_size))
     rate = float(jnp.asarray(trainer.base(inputs)[0](state.step)))
     return Standing(trainer.settings, loss, judged(state), parts, rate or None)

@@ -17,7 +17,9 @@ from jax.sharding import Mesh
 import optax_sam
 from experiments import methods
 from experiments.data.arrays import Batch, rows
+from experiments.methods.adapters import NOISE_SCALE, noise_at
 from experiments.methods.optimizers import base_optimizer, schedule_of
+from experiments.models.adapted import completed
 from experiments.models.network import Network
 from experiments.running.devices import split_rows
 from experiments.running.inputs import Examples, Inputs
@@ -140,10 +142,13 @@ class Trainer:
         change_key, network_key = jax.random.split(key)
         batch = split_rows(self.task.prepare(examples, inputs.examples.constants, change_key), self.mesh)
         decay = inputs.numbers["weight_decay"] if self.settings.decay_in_loss else None
+        noise = inputs.numbers.get("noise_scale", NOISE_SCALE)
+        noise = noise_at(self.settings.method, noise, state.step, self.settings.epochs * self.steps_per_epoch)
+        network = completed(self.network, inputs.examples.frozen, noise)
 
         def losses(params: Any, batch: Batch) -> tuple[jax.Array, Any]:
             given = batch[self.task.inputs]
-            outputs, batch_stats = self.network.apply(params, state.batch_stats, given, network_key)
+            outputs, batch_stats = network.apply(params, state.batch_stats, given, network_key)
             values = self.task.losses(outputs, batch)
             if decay is not None:
                 values = values + 0.5 * decay * optax.tree.norm(params, squared=True)
@@ -183,15 +188,16 @@ class Trainer:
 
         Where the task has no score, the second is NaN.
         """
-        sums = jax.lax.map(
-            lambda batch: self.sums(params, batch_stats, examples.constants, batch), examples.test
-        ).sum(0)
+        sums = jax.lax.map(lambda batch: self.sums(params, batch_stats, examples, batch), examples.test).sum(
+            0
+        )
         return sums[0] / sums[2], sums[1] / sums[2]
 
-    def sums(self, params: Any, batch_stats: Any, constants: Batch, examples: Batch) -> jax.Array:
+    def sums(self, params: Any, batch_stats: Any, examples: Examples, part: Batch) -> jax.Array:
         """Sums of the losses and the scores of a test batch, and its examples: [3]."""
-        batch = split_rows(self.task.prepare(examples, constants, None), self.mesh)
-        outputs, _ = self.network.apply(params, batch_stats, batch[self.task.inputs], None)
+        batch = split_rows(self.task.prepare(part, examples.constants, None), self.mesh)
+        network = completed(self.network, examples.frozen)
+        outputs, _ = network.apply(params, batch_stats, batch[self.task.inputs], None)
         losses, scores = self.task.losses(outputs, batch), self.task.scores(outputs, batch)
         real = batch["real"].astype(jnp.float32)
         score = jnp.nan if scores is None else scores @ real

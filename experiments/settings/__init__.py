@@ -36,6 +36,9 @@ class Setup:
     """What the network computes in. Parameters, losses and batch statistics are float32."""
     quantize_bits: int | None = None
     """Bits that weights and activations are quantized to in training (LSQ). None does not quantize."""
+    adapter_rank: int | None = None
+    """Rank of adapters beside the attention's matrices (minilm). They and the new last layer are trained,
+    nothing else. None trains all."""
     epochs: int = 60
     """Passes over the training examples. The schedule ends with the last one."""
     batch_size: int = 50
@@ -139,6 +142,8 @@ def check_ranges(settings: Settings) -> None:
     clip, bits, profile = settings.clip_norm, settings.quantize_bits, settings.profile
     require(clip is None or clip > 0, settings, "clip_norm", "give a number above 0")
     require(bits is None or 2 <= bits <= 8, settings, "quantize_bits", "give a number from 2 to 8")
+    rank = settings.adapter_rank
+    require(rank is None or rank >= 1, settings, "adapter_rank", "give 1 or more")
     warm = 0 <= settings.warmup_epochs < settings.epochs
     require(warm, settings, "warmup_epochs", "give 0 or more, and less than the number of epochs")
     ordered = profile is None or 1 <= profile[0] <= profile[1]

@@ -27,7 +27,7 @@ class MethodSettings:
     step_size: float | None = None
     """How far ahead the gradient is taken. None is the learning rate (extrapolation)."""
     ascent_rate: float | None = None
-    """How far one gradient lifts the perturbation (persistent_sam)."""
+    """How far one gradient lifts the perturbation (persistent_sam, bi_lora)."""
     max_leaf_norm: float | None = None
     """Largest norm of one array's perturbation. None is rho (graphsam)."""
     num_steps: int | None = None
@@ -117,8 +117,8 @@ class MethodSettings:
     num_samples: int | None = None
     """Perturbed samples per step (tsam), or examples of a mask's estimate (sparse_sam, fisher_mask_sam)."""
     noise_scale: float | None = None
-    """Standard deviation of the noise, in proportion to the weights (random_sam and the random
-    perturbations), or before it is cut to the radius (tsam)."""
+    """Standard deviation of the noise, in proportion to the weights (random_sam, the random perturbations,
+    flat_lora), or before it is cut to the radius (tsam)."""
     noise: Literal["gaussian", "uniform"] | None = None
     """Distribution of the random start (tsam)."""
     split_batch: bool | None = None

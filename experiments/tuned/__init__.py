@@ -24,6 +24,7 @@ DEFAULTS: Mapping[str, dict[str, Any]] = {
 TUNED_FOR = (
     "model",
     "quantize_bits",
+    "adapter_rank",
     "optimizer",
     "train_examples",
     "label_noise",

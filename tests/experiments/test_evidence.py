@@ -1,5 +1,6 @@
 """The evidence: which points are tried, what is chosen, what the tables say of results."""
 
+import dataclasses
 import json
 import math
 
@@ -10,7 +11,7 @@ from scipy import stats
 from experiments import models
 from experiments.evidence import __main__ as evidence
 from experiments.evidence import plan, tables
-from experiments.evidence.candidates import CANDIDATES
+from experiments.evidence.candidates import CANDIDATES, candidates_of
 from experiments.evidence.summary import answering, read, time_of
 from experiments.evidence.tasks import TASKS, EvidenceTask
 from experiments.running.records import environment
@@ -174,10 +175,29 @@ def numbers(rows):
     return [{name: value for name, value in row.items() if name not in left_out} for row in trained]
 
 
+def test_the_eigenvalue_is_left_out_where_a_task_says_so(tiny, tmp_path, monkeypatch):
+    asked = []
+
+    def counted(runs, *others):
+        asked.append(others[-1])
+        return [{"score": 0.5}] * len(runs)
+
+    monkeypatch.setattr(evidence, "side_by_side", counted)
+    point = plan.coarse(tiny, CANDIDATES["base"])[0]
+    for wanted in (True, False):
+        monkeypatch.setitem(TASKS, "tiny", dataclasses.replace(tiny, eigenvalue=wanted))
+        settings, book = evidence.EvidenceSettings("tiny"), evidence.Book(tmp_path / f"{wanted}.jsonl")
+        evidence.train(settings, "test", "base", [(point, 100)], book, None)
+    assert asked == [True, False]
+
+
 def test_what_is_not_known_is_named(tmp_path, capsys):
     assert "mnist is not known: give mnist1d" in message_of(lambda: evidence.main(["mnist"]), capsys)
     words = ["mnist1d", "--candidates", "adam"]
     assert "adam is not known: give base, sam" in message_of(lambda: evidence.main(words), capsys)
+    words = ["mnist1d", "--candidates", "base", "bi_lora"]
+    line = message_of(lambda: evidence.main(words), capsys)
+    assert "bi_lora is for tasks with adapters, which mnist1d has not: leave it out" in line
     words = ["mnist1d", "--candidates", "sam", "--phases", "test", "--results", str(tmp_path / "none")]
     assert "no search of sam: give --phases tune first" in message_of(lambda: evidence.main(words), capsys)
     with evidence.alone_with(tmp_path / "mnist1d.jsonl"):
@@ -246,6 +266,14 @@ def test_times_are_compared_with_the_base_beside_which_they_were_measured():
     assert time_of(rows, "base") == (1, 1, 1) and time_of(rows, "ham") is None
 
 
+def test_methods_of_adapters_are_for_tasks_with_adapters():
+    alone = {"flat_lora", "bi_lora"}
+    for name, task in TASKS.items():
+        assert name.endswith("_adapter") == bool(task.setup.adapter_rank)
+        assert alone & set(candidates_of(task)) == (alone if task.setup.adapter_rank else set())
+    assert sum(name.endswith("_adapter") for name in TASKS) == 4
+
+
 def test_horizons_share_the_search_of_the_first(tmp_path):
     write(tmp_path, "etth1_96", {"base": [0.4] * 9, "sam": [0.38] * 9}, {"base": 1.0, "sam": 2.0})
     rows = [json.loads(line) for line in (tmp_path / "etth1_96.jsonl").read_text().splitlines()]
@@ -270,7 +298,7 @@ def test_the_page_holds_what_the_results_say():
 def test_every_setup_is_accepted(name, tmp_path, monkeypatch):
     monkeypatch.setattr(models, "check_installed", lambda: None)  # MiniLM's packages are an extra
     task = TASKS[name]
-    for candidate in CANDIDATES:
+    for candidate in candidates_of(task):
         for point in plan.coarse(task, CANDIDATES[candidate])[::11]:
             settings = plan.settings_of(task, candidate, point, 0, "test", tmp_path, tmp_path)
             assert settings == resolved(settings) and all(map(math.isfinite, (settings.learning_rate,)))

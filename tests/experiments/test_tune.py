@@ -57,6 +57,8 @@ def test_every_task_has_a_file_of_its_own():
     other = Settings(data="glue/sst2", optimizer="adamw", train_examples=500, label_noise=0.3)
     assert tuned.file_of(other).name == "glue_sst2-adamw-train_examples_500-label_noise_0.3.json"
     changed = Settings(data="cifar10", model="resnet8", augment=("crop", "flip"), quantize_bits=3)
+    adapted = Settings(data="trec", model="minilm", adapter_rank=8)
+    assert tuned.file_of(adapted).name == "trec-minilm-adapter_rank_8.json"
     assert tuned.file_of(changed).name == "cifar10-resnet8-quantize_bits_3-augment_crop_flip.json"
 
 
