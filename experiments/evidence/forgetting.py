@@ -49,7 +49,7 @@ BITS = 4
 class ForgettingSettings:
     """Train a character model by each method, then round it, and fine-tune it on another text.
 
-    Every finished run is a line of the results; the same command goes on after an interruption.
+    Every finished run is a line of the results; the same command continues after an interruption.
     """
 
     data: Path
