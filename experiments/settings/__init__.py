@@ -37,8 +37,7 @@ class Setup:
     quantize_bits: int | None = None
     """Bits that weights and activations are quantized to in training (LSQ). None does not quantize."""
     adapter_rank: int | None = None
-    """Rank of adapters beside the attention's matrices (minilm). They and the new last layer are trained,
-    nothing else. None trains all."""
+    """Train adapters of this rank and the last layer alone (minilm). None trains all."""
     epochs: int = 60
     """Passes over the training examples. The schedule ends with the last one."""
     batch_size: int = 50
@@ -74,10 +73,9 @@ class Setup:
     horizon: int | None = None
     """Hours to forecast (etth1, etth2). None is 96."""
     train_examples: int | None = None
-    """How many training examples to use. None uses all of them (digits has 500)."""
+    """How many training examples to use. None uses all."""
     data_dir: Path | None = None
-    """Folder with the files of mpii, etth1, etth2 or tinyshakespeare, or with prepared TFDS data. For TFDS
-    data None takes TFDS_DATA_DIR, else TFDS's own folder, with download."""
+    """Folder of the data. For TFDS data None takes TFDS_DATA_DIR, else TFDS's own folder, with download."""
     stream: bool | None = None
     """Read batches while training, instead of all data at first. None does so for large data sets."""
     workers: int = 0
