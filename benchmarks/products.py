@@ -61,14 +61,14 @@ def cases(problem: models.Problem) -> dict[str, tuple[Callable[..., Any], int]]:
         return gradient_at(loss_fn, point, batch)
 
     def one(point, batch, vectors):
-        return images(loss_fn, point, batch, vectors[:1])
+        return images(loss_fn, point, batch, 0, vectors[:1])
 
     def loop(point, batch, vectors):
-        return images(loss_fn, point, batch, vectors)
+        return images(loss_fn, point, batch, 0, vectors)
 
     def by_vmap(point, batch, vectors):
         stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *vectors)
-        return jax.vmap(lambda vector: images(loss_fn, point, batch, [vector])[0])(stacked)
+        return jax.vmap(lambda vector: images(loss_fn, point, batch, 0, [vector])[0])(stacked)
 
     return {"gradient": (gradient, 0), "product": (one, 1), "loop": (loop, BLOCK), "vmap": (by_vmap, BLOCK)}
 

@@ -56,8 +56,8 @@ def standing_at(trainer: Trainer, inputs: Inputs, state: TrainState) -> Standing
     """A run in the middle of its training."""
     loss = Partial(losses_of(trainer.network, trainer.task), state.batch_stats)
     parts = list(batches(trainer, inputs.examples, trainer.settings.batch_size))
-    rate = float(trainer.base(inputs)[0](state.step))
-    return Standing(trainer.settings, loss, judged(state), parts, rate or None)
+    rate: Any = trainer.base(inputs)[0](state.step)
+    return Standing(trainer.settings, loss, judged(state), parts, float(rate) or None)
 
 
 def settings_of(run: Path) -> Settings:
