@@ -18,7 +18,7 @@ from rich.table import Table
 
 from experiments import methods
 from experiments.data import Data, fold, load, with_defaults
-from experiments.data.arrays import num_rows
+from experiments.data.arrays import num_rows, on_validation
 from experiments.running import records
 from experiments.running.programs import Programs, compile_programs, structure
 from experiments.running.progress import progress_bar
@@ -157,8 +157,9 @@ def _all_points(method: str, setup: Setup) -> list[Point]:
 
 @dataclasses.dataclass(frozen=True)
 class TuneSettings(Setup):
-    """Search each method's settings by cross-validation, and write the best as defaults.
+    """Search each method's settings on validation examples, and write the best as defaults.
 
+    These are the data set's own validation part (etth1, etth2), else folds of the training examples.
     The table goes to a file in experiments/tuned, named after the task. Other methods in it stay. Several
     processes may search at once, each its own methods.
     """
@@ -168,7 +169,7 @@ class TuneSettings(Setup):
     points: int = 12
     """Points of each method's grid, evenly spread."""
     folds: int = 5
-    """Parts into which the training examples are cut."""
+    """Parts into which the training examples are cut, where the data set has no validation part."""
     parts: int | None = None
     """How many of these parts are the validation data once. None takes each."""
     seeds: int = 1
@@ -190,6 +191,8 @@ def tune(settings: TuneSettings) -> None:
     require(1 <= settings.points <= 12, settings, "points", "give a number from 1 to 12")
     fine = settings.parts is None or 1 <= settings.parts <= settings.folds
     require(fine, settings, "parts", "give 1 or more, and at most --folds")
+    chosen = settings.evaluate_on == "test"
+    require(chosen, settings, "evaluate_on", "leave it out, since a search never looks at the test part")
     file = file_of(settings)
     data = load(resolved(Settings(method="sgd", **setup_of(settings))))
     check_parts(data, settings)
@@ -225,7 +228,12 @@ def check_parts(data: Data, settings: TuneSettings) -> None:
         raise SettingsError(
             f"--data {settings.data} is streamed, and has no parts: give --stream False, or a smaller set"
         )
-    left = num_rows(fold(data, 0, settings.folds).train)
+    if data.validation and settings.parts is not None:
+        raise SettingsError(
+            f"--parts {settings.parts} has nothing to count, since --data {settings.data} has a validation "
+            "part of its own: leave it out"
+        )
+    left = num_rows(trial_data(data, 0, settings).train)
     if left < settings.batch_size:
         raise SettingsError(
             f"--folds {settings.folds} leaves {left} training examples, fewer than --batch-size "
@@ -233,10 +241,19 @@ def check_parts(data: Data, settings: TuneSettings) -> None:
         )
 
 
+def trial_data(data: Data, number: int, settings: TuneSettings) -> Data:
+    """What a trial trains on, and is judged by: the data set's own validation part, or a fold.
+
+    Neighbouring examples of a series share most of their numbers, so that its folds would be known.
+    """
+    return on_validation(data) if data.validation else fold(data, number, settings.folds)
+
+
 def search(method: str, data: Data, settings: TuneSettings) -> dict[str, Any]:
     """The score at each point of a method's grid on the held-out parts, and the best point."""
     score = score_of(vars(settings))
-    trials = list(itertools.product(range(settings.parts or settings.folds), range(settings.seeds)))
+    held_out = 1 if data.validation else settings.parts or settings.folds
+    trials = list(itertools.product(range(held_out), range(settings.seeds)))
     points = points_of(method, settings, settings.points)
     programs: dict[Any, Programs] = {}
     rows = []
@@ -245,7 +262,7 @@ def search(method: str, data: Data, settings: TuneSettings) -> dict[str, Any]:
         for point in points:
             scores = []
             for number, seed in trials:
-                part = fold(data, number, settings.folds)
+                part = trial_data(data, number, settings)
                 trial = with_point(settings, method, point, seed * settings.folds + number)
                 compiled = (structure(trial), num_rows(part.train))
                 if compiled not in programs:

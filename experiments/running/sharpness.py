@@ -50,7 +50,7 @@ def top_eigenvalues(
 
 
 def measured(trainer: Trainer, state: TrainState, inputs: Inputs) -> dict[str, float]:
-    """What a run records at a chosen epoch, over batches as in training but for their order.
+    """What a run records at a chosen epoch, over batches that are drawn as in training.
 
     Returns:
       `top_eigenvalue`; `psf_norm` and `surrogate_gap` at the radius 0.05; `loss_change_rank`, the rank
@@ -77,7 +77,7 @@ def _measured(trainer: Trainer, state: TrainState, inputs: Inputs) -> dict[str, 
         "loss_change_rank": float(np.mean([_rank(loss, params, part) for part in _equal(parts)])),
         "batch_sharpness": sharpness.batch_sharpness(*at).value,
         "critical_sharpness": sharpness.critical_sharpness(
-            *at, learning_rate=trainer.settings.learning_rate or 1.0
+            *at, learning_rate=float(inputs.numbers["learning_rate"]) or 1.0
         ).value,
         "directional_sharpness": _along_the_base(trainer, state, inputs, *at),
     }
@@ -101,10 +101,13 @@ def _along_the_base(
 
 
 def batches(trainer: Trainer, examples: Examples, size: int) -> Iterator[Batch]:
-    """Training examples, prepared, in batches of about so many; the last may be smaller."""
-    count = min(MAX_EXAMPLES, num_rows(examples.train))
-    for first in range(0, count, size):
-        part = rows(examples.train, slice(first, min(first + size, count)))
+    """Training examples, prepared, in batches of about so many; the last may be smaller.
+
+    The batches are drawn as in training, always the same ones: neighbours in a series are alike.
+    """
+    order = np.random.default_rng(0).permutation(num_rows(examples.train))[:MAX_EXAMPLES]
+    for first in range(0, len(order), size):
+        part = rows(examples.train, order[first : first + size])
         yield trainer.task.prepare(part, examples.constants, None)
 
 

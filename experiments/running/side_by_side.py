@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments.data import Data
 from experiments.running.devices import everywhere
-from experiments.running.inputs import Examples, Inputs, numbers_of
+from experiments.running.inputs import Examples, Inputs, numbers_of, with_numbers
 from experiments.running.programs import Programs, compile_trainer, structure, trainer_of
 from experiments.running.records import finite
 from experiments.running.run import Listener, evaluation, measured, summary, train_epoch
@@ -91,7 +91,8 @@ def run_side_by_side(
         looks = [None] * len(runs) if found is None else list(zip(*map(np.asarray, found), strict=True))
         on_host = jax.device_get(states)
         for settings, state, look, record in zip(runs, each(on_host), looks, lines, strict=True):
-            record.append(finite(measured(settings, programs, state, inputs, epoch, look) | times))
+            own = with_numbers(inputs, settings)
+            record.append(finite(measured(settings, programs, state, own, epoch, look) | times))
         listener(loss=lines[0][-1]["train_loss"])
     return [
         (summary(settings, programs, state, record) | {"side_by_side": len(runs)}, record, state)

@@ -49,7 +49,7 @@ def standing(run: Path) -> Standing:
     places = places_of(first_state(trainer, inputs))
     checkpoint = Checkpoints(trained.out).restore(jax.jit(trainer.init, out_shardings=places)(inputs))
     if not checkpoint.epoch:
-        raise SettingsError(f"{run} holds no checkpoint: train the run first")
+        raise SettingsError(f"{run} holds no checkpoint: train it by itself (side by side, runs keep none)")
     return standing_at(trainer, inputs, checkpoint.state)
 
 

@@ -119,7 +119,8 @@ def landscape(
       span: how far, in multiples of the directions. `(from, to)`, or one number for both sides.
       num_points: on each axis, 2 or more.
       statistics: `statistics(params, batch)` returns a tree of arrays, such as means and variances of this
-        batch. It is averaged over all examples at each point, before the losses there.
+        batch. Its floats are averaged over all examples at each point, before the losses there. Integers are
+        those of the first batch.
       progress: whether a bar is shown.
 
     Returns:

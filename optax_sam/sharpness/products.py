@@ -116,7 +116,8 @@ def finite_difference_error(
       Four gradients.
     """
     if not isinstance(loss_fn, FiniteDifferences):
-        raise TypeError(f"loss_fn={loss_fn!r} takes no differences: pass FiniteDifferences(loss_fn).")
+        kind = type(loss_fn).__name__
+        raise TypeError(f"loss_fn is a {kind}, which takes no differences: pass FiniteDifferences(loss_fn).")
     problem = Problem.of(loss_fn, params, batches)
     given = floats_of("vector", vector, problem.point)
     wide = dataclasses.replace(loss_fn, step=2 * loss_fn.relative_step(problem.point))

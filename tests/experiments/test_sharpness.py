@@ -15,7 +15,7 @@ from experiments.models.network import Linen
 from experiments.running import programs
 from experiments.running.inputs import make_inputs
 from experiments.running.records import read_json, read_metrics
-from experiments.running.sharpness import MEASURED, top_eigenvalues
+from experiments.running.sharpness import MEASURED, batches, top_eigenvalues
 from experiments.running.standing import standing
 from experiments.settings import Settings
 from experiments.settings.defaults import resolved
@@ -80,6 +80,22 @@ def test_runs_record_how_sharp_they_are_and_are_set_side_by_side(tmp_path, capsy
     assert "no 2 / learning rate for ended" in capsys.readouterr().out
     found = read_json(tmp_path / "three/sharpness.json")["runs"]
     assert "2 / learning rate" not in found["ended"] and "2 / learning rate" in found["sgd"]
+
+
+def test_batches_are_drawn_as_in_training():
+    """Neighbours in a series are alike: a batch of them has another gradient."""
+    settings = resolved(Settings(data="mnist1d", model="mlp", train_examples=200, method="sam"))
+    read = data.load(settings)
+    trainer = programs.compile_programs(settings, read).trainer
+    examples = make_inputs(settings, read, trainer.task).examples
+    parts = [part["series"] for part in batches(trainer, examples, 60)]
+    assert [len(part) for part in parts] == [60, 60, 60, 20]
+    drawn = jnp.concatenate(parts)
+    assert sorted(map(tuple, drawn.tolist())) == sorted(map(tuple, read.train["series"].tolist()))
+    places = [read.train["series"].tolist().index(row) for row in parts[0].tolist()]
+    assert min(places) < 20 and max(places) >= 180
+    again = [part["series"] for part in batches(trainer, examples, 60)]
+    assert all(bool((x == y).all()) for x, y in zip(parts, again, strict=True))
 
 
 def test_what_is_no_run_is_refused(tmp_path, capsys):

@@ -13,6 +13,7 @@ from experiments.data import load
 from experiments.methods.baselines import averaged, ham
 from experiments.running.programs import compile_programs
 from experiments.running.run import run
+from experiments.running.sharpness import MEASURED
 from experiments.running.side_by_side import compile_side_by_side, run_side_by_side
 from experiments.settings import Settings
 from experiments.settings.defaults import resolved
@@ -59,6 +60,26 @@ def test_each_run_has_the_numbers_of_a_run_by_itself(method, tmp_path):
         assert [line.keys() for line in lines] == [line.keys() for line in record]
         assert result["side_by_side"] == 2 and "side_by_side" not in alone
     assert together[0][0]["params_sha256"] != together[1][0]["params_sha256"]
+
+
+def test_each_run_records_its_own_sharpness(tmp_path):
+    first = Settings(**SETUP | {"epochs": 1}, method="sam", learning_rate=0.1, sharpness_every=1)
+    second = dataclasses.replace(first, learning_rate=0.01)
+    runs = [
+        resolved(dataclasses.replace(each, out=tmp_path / str(n))) for n, each in enumerate((first, second))
+    ]
+    data = load(runs[0])
+    together = run_side_by_side(runs, data, compile_side_by_side(runs[0], data, 2), lambda **_: None)
+    programs = compile_programs(runs[0], data)
+    for settings, (_, (line,), _) in zip(runs, together, strict=True):
+        run(settings, data, programs, lambda **_: None)
+        (alone,) = (settings.out / "metrics.jsonl").read_text().splitlines()
+        alone = json.loads(alone)
+        known = [name for name in MEASURED if alone[name] is not None]  # at the end the rate is 0
+        assert {"batch_sharpness", "critical_sharpness"} <= {*known}
+        assert {name: line[name] for name in known} == pytest.approx(
+            {name: alone[name] for name in known}, rel=0.05
+        )
 
 
 def test_a_grid_trains_side_by_side_and_goes_on(tmp_path, capsys):

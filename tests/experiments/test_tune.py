@@ -3,10 +3,12 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from experiments import methods, tune, tuned
-from experiments.settings import Settings
+from experiments.data import Data
+from experiments.settings import Settings, SettingsError
 from experiments.settings.defaults import resolved
 from tests.experiments.runs import message_of
 
@@ -99,6 +101,21 @@ def test_tuning_needs_parts_with_a_batch_and_methods_that_fit(tmp_path, monkeypa
     assert [point["rho"] for point in tune.points_of("sam", Settings(), 5)] == [
         tune.RADII[number] for number in (0, 3, 6, 8, 11)
     ]
+
+
+def test_a_series_is_tuned_on_its_own_validation_part():
+    """Its windows overlap: a fold's future hours are targets of training windows too."""
+    hours = np.arange(12.0)[:, None]
+    data = Data({"x": hours[:8]}, {"x": hours[10:]}, num_classes=1, validation={"x": hours[8:10]})
+    found = tune.trial_data(data, 0, tune.TuneSettings())
+    assert found.train["x"].ravel().tolist() == [*range(8)] and found.test["x"].ravel().tolist() == [8, 9]
+    with pytest.raises(SettingsError, match=r"--parts 2 has nothing to count, since --data etth1"):
+        tune.check_parts(data, tune.TuneSettings(data="etth1", parts=2, batch_size=4))
+
+
+def test_the_part_that_judges_a_search_is_not_asked_for(capsys):
+    message = message_of(lambda: tune.main(["--methods", "sam", "--evaluate-on", "validation"]), capsys)
+    assert "--evaluate-on validation" in message and "leave it out" in message
 
 
 def test_what_was_tuned_for_a_part_of_the_data_is_not_taken_for_the_whole():
