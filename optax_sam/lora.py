@@ -194,10 +194,12 @@ def _noisy(
     """`W + e`, drawn when `after` is there: else XLA draws all matrices' noise at once, and keeps it.
 
     A barrier does not last: XLA takes it away before it decides when a number is computed. So the key depends
-    on `after`, but where that is NaN alone it changes.
+    on `after`, but where that is NaN alone it changes. Other generators draw other numbers by a key that
+    `vmap` has made one of many: their noise is kept.
     """
     a, b, scale = still
-    key = key ^ jnp.isnan(jnp.max(after, initial=-jnp.inf)).astype(key.dtype)
+    if generator == "threefry2x32":
+        key = key ^ jnp.isnan(jnp.max(after, initial=-jnp.inf)).astype(key.dtype)
     kernel = _floats(kernel, x)
     wide = trees.widen(kernel)
     whole = wide + trees.widen(a) @ trees.widen(b)

@@ -26,6 +26,7 @@ from optax_sam.pieces.bases import (
     asks_anew,
     climb,
     draws,
+    record_of,
     says_how_far,
     transformation,
 )
@@ -242,6 +243,11 @@ class Repeated(Ascent):
     def draws(self) -> int:  # pyrefly: ignore[bad-override]
         return draws(self.ascent)
 
+    @property
+    def depth(self) -> int:
+        """How many repetitions there are inside."""
+        return 1 + depth(self.ascent)
+
     def init(self, params: Params) -> Any:
         return self.ascent.init(params)
 
@@ -254,7 +260,7 @@ class Repeated(Ascent):
             perturbation, state = carry
             grads = oracle.evaluate_moved(perturbation).grads
             uphill = trees.cast_like(trees.conjugate(grads), updates)
-            own = another_key(extra_args, REPEATED, number)
+            own = another_key(extra_args, REPEATED + self.depth, number)
             step, state, _ = climb(self.ascent, uphill, state, params, **own)
             return (trees.map_wide(jnp.add, perturbation, step), state), None
 
@@ -262,6 +268,11 @@ class Repeated(Ascent):
         if self.num_steps > 1:  # `jax.disable_jit` knows no empty loop
             carry, _ = oracle.scan(one_more, carry, jnp.arange(1, self.num_steps, dtype=jnp.int32))
         return carry
+
+
+def depth(ascent: optax.GradientTransformation) -> int:
+    """How many repetitions stand inside each other in an ascent."""
+    return getattr(record_of(ascent), "depth", 0)
 
 
 def repeated(ascent: optax.GradientTransformation, num_steps: Count) -> optax.GradientTransformationExtraArgs:
@@ -293,6 +304,11 @@ class Chained(Ascent):
     @property
     def draws(self) -> int:  # pyrefly: ignore[bad-override]
         return sum(map(draws, self.ascents))
+
+    @property
+    def depth(self) -> int:
+        """The most of its members."""
+        return max(map(depth, self.ascents), default=0)
 
     def init(self, params: Params) -> tuple[Any, ...]:
         return tuple(ascent.init(params) for ascent in self.ascents)

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_sam.arithmetic import trees
+from optax_sam.arithmetic.jaxprs import equations_of
 from optax_sam.engine import checks
 from optax_sam.sharpness.along import direction_of
-from optax_sam.sharpness.problem import Floats, NotFiniteError, Point, Problem, norm
+from optax_sam.sharpness.problem import Floats, NotFiniteError, Point, Problem, norm, of_floats
 from optax_sam.sharpness.progress import Steps, shown
 
 TOLERANCE = 1 / 16
@@ -83,7 +84,8 @@ def critical_sharpness(
     interval is halved until it is narrow. Where the loss rises, falls and rises again, one of the rises is
     found.
 
-    Changes of the loss up to four units in its last place count as rounding. Near convergence no fall may be
+    Changes of the loss up to four units in its last place count as rounding, in the coarsest float type that
+    the loss computes in. Near convergence no fall may be
     larger. The value is then NaN, and `print` says what to do. Where a loss is a small difference of large
     numbers, its rounding is larger than is assumed here.
 
@@ -134,7 +136,7 @@ def critical_sharpness(
         direction, _ = direction_of("updates", updates, problem.point)
         direction = trees.divide(direction, float(learning_rate))
     with shown(progress, "critical", None) as steps:
-        return _found(problem, direction, float(learning_rate), tolerance, steps)
+        return _found(problem, direction, float(learning_rate), tolerance, steps, descends=updates is None)
 
 
 def relative_critical_sharpness(
@@ -203,8 +205,14 @@ def _descent(problem: Problem, name: str) -> Floats:
 
 
 def _found(
-    problem: Problem, direction: Floats, first: float, tolerance: float, steps: Steps
+    problem: Problem,
+    direction: Floats,
+    first: float,
+    tolerance: float,
+    steps: Steps,
+    descends: bool = False,
 ) -> CriticalSharpness:
+    """The sharpness along a direction; where that is the loss's own descent, no rise at once is true."""
     here, passes = problem.finite_loss(), 1
 
     def change(step: float) -> float:
@@ -214,8 +222,7 @@ def _found(
         steps.advance(problem.count or 1)
         return there - here
 
-    eps = max(float(jnp.finfo(x.dtype).eps) for x in problem.point.floats)
-    rounding = ROUNDING * abs(here) * eps
+    rounding = ROUNDING * abs(here) * _precision(problem)
 
     def sign(step: float) -> int:
         difference = change(step)
@@ -226,11 +233,20 @@ def _found(
         low, high = _narrowed(sign, low, high, tolerance)
     if low:
         step = (low + high) / 2
-    elif is_hidden and not _rises_at_once(change, high, rounding):
+    elif descends or (is_hidden and not _rises_at_once(change, high, rounding)):
         step = float("nan")
     else:
         step = 0.0
     return CriticalSharpness(2 / step if step else float("inf"), step, (low, high), here, rounding, passes)
+
+
+def _precision(problem: Problem) -> float:
+    """The last place of 1 in the coarsest float type that the loss computes in, or the parameters have."""
+    batch, _ = next(iter(problem))
+    program = jax.make_jaxpr(of_floats(problem.loss_fn, problem.point, batch))(problem.point.floats)
+    inside = [v.aval for equation in equations_of(program) for v in equation.outvars]
+    types = {jnp.dtype(x.dtype) for x in (*inside, *problem.point.floats) if hasattr(x, "dtype")}
+    return max(float(jnp.finfo(x).eps) for x in types if jnp.issubdtype(x, jnp.floating))
 
 
 def _enclosed(sign: Callable[[float], int], first: float) -> tuple[float, float, bool]:

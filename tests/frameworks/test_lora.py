@@ -256,3 +256,18 @@ def test_what_is_refused():
     pair = lora.Pair(new, new)
     with pytest.raises(ValueError, match="params=None"):
         tx.update(pair, tx.init(pair))
+
+
+@pytest.mark.parametrize("generator", ["rbg", "threefry2x32"])
+def test_the_noise_is_the_same_for_each_of_many_inputs(generator):
+    """Under `vmap` too, in both passes: the product is linear in its input."""
+    x, _, kernel, [adapter, _] = problem()
+    key = jax.random.key(7, impl=generator)
+    several = jnp.stack([x, 2 * x, x - 1])
+
+    def noisy(x):
+        return lora.noisy_product(x, jnp.asarray(kernel), lora.Adapter(*map(jnp.asarray, adapter)), key, 0.5)
+
+    np.testing.assert_allclose(jax.vmap(noisy)(several), noisy(several), rtol=1e-6)
+    values, grads = jax.vmap(jax.value_and_grad(lambda x: noisy(x).sum()))(several)
+    np.testing.assert_allclose(jnp.sum(several * grads, (1, 2)), values, rtol=1e-6)

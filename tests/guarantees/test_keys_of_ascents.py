@@ -66,6 +66,15 @@ def test_every_repeated_step_draws_anew():
     np.testing.assert_allclose(shares, [1 / 8, 3 / 8, 3 / 8, 1 / 8], atol=0.035)
 
 
+def test_repetitions_inside_repetitions_draw_anew():
+    gradient = types.SimpleNamespace(grads=ONES)
+    oracle = types.SimpleNamespace(evaluate_moved=lambda perturbation: gradient, scan=jax.lax.scan)
+    twice = ascents.repeated(ascents.chained(ascents.repeated(HALF, 2)), 2)
+    found = drawn(twice, ONES, ONES, oracle=oracle)["s"]
+    shares = np.array([np.mean(found == number) for number in range(5)])
+    np.testing.assert_allclose(shares, np.array([1, 4, 6, 4, 1]) / 16, atol=0.035)
+
+
 def test_the_groups_of_a_partition_draw_apart():
     parts = {"a": jnp.ones(1000, jnp.bfloat16), "b": jnp.ones(1000, jnp.bfloat16)}
     small = jax.tree.map(lambda x: 0.002 * x.astype(jnp.float32), parts)

@@ -139,6 +139,28 @@ def test_it_is_unknown_where_rounding_hides_the_fall_and_infinite_where_a_rise_s
     assert np.isnan(flat.value)
 
 
+def test_a_loss_that_computes_in_less_than_the_parameters_counts_its_own_rounding():
+    def narrow(w, floor):
+        return on_a_floor(w.astype(jnp.bfloat16).astype(jnp.float32), floor)
+
+    floor = jnp.full([8], 0.5)
+    w, expected = near_the_bottom(0.1)
+    exact = sharpness.critical_sharpness(on_a_floor, w, floor, learning_rate=0.1)
+    assert exact.value == pytest.approx(expected, rel=0.1)
+    found = sharpness.critical_sharpness(narrow, w, floor, learning_rate=0.1)
+    assert found.rounding > 1e-3 > exact.rounding
+    low, high = found.interval
+    assert np.isnan(found.value) and low == 0 and high >= 2 / expected
+
+
+@pytest.mark.parametrize("slope", [1e-4, 3e-5])
+def test_along_its_own_descent_no_loss_rises_at_once(slope):
+    """Rounding hides the slope of 1 + w^3 - s w at 0, but not the cube, which rises on one side only."""
+    loss = lambda w, batch: batch + w**3 - slope * w  # noqa: E731
+    found = sharpness.critical_sharpness(loss, jnp.array(0.0), jnp.ones(4))
+    assert np.isnan(found.value) or found.value == pytest.approx(2 * slope**0.5, rel=0.2)
+
+
 def test_the_relative_one_is_that_of_the_first_loss_along_the_descent_on_the_second():
     other = np.array([[1.0, 0.0], [0.0, 6.0]])
     direction = -other @ START
