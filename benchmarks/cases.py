@@ -117,6 +117,19 @@ def with_surrogate(factory: Callable[[Any], SharpnessAware]) -> Build:
     return build
 
 
+def with_outputs(factory: Callable[[Any], SharpnessAware]) -> Build:
+    """The training step of a method that takes the network's outputs: here the losses themselves."""
+
+    def build(losses, base):
+        def step(params, stats, state, batch):
+            method = factory(lambda params, batch: losses(params, stats, batch)[0])
+            return ours(method)(losses, base)[1](params, stats, state, batch)
+
+        return optax.chain(factory(losses), base).init, step
+
+    return build
+
+
 def always(method: SharpnessAware, name: str, gradients: float | None = 2, **more: Any) -> Case:
     """A method that does the same in every step."""
     return Case(name, ours(method), gradients, **more)

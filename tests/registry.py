@@ -153,7 +153,7 @@ FAMILY: dict[str, Case] = {
         optax_sam.functional_sam,
         required={"outputs": rows.logits, "output_losses": rows.cross_entropy},
         needs_oracle=True,
-        timed=Timed("functional_sam, logits of the network"),
+        timed=Timed("functional_sam, losses as outputs"),
     ),
     "preconditioned_sam": Case(optax_sam.preconditioned_sam, needs_oracle=True),
     "sam_sps": Case(optax_sam.sam_sps, needs_oracle=True, without_radius=None),
