@@ -123,7 +123,7 @@ def noisy_product(
 
     Cost:
       The noise is drawn twice, and `a b` is made twice. The memory is that of one more matrix at a time,
-      however many layers there are.
+      however many layers there are. This holds for keys of JAX's default generator.
 
     Guarantees:
       `noise_scale=0` is `product(x, kernel, adapter)`.
@@ -195,7 +195,7 @@ def _noisy(
 
     A barrier does not last: XLA takes it away before it decides when a number is computed. So the key depends
     on `after`, but where that is NaN alone it changes. Other generators draw other numbers by a key that
-    `vmap` has made one of many: their noise is kept.
+    `vmap` has made one of many: their noise may be kept.
     """
     a, b, scale = still
     if generator == "threefry2x32":

@@ -23,7 +23,7 @@ class EvidenceTask:
       side_by_side: runs in one program.
       folder: of the data, below the folder that is given on the command line; None reads none.
       labels: FILE.npz:NAME, likewise.
-      eigenvalue: whether the largest one is measured; of a large network it takes longer than the training.
+      eigenvalue: whether the largest one is measured.
       searched_on: the task whose search gives this one's numbers; None is its own.
     """
 

@@ -33,8 +33,8 @@ class CriticalSharpness:
     """How far along an update the loss does not rise.
 
     Attributes:
-      value: `2 / step`. Infinite where the loss rises at once, 0 where it never does. NaN where rounding
-        hides which it is.
+      value: `2 / step`. Infinite where the loss rises at once, which it never does along its own descent. 0
+        where it never rises. NaN where rounding hides which it is.
       step: `eta_c`, in the unit of learning rates, the middle of the interval. NaN where the value is.
       interval: `(low, high)`. At `low` the loss has fallen by more than its rounding, at `high` it has risen
         by more. Between them rounding may hide where it rises. `low` is 0 where no fall was seen.
