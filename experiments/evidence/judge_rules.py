@@ -16,7 +16,7 @@ from rich.progress import Progress
 from experiments.evidence import plan
 from experiments.evidence.__main__ import RESULTS, Book, EvidenceSettings, alone_with, train
 from experiments.evidence.candidates import Point
-from experiments.evidence.rules import DESIGN, JUDGING, RULES, SEARCHED_BEFORE
+from experiments.evidence.rules import DESIGN, JUDGING, RULES
 from experiments.evidence.tasks import TASKS
 from experiments.running import records
 from experiments.running.progress import progress_bar
@@ -72,9 +72,6 @@ def rules(settings: RulesSettings) -> None:
         for name in settings.rules:
             for phase in settings.phases:
                 (choose if phase == "choose" else judge)(settings, name, numbers, book, bar)
-        if settings.task in SEARCHED_BEFORE and "judge" in settings.phases:
-            for name, point in SEARCHED_BEFORE[settings.task].items():
-                run(settings, name, [(point, seed) for seed in judging_seeds(settings.seeds)], book, bar)
 
 
 def file_of(task: str, results: Path) -> Path:
@@ -89,8 +86,6 @@ def judging_seeds(count: int) -> range:
 
 def reference(name: str, results: Path) -> dict[str, Point]:
     """The numbers of the tuned base and of the tuned SAM."""
-    if name in SEARCHED_BEFORE:
-        return SEARCHED_BEFORE[name]
     task, rows = TASKS[name], records.read_metrics(results / f"{name}.jsonl")
     decay = {"weight_decay": task.decays[1]}
     return {each: decay | plan.best_point(task, rows, each) for each in ("base", "sam")}
@@ -98,18 +93,8 @@ def reference(name: str, results: Path) -> dict[str, Point]:
 
 def choose(settings: RulesSettings, name: str, numbers: Point, book: Book, bar: Progress) -> None:
     """Tries the constants of a rule on a design task."""
-    values = values_on(settings.task, name, settings.results)
-    points = [numbers | {RULES[name].constant: value} for value in values]
+    points = [numbers | {RULES[name].constant: value} for value in RULES[name].values]
     run(settings, name, [*itertools.product(points, range(settings.seeds))], book, bar)
-
-
-def values_on(task: str, name: str, results: Path) -> tuple[float, ...]:
-    """The rule's own on the first design task; on the others from half of that one's best to four times."""
-    if task == DESIGN[0]:
-        return RULES[name].values
-    scores = tried(DESIGN[0], name, results)
-    best = max(scores, key=lambda value: scores[value])
-    return tuple(float(f"{best * factor:.3g}") for factor in (0.5, 1, 2, 4))
 
 
 def tried(task: str, name: str, results: Path) -> dict[float, float]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.evidence import judge_finder, judge_rules, plan
 from experiments.evidence.candidates import Point
-from experiments.evidence.rules import DESIGN, JUDGING, RULES, SEARCHED_BEFORE
+from experiments.evidence.rules import DESIGN, JUDGING, RULES
 from experiments.evidence.summary import Interval, difference
 from experiments.evidence.tables import ROOT, table, written_between
 from experiments.evidence.tasks import TASKS
@@ -71,7 +71,7 @@ def judged(task: str, name: str, results: Path) -> Judged | None:
     if not file.exists():
         return None
     numbers, own = judge_rules.reference(task, results), read_metrics(file)
-    others = own if task in SEARCHED_BEFORE else read_metrics(results / f"{task}.jsonl")
+    others = read_metrics(results / f"{task}.jsonl")
     at = {each: numbers["sam"][each] for each in ("learning_rate", "weight_decay")}
     scores = tested(task, own, name, at | {rule.constant: rule.chosen})
     base, sam = (tested(task, others, each, None) for each in ("base", "sam"))

@@ -145,19 +145,6 @@ def test_the_factor_of_the_finder_is_the_recommended_radius_over_the_tuned_one(r
     assert said.startswith("Median factor 2, worst 2")
 
 
-def test_the_constants_on_the_second_design_task_lie_around_the_first_ones_best(results):
-    folder, *_ = results
-    point = {"learning_rate": 0.2, "weight_decay": 5e-4}
-    tried = [
-        row
-        for rho, score in zip(RULES["one_radius"].values, (0.71, 0.72, 0.75, 0.1), strict=True)
-        for row in rows_of("one_radius", point | {"rho": rho}, [score] * 2, first=0)
-    ]
-    write(folder / "rules_mnist1d.jsonl", tried)
-    assert judge_rules.values_on("mnist1d", "one_radius", folder) == RULES["one_radius"].values
-    assert judge_rules.values_on("digits", "one_radius", folder) == (0.2, 0.4, 0.8, 1.6)
-
-
 def test_what_is_not_known_is_named(tmp_path, capsys):
     line = message_of(lambda: judge_rules.main(["trec"]), capsys)
     assert "trec is not known: give mnist1d, digits" in line
