@@ -65,7 +65,8 @@ def _reasons(line: dict[str, Any], lines: Sequence[dict[str, Any]]) -> list[str]
         found.append(f"{gathers} gathers of {size} bytes, {of_base} without it")
     row = {**registry.CASES, **registry.ROWS}.get(method)
     if row is not None and "," not in line["step"]:
-        passes = max(1, round((line["product_flops"]) / base["product_flops"]))
+        least = 2 if method in DRAWING else 1  # two gradients of a part of the examples
+        passes = max(least, round(line["product_flops"] / base["product_flops"]))
         own = LOOPS.get(line["step"], row.loops)
         most = base["loops"] * passes + own
         if line["loops"] > most:

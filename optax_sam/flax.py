@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial
 
-from optax_sam.arithmetic import batch_axis, means, sharding
+from optax_sam.arithmetic import means, sharding
+from optax_sam.engine.oracle import slice_shares
 from optax_sam.engine.transformation import SharpnessAware
 
 try:
@@ -153,7 +153,7 @@ def nnx_value_and_grad(
         (loss, (aux, after)), grads, oracle = method.value_and_grad(losses, has_aux=True)(
             params, batch, rest, args, state=optimizer.opt_state, weights=weights, **arguments
         )
-        nnx.update(live, _without_slices(rest, after, weights))
+        nnx.update(live, _without_slices(rest, after, slice_shares(oracle)))
         grads = jax.tree.unflatten(variables, jax.tree.leaves(grads))
         return (loss, aux) if has_aux else loss, grads, oracle
 
@@ -247,18 +247,16 @@ def _changed(model: Any, before: Any) -> Any:
     return nnx.from_flat_state([(path, x) for path, x in after if path in before and x is not before[path]])
 
 
-def _without_slices(before: Any, after: Any, weights: Any) -> Any:
+def _without_slices(before: Any, after: Any, shares: jax.Array | None) -> Any:
     """Statistics as the model has them: the mean over slices; of integers the first slice's."""
+    if shares is None:
+        return after
     before = dict(nnx.to_flat_state(before))
 
     def on_leaf(x, like):
         if x.shape == like.shape:
             return x
-        stacked = sharding.replicated(x).reshape(-1, *like.shape)
-        number = stacked.shape[0]
-        given = None if weights is None else jnp.asarray(weights)
-        of_slices = None if given is None else batch_axis.split_rows(given, number).sum(axis=1)
-        return means.mean(means.shares(of_slices, number, of_slices), stacked)
+        return means.mean(shares, sharding.replicated(x).reshape(-1, *like.shape))
 
     return nnx.from_flat_state(
         [(path, jax.tree.map(on_leaf, x, before[path])) for path, x in nnx.to_flat_state(after)]

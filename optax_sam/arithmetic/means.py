@@ -32,6 +32,16 @@ def shares(
     return jnp.where(total != 0, parts / jnp.where(total != 0, total, 1), without_total)
 
 
+def shares_within(outer: jax.Array, inner: jax.Array | None) -> jax.Array:
+    """How much of the mean each slice inside the parts is, in their order; of the parts where they have none.
+
+    Args:
+      outer: `float[parts]`.
+      inner: `float[parts, slices]`, of each part's own mean.
+    """
+    return outer if inner is None else (outer[:, None] * sharding.replicated(inner)).reshape(-1)
+
+
 def weighted(share: Any, tree: Any) -> Any:
     """`share * tree` for inexact leaves, in float32 or wider; zeros where the share is zero."""
     share = jnp.asarray(share)

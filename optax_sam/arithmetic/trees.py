@@ -293,7 +293,7 @@ def divide(tree: Any, divisor: Any) -> Any:
 
 def where(condition: jax.Array, tree: Any, other: Any) -> Any:
     """`tree` if `condition` (a `bool[]`) else `other`, leaf by leaf."""
-    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), tree, other)
+    return jax.tree.map(lambda x, y: x if x is y else jnp.where(condition, x, y), tree, other)
 
 
 def add_perturbation(params: Any, perturbation: Any) -> Any:

@@ -86,7 +86,8 @@ class Assembly(Method):
         settled = {k: getattr(self, k).settle(getattr(mean, k), getattr(old, k)) for k in REMEMBERING}
         for kind in REMEMBERING:
             checks.kept(f"{kind}.settle", getattr(self, kind), settled[kind], getattr(old, kind))
-        return mean._replace(**settled)
+        finite = mean.diagnostics.not_finite == 0
+        return self._decide_next(states.kept_if(finite, mean._replace(**settled), old))
 
     def begin(self, state: SharpnessAwareState, given: Given) -> Begun:
         examples = given.examples.with_spare(given.params)
@@ -275,11 +276,9 @@ class Assembly(Method):
         """The descent in the gradient's dtypes; pieces that have seen what is not finite keep their state."""
         for kind, own in new.items():
             checks.kept(kind, getattr(self, kind), own, getattr(state, kind))
-        old = {kind: getattr(state, kind) for kind in new}
-        kept = trees.where(spent.finite, new, old)
-        after = state._replace(
-            step=jnp.asarray(optax.safe_increment(state.step)), diagnostics=diagnostics, **kept
-        )
+        count = jnp.asarray(optax.safe_increment(state.step))
+        after = state._replace(step=count, diagnostics=diagnostics, **new)
+        after = states.kept_if(spent.finite, after, state)
         return Outcome(trees.cast_like(step.descent, step.grads), after, loss)
 
     def _decide_next(self, state: SharpnessAwareState) -> SharpnessAwareState:

@@ -20,6 +20,7 @@ class Evaluation(NamedTuple):
       losses: one loss per example, `float[batch]`. None where the loss function returns their mean.
       aux: what the loss function returned beside the losses.
       norm: `float[]`, the L2 norm of `grads`. None before it is judged.
+      shares: `float[slices]`, how much of the mean each slice of `aux` is. None where it has no slices.
     """
 
     grads: Grads
@@ -27,6 +28,7 @@ class Evaluation(NamedTuple):
     losses: Any = None
     aux: Any = None
     norm: Any = None
+    shares: Any = None
 
 
 class Arguments(NamedTuple):

@@ -156,6 +156,12 @@ def started(oracle: Oracle, step: Started) -> Oracle:
     return new
 
 
+def slice_shares(oracle: Oracle) -> jax.Array | None:
+    """How much of the mean each slice of a begun step's `aux` is, `float[slices]`. None where it has none."""
+    assert oracle._started is not None
+    return oracle._started.begun.first.shares
+
+
 def check_replicas() -> None:
     """Refuses an oracle where the replicas of a model would drift apart."""
     if axes := sharding.unchecked_axes():

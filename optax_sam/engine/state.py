@@ -10,6 +10,9 @@ import numpy as np
 from optax_sam.arithmetic import sharding, trees
 from optax_sam.engine.meter import Spent
 
+REMEMBERED = ("start", "direction", "gate", "ascent", "reuse")
+"""What a step leaves to the next one, beside its count."""
+
 MEASURED = ("loss", "perturbed_loss", "grad_norm", "perturbed_grad_norm", "perturbation_norm")
 
 
@@ -19,8 +22,8 @@ class Diagnostics(NamedTuple):
     Attributes:
       values: `float32[5]`, in the order of `MEASURED`. 0 where not known, since a NaN kept in a state
         would stop `jax_debug_nans` and break comparisons.
-      known: `bool[5]`.
-      perturbed: `bool[]`, whether the step paid for a perturbed gradient.
+      known: `bool[5]`. With slices or draws, whether it is in all of them.
+      perturbed: `bool[]`, whether the step paid for a perturbed gradient, in one slice or draw at least.
       gradients: `float32[2]`, gradient evaluations of all steps, in units of one full batch, as an
         exact sum of a large and a small part.
       cost: `float32[]`, the same of the last step alone.
@@ -65,7 +68,7 @@ class SharpnessAwareState(NamedTuple):
 
 def initial(seed: Any, **fields: Any) -> SharpnessAwareState:
     """The state before the first step. A kind of piece that is not given remembers nothing."""
-    remembered = dict.fromkeys(("due", "start", "direction", "gate", "ascent", "reuse"), ())
+    remembered = dict.fromkeys(("due", *REMEMBERED), ())
     return SharpnessAwareState(
         step=jnp.zeros([], jnp.int32),
         key=jax.random.key_data(jax.random.key(seed, impl="threefry2x32")),
@@ -81,8 +84,14 @@ def key_of(state: SharpnessAwareState) -> jax.Array:
 
 def split_alike(new: SharpnessAwareState, old: SharpnessAwareState) -> SharpnessAwareState:
     """The state after a step, what it keeps split over devices as in the state before."""
-    kept = ("start", "direction", "gate", "ascent", "reuse")
-    return new._replace(**{kind: sharding.alike(getattr(new, kind), getattr(old, kind)) for kind in kept})
+    alike = {kind: sharding.alike(getattr(new, kind), getattr(old, kind)) for kind in REMEMBERED}
+    return new._replace(**alike)
+
+
+def kept_if(finite: jax.Array, new: SharpnessAwareState, old: SharpnessAwareState) -> SharpnessAwareState:
+    """The state after a step. What is remembered stays as it was where the step was not finite."""
+    after, before = ({kind: getattr(state, kind) for kind in REMEMBERED} for state in (new, old))
+    return new._replace(**trees.where(finite, after, before))
 
 
 def with_key_of_part(state: SharpnessAwareState, number: Any) -> SharpnessAwareState:
@@ -222,8 +231,11 @@ def info(state: Any) -> dict[str, Any]:
     1 if the step paid for a perturbed gradient, else 0. `gradients` counts the evaluations of all steps so
     far, in units of one full batch. Outside of `jit` it is a float64, exact in long runs. All others are in
     single precision, even where double is enabled. A `sharpness` smaller than the rounding of the loss is
-    lost. What the step did not compute is NaN (so call it outside `jit` under `jax_debug_nans`). For tilted
-    SAM all are means over its samples, seen from their random starts.
+    lost. What the step did not compute is NaN (so call it outside `jit` under `jax_debug_nans`).
+
+    With slices or draws each value is their mean. It is NaN where one of them has not computed it, or where
+    it was not finite there. `perturbed` is 1 if one of them paid. For tilted SAM the draws are its samples,
+    seen from their random starts.
 
     Args:
       state: any optimizer state that holds one of ours.

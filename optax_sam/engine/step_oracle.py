@@ -188,7 +188,7 @@ class StepOracle:
         if losses is not None:
             losses = self._joined(losses)
         shares = self._shares(self.examples.split(len(loss)).rows.weights, len(loss))
-        return Evaluation(grads, means.mean(shares, loss), losses, aux)
+        return Evaluation(grads, means.mean(shares, loss), losses, aux, shares=shares)
 
     def losses_at(self, point: Params) -> jax.Array:
         """One loss per example at `point`, `float[batch]`. Costs a forward pass."""

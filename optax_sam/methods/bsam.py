@@ -109,8 +109,9 @@ class BSAM(Method):
             cost, finite = meter.spent.as_arrays()
             return found._replace(not_finite=1 - finite.astype(jnp.float32)), (aux, cost)
 
-        found, (aux, cost) = means.mean_by_scan(on_slice, shares, parts)
-        first = Evaluation(sharding.split_like(found.grads, given.params), found.measured["loss"], aux=aux)
+        found, ((aux, inner), cost) = means.mean_by_scan(on_slice, shares, parts)
+        grads, of_aux = sharding.split_like(found.grads, given.params), means.shares_within(shares, inner)
+        first = Evaluation(grads, found.measured["loss"], aux=aux, shares=of_aux)
         total = None if parts.total is None else parts.total.sum()
         spent = Spent(cost.sum() / number, found.not_finite == 0)
         return Begun(first, total=total, spent=spent, parts=found)
@@ -141,7 +142,8 @@ class BSAM(Method):
             "perturbation_norm": trees.norm(perturbation),
         }
         size = trees.map_inexact(jnp.abs, wide)
-        return Found(first.grads, size, trees.widen(there.grads), measured, jnp.zeros([])), first.aux
+        found = Found(first.grads, size, trees.widen(there.grads), measured, jnp.zeros([]))
+        return found, (first.aux, first.shares)
 
     def finish(
         self,

@@ -60,7 +60,8 @@ def preconditioned_sam(
     Limits:
       An entry that has had no gradient yet is divided by `epsilon` alone, and takes most of the radius. The
       rows of rare tokens in an embedding do so. A larger `epsilon` bounds their share. `optax.adamax` and
-      `optax.contrib.sophia` keep something else under the name `nu`.
+      `optax.contrib.sophia` keep something else under the name `nu`. `optax.rmsprop(centered=True)` divides
+      by the variance, and its `nu` is the moment about zero.
 
     Deviations:
       Only the abstract of the paper was read, and the rule at second hand. How it treats the first steps and

@@ -15,7 +15,7 @@ from optax_sam.engine.hyperparameters import Count, Number, ScalarOrSchedule, at
 from optax_sam.engine.state import SharpnessAwareState, with_key_of_part
 from optax_sam.engine.step_oracle import Given
 from optax_sam.engine.transformation import Begun, Outcome, SharpnessAware, from_method
-from optax_sam.wrappers.wrapper import Wrapper, method_of, with_cost
+from optax_sam.wrappers.wrapper import Wrapper, flags_of, merged, method_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,19 +56,22 @@ class OverDraws(Wrapper):
                 descent,
                 outcome.descent,
             )
-            mean = means.add(mean, 1 / self.num_draws, outcome.state)
+            mean = means.add(mean, 1 / self.num_draws, kept_of(outcome))
             return (descent, total, new_largest, mean, cost + outcome.state.diagnostics.cost), None
 
+        def kept_of(outcome):
+            return outcome.state, flags_of(outcome.state)
+
         first, weight = run(0, begun)
-        mean = means.add(means.zeros_like(first.state), 1 / self.num_draws, first.state, is_first=True)
+        kept = kept_of(first)
+        mean = means.add(means.zeros_like(kept), 1 / self.num_draws, kept, is_first=True)
         cost = first.state.diagnostics.cost
         carry = (trees.widen(first.descent), jnp.ones_like(weight), weight, mean, cost)
         if self.num_draws > 1:  # `jax.disable_jit` knows no empty loop
             carry, _ = lax.scan(one_more, carry, jnp.arange(1, self.num_draws))
-        descent, _, _, mean, cost = carry
-        mean = self.settle(trees.cast_like(mean, state), state)
-        mean = with_cost(state, mean, cost)
-        return Outcome(trees.cast_like(descent, grads), mean._replace(key=state.key), first.loss)
+        descent, _, _, (mean, flags), cost = carry
+        new = self.settle(merged(state, trees.cast_like(mean, state), flags, cost), state)
+        return Outcome(trees.cast_like(descent, grads), new._replace(key=state.key), first.loss)
 
     def _begin(self, number: Any, state: SharpnessAwareState, given: Given) -> Begun:
         """The first gradient of one draw, with its own random numbers."""

@@ -16,7 +16,7 @@ from optax_sam.engine.objective import Evaluation
 from optax_sam.engine.state import SharpnessAwareState, with_key_of_part
 from optax_sam.engine.step_oracle import Given
 from optax_sam.engine.transformation import Begun, Outcome
-from optax_sam.wrappers.wrapper import Wrapper, with_cost
+from optax_sam.wrappers.wrapper import Wrapper, flags_of, merged
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,7 +57,8 @@ class PerSlice(Wrapper):
         shares = means.shares(begun.total, number_of_slices, given.params)
         found = begun.first
         grads = sharding.split_like(means.mean(shares, found.grads), given.params)
-        mean = Evaluation(grads, means.mean(shares, found.loss), aux=found.aux)
+        of_aux = means.shares_within(shares, found.shares)
+        mean = Evaluation(grads, means.mean(shares, found.loss), aux=found.aux, shares=of_aux)
         total = None if begun.total is None else begun.total.sum()
         return Begun(mean, total=total, spent=Spent().as_arrays(), parts=(begun, shares))
 
@@ -77,12 +78,12 @@ class PerSlice(Wrapper):
             own, state = of_slice(part, shared, len(shares))
             visible = trees.like_masked(params, begun.first.grads)
             outcome = self.inner.finish(visible, begun, state, params, own, perturb)
-            return outcome, outcome.state.diagnostics.cost
+            return (outcome, flags_of(outcome.state)), outcome.state.diagnostics.cost
 
         parts, shared = parts_and_shared(len(shares), state, given)
-        mean, cost = self.mean_and_sum(on_slice, shares, (parts, slices), (shared, params))
+        (mean, flags), cost = self.mean_and_sum(on_slice, shares, (parts, slices), (shared, params))
         descent = trees.cast_like(sharding.split_like(mean.descent, params), grads)
-        new = with_cost(state, sharding.split_like(mean.state, state), cost / len(shares))
+        new = merged(state, sharding.split_like(mean.state, state), flags, cost / len(shares))
         return Outcome(descent, self.settle(new, state), mean.loss)
 
 

@@ -1,9 +1,10 @@
 """What all wrappers are: methods around another one, whose state they share."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from optax_sam.engine import state as states
 from optax_sam.engine.aliases import Grads, Params
@@ -53,7 +54,32 @@ def method_of(method: Any) -> Method:
     return method.method
 
 
-def with_cost(old: SharpnessAwareState, new: SharpnessAwareState, cost: jax.Array) -> SharpnessAwareState:
-    """The new state with the step's own cost. The cost is no weighted mean, as the rest of the state is."""
-    total = states.add_gradients(old.diagnostics.gradients, cost)
-    return new._replace(diagnostics=new.diagnostics._replace(gradients=total, cost=cost))
+class Flags(NamedTuple):
+    """What of a part's diagnostics is no mean of numbers, as numbers whose mean says what is wanted.
+
+    Attributes:
+      unknown: `float32[5]`, the part of the slices or draws in which a value is not known.
+      perturbed: `float32[]`, the part that has paid for a perturbed gradient.
+    """
+
+    unknown: jax.Array
+    perturbed: jax.Array
+
+
+def flags_of(state: SharpnessAwareState) -> Flags:
+    """Of one slice or draw."""
+    found = state.diagnostics
+    return Flags(1 - found.known.astype(jnp.float32), found.perturbed.astype(jnp.float32))
+
+
+def merged(
+    old: SharpnessAwareState, mean: SharpnessAwareState, flags: Flags, cost: jax.Array
+) -> SharpnessAwareState:
+    """The mean of the parts' states, with what is no mean: the flags, and the cost of the step."""
+    diagnostics = mean.diagnostics._replace(
+        known=flags.unknown == 0,
+        perturbed=flags.perturbed != 0,
+        gradients=states.add_gradients(old.diagnostics.gradients, cost),
+        cost=cost,
+    )
+    return mean._replace(diagnostics=diagnostics)

@@ -70,6 +70,21 @@ def test_a_gate_is_one_conditional(found, kept):
     assert (not promises.missed([base, LINE | {"step": "rst", "conditionals": found}])) == kept
 
 
+@pytest.mark.parametrize(
+    ("step", "flops", "loops", "kept"),
+    [
+        ("ausam", 1e9, 4, True),
+        ("ausam", 1e9, 5, False),
+        ("sam", 2e9, 4, True),
+        ("momentum_sam", 1e9, 3, False),
+    ],
+)
+def test_every_gradient_has_the_loops_of_its_loss_also_one_of_few_examples(step, flops, loops, kept):
+    base = LINE | {"step": "base alone", "product_flops": 1e9, "loops": 2}
+    line = LINE | {"step": step, "product_flops": flops, "loops": loops}
+    assert (not promises.missed([base, line])) == kept
+
+
 def test_a_step_that_is_asked_for_brings_what_it_is_compared_with():
     place = accelerators.Place("v5p:8x8x8", "mlp", "copied", "auto")
     settings = accelerators.Settings(only=("sam", accelerators.IN_STRATA))

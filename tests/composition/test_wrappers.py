@@ -1,5 +1,6 @@
 """Wrappers around methods that draw, with padding and in low precision."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -148,3 +149,80 @@ def test_draws_of_a_method_that_remembers_keep_the_types_of_its_state():
 
     _, state, _ = one_step(method, params, make_batch(), low)
     assert jax.tree.map(jnp.result_type, state) == jax.tree.map(jnp.result_type, method.init(params))
+
+
+W = jnp.array([3.0, 4.0])
+
+
+def bowls(w, batch):
+    return 0.5 * batch["a"] * jnp.sum(w**2) + batch["b"]
+
+
+def after_steps(method, *batches):
+    """`info` after one step on each of the batches, at the same parameters."""
+    state = method.init(W)
+    for a, b in batches:
+        batch = {"a": jnp.array(a), "b": jnp.array(b)}
+        _, grads, oracle = method.value_and_grad(bowls)(W, batch, state=state)
+        _, state = method.update(grads, state, W, oracle=oracle)
+    return optax_sam.info(state), state
+
+
+GATED = optax_sam.aesam(total_steps=10**6, rho=0.5, start_threshold=1.0, end_threshold=1.0)
+DRAWN = optax_sam.sharpness_aware(
+    optax_sam.ascents.to_radius(0.5),
+    start=optax_sam.starts.at_random(2.0, 5.0),
+    gate=optax_sam.gates.when_gradient_is_large(1.0),
+)
+
+
+@pytest.mark.parametrize("last", [[10.0, 0.01], [0.01, 10.0]])
+def test_what_one_slice_has_not_computed_is_no_number_in_the_mean(last):
+    batches = [([1.0, 1.0], [0.0, 0.0])] * 3 + [(last, [0.0, 0.0])]
+    found, _ = after_steps(optax_sam.per_microbatch(GATED, 2), *batches)
+    assert found["perturbed"] == 1 and found["gradients"] == 7.5  # one of the two slices has paid
+    assert found["loss"] == pytest.approx(0.5 * 25 * 10.01 / 2)
+    assert all(np.isnan(found[name]) for name in ("perturbed_loss", "sharpness", "perturbation_norm"))
+
+
+def test_what_one_draw_has_not_computed_is_no_number_in_the_mean():
+    draws = optax_sam.over_draws(DRAWN, 4, optax_sam.tilted(0.0))
+    found, _ = after_steps(draws, *[([1.0, 1.0], [0.0, 0.0])] * 4)
+    assert found["perturbed"] == 1 and 16 < found["gradients"] < 32
+    assert np.isnan(found["sharpness"]) and np.isnan(found["perturbation_norm"])
+
+
+def test_an_infinite_loss_in_one_slice_is_no_number_as_without_slices():
+    batch = ([1.0, 1.0], [0.0, np.inf])
+    for method in (optax_sam.sam(0.5), optax_sam.per_microbatch(optax_sam.sam(0.5), 2)):
+        found, state = after_steps(method, batch)
+        assert np.isnan(found["loss"]) and found["grad_norm"] == 5 and optax_sam.finite(state)
+
+
+REMEMBER = {
+    "single_step_sam": optax_sam.single_step_sam(0.5),
+    "persistent_sam": optax_sam.persistent_sam(0.5),
+    "vasso": optax_sam.vasso(0.5),
+    "friendly_sam": optax_sam.friendly_sam(0.5),
+    "vsam": optax_sam.vsam(0.5, window=4, slices=2),
+}
+
+
+@pytest.mark.parametrize("name", REMEMBER)
+def test_a_slice_that_is_not_finite_leaves_nothing_in_the_state(name):
+    fine, broken = ([1.0, 2.0], [0.0, 0.0]), ([1.0, np.nan], [0.0, 0.0])
+    for batches in ((), (fine, fine, fine)):
+        sliced = optax_sam.per_microbatch(REMEMBER[name], 2)
+        _, before = after_steps(sliced, *batches)
+        _, after = after_steps(sliced, *batches, broken)
+        assert not optax_sam.finite(after) and after.step == len(batches) + 1
+        kinds = ("start", "direction", "gate", "ascent", "reuse")
+        chex.assert_trees_all_equal(*([getattr(s, kind) for kind in kinds] for s in (before, after)))
+
+
+def test_the_next_decision_follows_from_the_state_that_is_kept():
+    sliced, alone = optax_sam.per_microbatch(optax_sam.rst(0.5, seed=3), 2), optax_sam.rst(0.5, seed=3)
+    batches = [([1.0, 2.0], [0.0, 0.0]), ([1.0, np.nan], [0.0, 0.0])] * 3
+    for number in range(1, 7):
+        states = [after_steps(method, *batches[:number])[1] for method in (sliced, alone)]
+        assert states[0].due == states[1].due
