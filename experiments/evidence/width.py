@@ -40,7 +40,7 @@ class WidthSettings:
     Every finished run is a line of the results. The same command continues after an interruption.
     """
 
-    widths: tuple[int, ...] = (64, 256, 1024)
+    widths: tuple[int, ...] = (64, 128, 256, 512)
     """Of both hidden layers."""
     seeds: int = 5
     """Runs of each point."""
