@@ -77,10 +77,15 @@ def gradient_norms(
 ) -> jax.Array:
     """The global L2 norm of the gradient of each example's loss, `float[batch]`, in float32 or wider.
 
-    The norms are exact. The loss is walked equation by equation. Where a parameter is multiplied as a matrix,
-    convolved or looked up, no gradient of an example is formed. What other equations do with parameters
-    (adding a bias, scaling, a loop) is computed as `vmap` would, for those parameters alone. Complex
-    parameters are left to `vmap`.
+    No norm is an estimate. The loss is walked equation by equation. Where a parameter is multiplied as a
+    matrix, convolved or looked up, no gradient of an example is formed. What other equations do with
+    parameters (adding a bias, scaling, a loop) is computed as `vmap` would, for those parameters alone.
+    Complex parameters are left to `vmap`.
+
+    The gradient of a matrix is a sum with a term for each position of the example. Rounding is as small as in
+    that sum for up to three positions, such as the two sides of a siamese loss. With more positions, terms
+    may cancel to a part `p` of the sum `s` of their norms. The norm is then right to about `1e-7 / p^2`, in
+    float32. Where `p` is below 3e-4, the norm is given as `3e-4 s`: too large, and never NaN.
 
     Arguments and errors as in `losses`.
 

@@ -5,11 +5,10 @@ Those of the probability are the families of RST's paper. In their formulas `t` 
 the mean over training. A step costs `1 + mean` gradients.
 """
 
-import math
-
 import jax.numpy as jnp
 import optax
 
+from optax_sam.arithmetic import shares
 from optax_sam.engine import checks
 from optax_sam.engine.hyperparameters import Count, FixedNotNegative, Share
 
@@ -70,7 +69,7 @@ def cosine_at_end(value: FixedNotNegative, total_steps: Count, start: Share = 0.
     checks.number("value", value, low=0)
     checks.static_number("start", start, 0, 1)
     checks.integer("total_steps", total_steps, low=1)
-    first = _whole(start * total_steps)
+    first = shares.down(start, total_steps)
     falling = optax.cosine_decay_schedule(1.0, max(total_steps - first, 1))
 
     def schedule(step):
@@ -82,12 +81,7 @@ def cosine_at_end(value: FixedNotNegative, total_steps: Count, start: Share = 0.
 
 def _switch(before: float, after: float, total_steps: int, at: float) -> optax.Schedule:
     halves = [optax.constant_schedule(before), optax.constant_schedule(after)]
-    return optax.join_schedules(halves, [_whole(at * total_steps) + 1])
-
-
-def _whole(steps: float) -> int:
-    """The steps that are over; 0.29 times 100 are 29, whatever rounding makes of it."""
-    return math.floor(round(steps, 6))
+    return optax.join_schedules(halves, [shares.down(at, total_steps) + 1])
 
 
 def _check(probability: float, total_steps: int) -> None:

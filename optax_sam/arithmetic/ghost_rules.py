@@ -93,20 +93,33 @@ class Rule(NamedTuple):
     rows: Callable[[Any, int, Any, Any], Rows]
 
 
+FEW_ROWS = 3
+"""So many rows at most are made orthogonal before they are multiplied: pairs and triplets.
+
+One by one in the program: each more makes it longer, and slower to compile.
+"""
+
+
 def norm_of(rows: Rows) -> jax.Array:
     """`||sum_r a_r d_r^T||`, by whichever products are smaller.
 
     They are taken in units of the largest one, row by row: squares then neither overflow nor vanish, even
     where a large `a_r` goes with a small `d_r`. (An image that a kernel slides over has one unit.) The
     derivative at zero is zero.
+
+    Rounding is a part of `s = sum_r ||a_r|| ||d_r||`, as in the sum written out. Only where more than
+    `FEW_ROWS` rows are multiplied with each other, it is in the square a part of `s^2`. What cancels below
+    that is given that size.
     """
     inputs, d = rows.inputs, trees.widen(rows.cotangents)
     sizes = _largest(d, 2)
     if isinstance(inputs, Picked):
         unit = _largest(sizes)
-        d = trees.divide(d, unit)
         same = inputs.positions[:, None] == inputs.positions[None, :]
-        return unit * _root(jnp.sum(jnp.where(same, jnp.einsum("brn,bsn->rs", d, d), 0)))
+        is_first = jnp.argmax(same, axis=1) == jnp.arange(len(same))
+        together = (same & is_first[:, None]).astype(d.dtype)
+        summed = jnp.einsum("rs,bsn->brn", together, trees.divide(d, unit))
+        return unit * _root(jnp.sum(jnp.square(summed)))
     is_seen = isinstance(inputs, Windows)
     places = len(inputs.starts) if is_seen else 1
     input_sizes = _largest(trees.widen(inputs.image)) if is_seen else _largest(trees.widen(inputs), 2)
@@ -124,18 +137,67 @@ def norm_of(rows: Rows) -> jax.Array:
 
     num_rows, n = d.shape[1:]
     m = places * jax.eval_shape(at, 0).shape[2]
-    if num_rows * (m + n) <= 2 * m * n:
-
-        def among_rows(x):
-            x = trees.divide(x, input_sizes)
-            return jnp.einsum("brm,bsm->brs", x, x)
-
-        d = trees.divide(d, sizes) * trees.divide(input_sizes * sizes, unit)
-        squared = jnp.sum(over_places(among_rows) * jnp.einsum("brn,bsn->brs", d, d))
-    else:  # there are fewer cotangents to divide than inputs
+    if num_rows * (m + n) > 2 * m * n:  # there are fewer cotangents to divide than inputs
         d = trees.divide(d, unit)
-        squared = over_places(lambda x: jnp.sum(jnp.square(jnp.einsum("brm,brn->bmn", x, d))))
-    return unit * _root(squared)
+        return unit * _root(over_places(lambda x: jnp.sum(jnp.square(jnp.einsum("brm,brn->bmn", x, d)))))
+    d, part = trees.divide(d, sizes), trees.divide(input_sizes * sizes, unit)
+    among_inputs = over_places(lambda x: _among_rows(trees.divide(x, input_sizes)))
+    products = among_inputs * _among_rows(d * part)
+    squared = jnp.sum(products)
+    if num_rows == 1:
+        return unit * _root(squared)
+    if num_rows > FEW_ROWS:
+        return unit * _with_slope(_root(jnp.maximum(squared, _rounding(products))), squared)
+    if is_seen or n <= m:
+        triangle = _triangle(d)
+        small = over_places(lambda x: _square_of_product(triangle, trees.divide(x, input_sizes) * part))
+    else:
+        small = _square_of_product(_triangle(trees.divide(at(0), input_sizes)), d * part)
+    return unit * _with_slope(_root(small), squared)
+
+
+def _among_rows(x: jax.Array) -> jax.Array:
+    return jnp.einsum("brm,bsm->brs", x, x)
+
+
+def _triangle(rows: jax.Array) -> list[jax.Array]:
+    """The rows of `R`, from the diagonal on, of `rows^T = Q R`, by modified Gram-Schmidt.
+
+    `||rows^T x||` is `||R x||`, with as little rounding as if it were written out.
+    """
+    found = []
+    while rows.shape[1]:
+        first = rows[:, 0]
+        size = _root(jnp.sum(jnp.square(first), axis=1, keepdims=True))
+        direction = first / jnp.where(size == 0, jnp.ones_like(size), size)
+        found.append(jnp.einsum("bm,brm->br", direction, rows))
+        rows = rows[:, 1:] - found[-1][:, 1:, None] * direction[:, None]
+    return found
+
+
+def _square_of_product(triangle: list[jax.Array], rows: jax.Array) -> jax.Array:
+    products = [jnp.einsum("br,brm->bm", x, rows[:, n:]) for n, x in enumerate(triangle)]
+    return jnp.sum(jnp.square(jnp.concatenate(products)))
+
+
+def _rounding(products: jax.Array) -> jax.Array:
+    """The size of what rounding may leave of a sum of products among rows, `[blocks, rows, rows]`."""
+    own = jnp.where(jnp.eye(products.shape[1], dtype=bool), products, jnp.zeros_like(products))
+    sizes = jnp.sum(_root(jnp.sum(own, axis=2)), axis=1)
+    return jnp.finfo(products.dtype).eps * jnp.sum(jnp.square(sizes))
+
+
+@jax.custom_jvp
+def _with_slope(norm: jax.Array, squared: jax.Array) -> jax.Array:
+    """The norm, with the derivative of its square: that of the rows made orthogonal is mere rounding."""
+    del squared
+    return norm
+
+
+@_with_slope.defjvp
+def _slope(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    norm = _with_slope(*primals)
+    return norm, trees.divide(tangents[1] / 2, norm)
 
 
 def norm_of_arrays(arrays: list[jax.Array]) -> jax.Array:

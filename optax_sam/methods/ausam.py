@@ -36,7 +36,8 @@ def ausam(
       score_range: `(smin, smax)`, `0 < smin <= smax`: how unequal the draw is.
       ramp_steps: the number of steps in which `smax(t)` rises from `smin` (a uniform draw). With 0 it is
         there at once.
-      score: "loss_difference", or "gradient_norm": the exact norm of each drawn example's gradient.
+      score: "loss_difference", or "gradient_norm": the norm of each drawn example's gradient, as accurate as
+        `per_example.gradient_norms` is.
       strata: the number of contiguous parts of the batch. `int(fraction B / strata)` examples are drawn from
         each. With the number of devices, no example of a sharded batch moves.
       seed: of the draws. An integer, or an integer array.

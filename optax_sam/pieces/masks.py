@@ -5,7 +5,6 @@ the whole radius.
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam.arithmetic import random_trees, sharding, trees
+from optax_sam.arithmetic import random_trees, sharding, shares, trees
 from optax_sam.engine import checks
 from optax_sam.engine.hyperparameters import Count, FixedProbability, Scalar, Seed, Share
 from optax_sam.pieces.bases import Ascent, transformation
@@ -68,7 +67,7 @@ class FisherMask(Ascent):
         if self.pattern == "unstructured":
             return _largest(fisher, _num_live(fisher, self.sparsity))
         if self.pattern == "structured":
-            return _largest_leaves(fisher, _size(fisher) * (1 - self.sparsity))
+            return _largest_leaves(fisher, _size(fisher) - shares.down(self.sparsity, _size(fisher)))
         kept, group = check_pattern(self.pattern)
         return jax.tree.map(lambda x: _largest_of_groups(x, kept, group), fisher)
 
@@ -124,7 +123,7 @@ class DynamicMask(Ascent):
             size, num_live = _size(updates), _num_live(updates, self.sparsity)
             turn = jnp.cos(jnp.pi * step.astype(float) / self.total_steps)
             drop = jnp.asarray(self.drop_rate).astype(turn.dtype) * (1 + turn) / 2
-            num_grown = jnp.minimum(num_live * drop, size - num_live).astype(jnp.int32)
+            num_grown = jnp.minimum(shares.floor(num_live * drop), size - num_live)
             num_kept = num_live - num_grown
             # Live entries outrank dead ones, with a zero gradient too; all are compared in float32.
             tiny = jnp.finfo(jnp.float32).tiny
@@ -236,8 +235,11 @@ class KeepOutliers(Ascent):
                 return d
             # The standard deviation is one number for the leaf, and does not change the order.
             distance = jnp.abs(d - jnp.mean(d))
-            quantile = jnp.asarray(self.quantile).astype(distance.dtype)
-            level = jnp.quantile(sharding.replicated(distance).ravel(), quantile, method="lower")
+            if isinstance(self.quantile, jax.Array):
+                position = shares.floor(self.quantile.astype(distance.dtype) * (d.size - 1))
+            else:
+                position = shares.down(self.quantile, d.size - 1)
+            level = jnp.sort(sharding.replicated(distance).ravel())[position]
             return jnp.where(distance > level, d, jnp.zeros_like(d))
 
         return trees.map_wide(on_leaf, updates), state
@@ -272,7 +274,7 @@ def _size(tree: Any) -> int:
 
 def _num_live(tree: Any, sparsity: float) -> int:
     """How many of its entries a mask keeps."""
-    return _size(tree) - math.ceil(sparsity * _size(tree))
+    return _size(tree) - shares.up(sparsity, _size(tree))
 
 
 def _largest(scores: Any, number: Any) -> Any:

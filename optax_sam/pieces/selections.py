@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from optax_sam.arithmetic import batch_axis
+from optax_sam.arithmetic import batch_axis, shares
 from optax_sam.engine import checks
 from optax_sam.engine.aliases import Batch
 from optax_sam.engine.examples import Examples
@@ -212,7 +212,7 @@ def take_part(oracle: StepOracle, part: int, num_parts: int, strata: int) -> Ste
 def number_of(fraction: float, examples: Examples, strata: int) -> int:
     """How many examples of each stratum a fraction is."""
     size = strata * examples.per_part(strata, f"strata={strata} does not divide", "choose a divisor")
-    number = int(fraction * size / strata)
+    number = shares.down(fraction, size / strata)
     if number < 1:
         enough = math.ceil(1000 * strata / size) / 1000
         raise ValueError(

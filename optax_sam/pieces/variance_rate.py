@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_sam.arithmetic import trees
+from optax_sam.arithmetic import shares, trees
 from optax_sam.engine import checks
 from optax_sam.engine.aliases import Params
 from optax_sam.engine.hyperparameters import Count, CountOrZero, Share
@@ -103,7 +103,7 @@ class WithVarianceRate(Gate):
             + ratio_gain * jnp.clip(_mean_relative_change(state.ratios), -1, 1)
             + variance_gain * jnp.clip(_mean_relative_change(state.variances), -1, 1)
         )
-        most = max(1, int(self.max_rate * self.window))  # 1/49 times 49 is less than 1 in floating point
+        most = max(1, shares.down(self.max_rate, self.window))
         rate = jnp.clip(state.rate * growth, 1, most)
         return state._replace(rate=rate, probability=rate / self.window, used=jnp.zeros_like(state.used))
 

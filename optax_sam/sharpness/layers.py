@@ -1,5 +1,6 @@
 """Curvature layer by layer: the blocks on the Hessian's diagonal."""
 
+import collections
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -73,7 +74,7 @@ def by_layer(
       batches: one batch, or many. See `top_eigenvalues`.
       groups: `groups(path, leaf) -> name`, with the keys of the leaf's path. Leaves of the same name are one
         layer. By default the name is the path without its last key: `dense/kernel` and `dense/bias` are
-        `dense`.
+        `dense`. Layers whose names would be equal, by keys that hold a slash, are called by their keys.
       num_products: for all traces together.
       max_products: for each eigenvalue at most. 0 for none.
       tolerance: residual at which to stop, as a part of the block's largest absolute eigenvalue.
@@ -106,7 +107,7 @@ def by_layer(
     if groups is not None:
         checks.function("groups", groups, "groups(path, leaf) -> name of the layer")
     problem = Problem.of(loss_fn, params, batches)
-    names = _names(problem.point, groups or _without_last_key)
+    names, titles = _names(problem.point, groups)
     problem.finite_loss()
     layers, samples = tuple(dict.fromkeys(names)), []
     most = num_products + max_products * len(layers)
@@ -131,7 +132,7 @@ def by_layer(
     ]
     nothing = np.full(len(layers), np.nan)
     return Layers(
-        layers,
+        tuple(titles[layer] for layer in layers),
         np.array(sizes),
         traces.mean(axis=1),
         np.array([standard_error(list(each)) for each in traces]),
@@ -141,19 +142,22 @@ def by_layer(
     )
 
 
-def _names(point: Point, groups: Callable[[Any, Any], str]) -> list[str]:
-    """The layer of each float leaf."""
-    pairs = jax.tree.leaves_with_path(point.params())
-    names = [groups(*pair) for pair, is_float in zip(pairs, point.is_float, strict=True) if is_float]
+def _names(point: Point, groups: Callable[[Any, Any], str] | None) -> tuple[list[str], dict[str, str]]:
+    """The layer of each float leaf, and how it is called in what is shown."""
+    pairs = zip(jax.tree.leaves_with_path(point.params()), point.is_float, strict=True)
+    pairs = [pair for pair, is_float in pairs if is_float]
+    if groups is None:
+        paths = [path[:-1] or path for path, _ in pairs]
+        names = [jax.tree_util.keystr(path) for path in paths]
+        texts = [jax.tree_util.keystr(path, simple=True, separator="/") or "params" for path in paths]
+        titles = dict(zip(names, texts, strict=True))  # keys that hold a slash: two paths, one text
+        often = collections.Counter(titles.values())
+        return names, {name: text if often[text] == 1 else name for name, text in titles.items()}
+    names = [groups(*pair) for pair in pairs]
     for name in names:
         if not isinstance(name, str):
             raise TypeError(f"groups returned {name!r}: return the name of the layer, a string.")
-    return names
-
-
-def _without_last_key(path: Any, leaf: Any) -> str:
-    del leaf
-    return jax.tree_util.keystr(path[:-1] or path, simple=True, separator="/") or "params"
+    return names, {name: name for name in names}
 
 
 def _of(names: list[str], layer: str) -> tuple[bool, ...]:

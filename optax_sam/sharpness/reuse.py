@@ -19,7 +19,8 @@ def traced_anew(function: Callable[..., Any], loss_fn: Any) -> Callable[..., Any
     """`function(loss_fn, *args)`, traced at the first arguments of each shape.
 
     What the loss reads beside its arguments, an attribute, a global, an array, is that of the trace. An equal
-    trace runs what was compiled for an earlier one. Its constants are arguments.
+    trace runs what was compiled for an earlier one. Its constants are arguments. A trace that calls the host,
+    as `jax.pure_callback` does, is compiled anew: its text does not tell which function it calls.
     """
     seen: dict[Any, Any] = {}
 
@@ -39,9 +40,10 @@ def _trace(function: Callable[..., Any], *args: Any) -> tuple[Callable[..., Any]
     rewritten = canonical_convolutions(lambda *args: function(*args))
     closed, shapes = jax.make_jaxpr(lambda *args: rewritten(*args), return_shape=True)(*args)
     key = _digest(closed), jax.sharding.get_abstract_mesh()
-    if key not in _COMPILED:
-        _COMPILED[key] = jax.jit(functools.partial(_run, closed.jaxpr))
-    return _COMPILED[key], closed.consts, jax.tree.structure(shapes)
+    program = jax.jit(functools.partial(_run, closed.jaxpr))
+    if not _calls_host(closed.jaxpr):
+        program = _COMPILED.setdefault(key, program)
+    return program, closed.consts, jax.tree.structure(shapes)
 
 
 def _run(jaxpr: Any, constants: list[Any], leaves: list[Any]) -> list[Any]:
@@ -59,14 +61,39 @@ def _digest(closed: jex.ClosedJaxpr) -> str:
 
 
 def _inner_constants(jaxpr: Any) -> Iterator[Any]:
-    for equation in jaxpr.eqns:
-        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
+    for equation in _equations(jaxpr):
+        for value in _read(equation):
             if isinstance(value, jex.ClosedJaxpr):
                 yield from value.consts
-            if _is_jaxpr(value):
-                yield from _inner_constants(getattr(value, "jaxpr", value))
             elif isinstance(value, np.ndarray | jax.Array):
                 yield value
+
+
+def _calls_host(jaxpr: Any) -> bool:
+    """Whether an equation holds a function that is no jaxpr: its text does not tell it from others.
+
+    Those of `custom_jvp`, `custom_vjp` and `checkpoint` are asked while derivatives are traced, never run.
+    """
+    return any(
+        callable(value) and not isinstance(value, type)
+        for equation in _equations(jaxpr)
+        if not equation.primitive.name.startswith(("custom_jvp", "custom_vjp", "checkpoint", "remat"))
+        for param in equation.params.values()
+        for value in (param if type(param) in (tuple, list) else [param])
+    )
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    """All of them, those of inner jaxprs too."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in _read(equation):
+            if _is_jaxpr(value):
+                yield from _equations(getattr(value, "jaxpr", value))
+
+
+def _read(equation: Any) -> list[Any]:
+    return jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr)
 
 
 def _is_jaxpr(value: Any) -> bool:

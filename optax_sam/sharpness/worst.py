@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_sam.arithmetic import trees
+from optax_sam.arithmetic import shares, trees
 from optax_sam.engine import checks
 from optax_sam.sharpness.balls import Rise
 from optax_sam.sharpness.problem import Floats, NotFiniteError, Point, Problem, of_floats
@@ -131,10 +130,10 @@ def normalized_logits(logits: jax.Array) -> jax.Array:
 
 def checkpoints(num_steps: int) -> list[int]:
     """The steps after which the step's length is looked at. They are Auto-PGD's, ever closer together."""
-    parts, found = [0.0, 0.22], [math.ceil(0.22 * num_steps)]
+    parts, found = [0.0, 0.22], [shares.up(0.22, num_steps)]
     while found[-1] < num_steps:
         parts.append(parts[-1] + max(parts[-1] - parts[-2] - 0.03, 0.06))
-        found.append(math.ceil(round(parts[-1] * num_steps, 6)))  # 57, not 57.00000001
+        found.append(shares.up(parts[-1], num_steps))
     return [step for step in dict.fromkeys(found) if step < num_steps]
 
 

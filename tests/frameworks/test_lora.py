@@ -233,6 +233,35 @@ def test_the_joint_norm_is_over_all_matrices():
     np.testing.assert_allclose(lora.joint_norm(both), wanted, rtol=1e-12)
 
 
+@pytest.mark.parametrize("rank", [2, 8])
+def test_the_joint_norm_of_columns_that_cancel_bounds_the_clip(rank):
+    """In single precision: the products are 1e-4 of their terms."""
+    a, b = np.ones((1, rank)) * numbers(64, 1), np.ones((rank, 1)) * numbers(1, 64, seed=1)
+    a, b = np.float32(a + 1e-4 * numbers(64, rank, seed=2)), np.float32(b)
+    b[: rank // 2] *= -1
+    wanted = np.linalg.norm(np.float64(a) @ np.float64(b))
+    terms = np.sum(np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=1))
+    adapter = lora.Adapter(jnp.asarray(a), jnp.asarray(b))
+    found = float(lora.joint_norm(adapter))
+    if rank == 2:
+        np.testing.assert_allclose(found, wanted, rtol=5e-3)
+    assert 0.99 * wanted < found < wanted + 1e-3 * terms
+    tx, rho = lora.bi_lora(optax.sgd(0.0), optax.sgd(0.0), wanted / 2), 1.01 * wanted / 2
+    pair = lora.Pair(adapter, adapter)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, pair), tx.init(pair), pair)
+    short = jax.tree.map(np.float64, optax.apply_updates(pair, updates).climbing)
+    assert np.linalg.norm(short.a @ short.b) < rho
+
+
+def test_an_input_of_nan_leaves_the_noise_of_the_others_alone():
+    x, _, kernel, [adapter, _] = problem()
+    key, adapter = jax.random.key(7), lora.Adapter(*map(jnp.asarray, adapter))
+    noisy = jax.jit(lambda x: lora.noisy_product(x, jnp.asarray(kernel), adapter, key, 0.3))
+    found = noisy(jnp.asarray(x).at[1].set(jnp.nan))
+    assert np.all(np.isnan(found[1]))
+    np.testing.assert_array_equal(np.delete(found, 1, 0), np.delete(noisy(jnp.asarray(x)), 1, 0))
+
+
 def test_a_new_adapter_is_nothing_and_is_moved_by_its_second_matrix():
     new = lora.adapter(jax.random.key(0), INPUTS, OUTPUTS, RANK, jnp.float64)
     assert new.a.shape == (INPUTS, RANK) and not np.any(lora.merged(jnp.zeros((INPUTS, OUTPUTS)), new))

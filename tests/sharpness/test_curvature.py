@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import io_callback
 from jax.tree_util import Partial
 
 from optax_sam import sharpness
@@ -236,6 +237,34 @@ def test_what_an_inner_jit_a_derivative_rule_or_a_key_reads_may_change():
     assert after[:2] == pytest.approx([24, 18])
     drawn = float(jax.random.normal(jax.random.key(1)))
     assert after[2] == pytest.approx(abs(2 * (3 + drawn)), rel=1e-5) and after[2] != before[2]
+
+
+@pytest.mark.parametrize("kind", ["pure", "io", "debug", "inside a jit"])
+def test_two_functions_of_the_host_are_told_apart(kind):
+    """Partials that differ in nothing else."""
+    seen = []
+
+    def length(factor):
+        def host(x):
+            seen.append(factor)
+            return np.asarray(x) * np.float32(factor)
+
+        def losses(w, batch):
+            like = jax.ShapeDtypeStruct(batch.shape, jnp.float32)
+            if kind == "debug":
+                jax.debug.callback(host, batch)
+                return batch * w**2
+            call = io_callback if kind == "io" else jax.pure_callback
+            scale = lambda batch: call(host, like, batch)
+            return (jax.jit(scale) if kind == "inside a jit" else scale)(batch) * w**2
+
+        found = sharpness.psf_norm(Partial(losses), jnp.array(3.0), ONE, rho=0.0).grad_norm
+        jax.effects_barrier()
+        return found
+
+    found = [length(factor) for factor in (1.0, 3.0)]
+    assert set(seen) == {1.0, 3.0}
+    assert found == pytest.approx([6, 6 if kind == "debug" else 18])
 
 
 def test_low_precision_parameters_are_measured_in_float32():

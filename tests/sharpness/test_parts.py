@@ -102,6 +102,18 @@ def test_groups_have_the_names_that_they_are_given():
     assert one.eigenvalues[0] == pytest.approx(4) and np.isnan(one.standard_errors[0])
 
 
+def test_layers_whose_keys_hold_a_slash_stay_apart():
+    params = {"a": {"b": {"w": jnp.array(1.0)}}, "a/b": jnp.array(1.0), "c": jnp.array(1.0)}
+
+    def loss_fn(params, batch):
+        return batch * (params["a"]["b"]["w"] ** 2 + 5 * params["a/b"] ** 2 + params["c"] ** 2)
+
+    found = sharpness.by_layer(loss_fn, params, ONE, num_products=2, max_products=2)
+    assert found.names == ("['a']['b']", "['a/b']", "c")
+    np.testing.assert_allclose(found.traces, [2, 10, 2])
+    np.testing.assert_allclose(found.eigenvalues, [2, 10, 2])
+
+
 def test_the_diagonal_is_that_of_the_hessian_within_its_errors():
     params, loss_fn, batches = network()
     exact = np.diag(written_out()[1].mean(0))
