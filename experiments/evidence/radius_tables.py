@@ -66,7 +66,7 @@ class Judged(NamedTuple):
 
 
 def judged(task: str, name: str, results: Path) -> Judged | None:
-    """What a rule does on a task, in the seeds of the base and SAM; None if it was not run."""
+    """What a rule does on a task, in the seeds of the base and SAM; None if fewer than two were run."""
     rule, file = RULES[name], judge_rules.file_of(task, results)
     if not file.exists():
         return None
@@ -76,7 +76,7 @@ def judged(task: str, name: str, results: Path) -> Judged | None:
     scores = tested(task, own, name, at | {rule.constant: rule.chosen})
     base, sam = (tested(task, others, each, None) for each in ("base", "sam"))
     common = sorted(set(scores) & set(base) & set(sam))
-    if not common:
+    if len(common) < 2:  # one has no interval
         return None
     mine, low, high = ({seed: found[seed] for seed in common} for found in (scores, base, sam))
     gains, whole = ([found[seed] - low[seed] for seed in common] for found in (mine, high))

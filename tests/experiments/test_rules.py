@@ -131,6 +131,11 @@ def test_regret_is_the_part_of_the_gain_that_is_lost(results):
     assert only[0] == "SAM, radius 0.05, c = 0.05" and only[1].startswith(f"{lost:.2f} (")
     assert only[2] == f"{lost:.2f}, {lost:.2f}"
     assert radius_tables.judged("mnist1d_noise20", "one_radius", folder) is None
+    write(
+        folder / "rules_mnist1d_noise20.jsonl",
+        rows_of("default", {"learning_rate": 0.2, "weight_decay": 5e-4, "rho": 0.05}, middle[:1]),
+    )
+    assert radius_tables.judged("mnist1d_noise20", "default", folder) is None
 
 
 def test_the_factor_of_the_finder_is_the_recommended_radius_over_the_tuned_one(results):
