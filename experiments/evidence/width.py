@@ -151,6 +151,8 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
             panel.errorbar([*radii], means, errors, fmt=".-", color=colour, capsize=2, label=f"width {width}")
             panel.plot([*radii][best], means[best], "o", color=colour, ms=10, mfc="none")
         panel.set(xscale="log", xlabel="radius", title=TITLES[method])
+        panel.set_xticks(RADII[method], labels=[f"{radius:g}" for radius in RADII[method]])
+        panel.minorticks_off()
         panel.grid(alpha=0.2)
     panels[0].set_ylabel("test accuracy (%), best learning rate")
     panels[0].legend(frameon=False)
