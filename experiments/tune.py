@@ -24,6 +24,7 @@ from experiments.running.programs import Programs, compile_programs, structure
 from experiments.running.progress import progress_bar
 from experiments.running.run import train_epoch
 from experiments.running.scores import Score, score_of
+from experiments.running.training import judged
 from experiments.settings import Settings, SettingsError, Setup, flag, require, setup_of
 from experiments.settings.command_line import command_line, program
 from experiments.settings.defaults import resolved
@@ -302,7 +303,7 @@ def trained_score(settings: Settings, data: Data, programs: Programs) -> float:
     state = programs.init(inputs)
     for epoch in range(1, settings.epochs + 1):
         state, _ = train_epoch(programs, state, inputs, epoch, lambda **_: None)
-    loss, accuracy = programs.evaluate(state.params, state.batch_stats, inputs.examples)
+    loss, accuracy = programs.evaluate(*judged(state), inputs.examples)
     if score_of(vars(settings)).metric == "accuracy":
         return float(accuracy)
     return math.inf if math.isnan(loss) else float(loss)

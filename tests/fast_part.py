@@ -146,6 +146,9 @@ FIRST_CASES = {
     "experiments/test_evidence.py": {
         "test_a_task_is_searched_tested_timed_and_goes_on_where_it_was": 0,
     },
+    "experiments/test_forgetting.py": {
+        "test_finished_runs_are_lines_and_are_not_trained_again": 0,
+    },
     "experiments/test_grid.py": {
         "test_failed_runs_are_told_at_the_end_and_the_others_go_on": 0,
         "test_programs_are_shared_by_seeds_and_radii_and_finished_runs_are_left_alone": 0,
@@ -184,6 +187,7 @@ FIRST_CASES = {
         "test_labels_come_from_a_file": 0,
     },
     "experiments/test_side_by_side.py": {
+        "test_each_run_records_its_own_sharpness": 0,
         "test_a_grid_trains_side_by_side_and_goes_on": 0,
         "test_each_run_has_the_numbers_of_a_run_by_itself": 0,
     },

@@ -263,7 +263,7 @@ def kept(
     if eigenvalues and score.part == "test" and settings.seed < plan.FIRST_TEST_SEED + MEASURED_SEEDS:
         examples = programs.inputs(settings, data).examples
         with contextlib.suppress(NotFiniteError):  # a run that has diverged has none
-            values = top_eigenvalues(programs.trainer, judged(state), state.batch_stats, examples).values
+            values = top_eigenvalues(programs.trainer, *judged(state), examples).values
             row["top_eigenvalue"] = float(jax.device_get(values)[0])
     return row
 

@@ -14,16 +14,21 @@ class AveragedState(NamedTuple):
     Attributes:
       base: of the base optimizer.
       average: of the parameters, by which the network is judged.
+      statistics: the same average of what batch norm keeps: the network's own belong to other parameters.
     """
 
     base: optax.OptState
     average: optax.Params
+    statistics: Any = None
 
 
-def averaged(base: optax.GradientTransformation, average_steps: Any = 100.0) -> optax.GradientTransformation:
+def averaged(
+    base: optax.GradientTransformation, average_steps: Any = 100.0
+) -> optax.GradientTransformationExtraArgs:
     """The base optimizer, and an exponential average of the parameters that it leads to.
 
     `a <- a + (w - a) / average_steps`, from the first parameters on; the training itself does not see it.
+    `update` takes the statistics of batch norm as `batch_stats`, if the state was given first ones.
     """
 
     check_number("average_steps", average_steps, least=1)
@@ -31,13 +36,15 @@ def averaged(base: optax.GradientTransformation, average_steps: Any = 100.0) -> 
     def init(params: optax.Params) -> AveragedState:
         return AveragedState(base.init(params), params)
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, AveragedState]:
+    def update(
+        updates: Any, state: Any, params: Any = None, batch_stats: Any = None, **_: Any
+    ) -> tuple[Any, AveragedState]:
         updates, inner = base.update(updates, state.base, params)
-        new = optax.apply_updates(params, updates)
-        average = optax.incremental_update(new, state.average, 1 / average_steps)
-        return updates, AveragedState(inner, average)
+        new = optax.apply_updates(params, updates), batch_stats
+        old = state.average, state.statistics
+        return updates, AveragedState(inner, *optax.incremental_update(new, old, 1 / average_steps))
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 class HamState(NamedTuple):

@@ -113,7 +113,7 @@ def evaluation(
     """Loss and accuracy on the test or the validation part, if it is time for them."""
     if not due(settings, epoch):
         return None
-    return programs.evaluate(judged(state), state.batch_stats, inputs.examples)
+    return programs.evaluate(*judged(state), inputs.examples)
 
 
 def measured(

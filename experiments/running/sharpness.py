@@ -66,7 +66,7 @@ def measured(trainer: Trainer, state: TrainState, inputs: Inputs) -> dict[str, f
 
 
 def _measured(trainer: Trainer, state: TrainState, inputs: Inputs) -> dict[str, float]:
-    params, batch_stats, examples = judged(state), state.batch_stats, inputs.examples
+    (params, batch_stats), examples = judged(state), inputs.examples
     loss = Partial(losses_of(trainer.network, trainer.task), examples.frozen, batch_stats)
     parts = list(batches(trainer, examples, trainer.settings.batch_size))
     at = (loss, params, parts)

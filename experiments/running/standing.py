@@ -56,10 +56,11 @@ def standing(run: Path) -> Standing:
 def standing_at(trainer: Trainer, inputs: Inputs, state: TrainState) -> Standing:
     """A run in the middle of its training."""
     frozen = inputs.examples.frozen
-    loss = Partial(losses_of(trainer.network, trainer.task), frozen, state.batch_stats)
+    params, batch_stats = judged(state)
+    loss = Partial(losses_of(trainer.network, trainer.task), frozen, batch_stats)
     parts = list(batches(trainer, inputs.examples, trainer.settings.batch_size))
     rate = float(jnp.asarray(trainer.base(inputs)[0](state.step)))
-    return Standing(trainer.settings, loss, judged(state), parts, rate or None)
+    return Standing(trainer.settings, loss, params, parts, rate or None)
 
 
 def settings_of(run: Path) -> Settings:

@@ -18,6 +18,7 @@ import optax_sam
 from experiments import methods
 from experiments.data.arrays import Batch, rows
 from experiments.methods.adapters import NOISE_SCALE, noise_at
+from experiments.methods.baselines import AveragedState
 from experiments.methods.optimizers import base_optimizer, schedule_of
 from experiments.models.adapted import completed
 from experiments.models.network import Network
@@ -109,7 +110,10 @@ class Trainer:
         params, batch_stats = self.network.init(_keys(inputs)[0], batch[self.task.inputs])
         params = params | inputs.pretrained
         _, optimizer = self.optimizer(inputs)
-        return TrainState(params, batch_stats, optimizer.init(params), jnp.int32(0), jnp.float32(0))
+        opt_state = optimizer.init(params)
+        if isinstance(opt_state, AveragedState):
+            opt_state = opt_state._replace(statistics=batch_stats)
+        return TrainState(params, batch_stats, opt_state, jnp.int32(0), jnp.float32(0))
 
     def steps(self, state: TrainState, inputs: Inputs, count: jax.Array, *, whole_batch: bool) -> TrainState:
         """Takes `count` steps in one loop on the device; the order of examples is one epoch's."""
@@ -163,7 +167,8 @@ class Trainer:
         method, optimizer = self.optimizer(inputs, surrogate_losses)
         if method is None:
             (loss, batch_stats), grads = mean_gradient(losses)(state.params, batch)
-            extra = {}
+            optimizer = optax.with_extra_args_support(optimizer)
+            extra = {"batch_stats": batch_stats}
         else:
             (loss, batch_stats), grads, oracle = method.value_and_grad(losses, has_aux=True)(
                 state.params,
@@ -204,9 +209,11 @@ class Trainer:
         return jnp.stack([losses @ real, score, real.sum()])
 
 
-def judged(state: TrainState) -> Any:
-    """The parameters that the network is judged by: where a method keeps an average of them, the average."""
-    return optax.tree.get(state.opt_state, "average", state.params)
+def judged(state: TrainState) -> tuple[Any, Any]:
+    """The parameters and statistics that the network is judged by: averages, where a method keeps them."""
+    if isinstance(state.opt_state, AveragedState):
+        return state.opt_state.average, state.opt_state.statistics
+    return state.params, state.batch_stats
 
 
 def mean_gradient(losses: Callable[..., Any]) -> Callable[..., Any]:

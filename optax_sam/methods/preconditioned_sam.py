@@ -59,8 +59,9 @@ def preconditioned_sam(
 
     Limits:
       An entry that has had no gradient yet is divided by `epsilon` alone, and takes most of the radius. The
-      rows of rare tokens in an embedding do so. A larger `epsilon` bounds their share. `optax.adamax` and
-      `optax.contrib.sophia` keep something else under the name `nu`. `optax.rmsprop(centered=True)` divides
+      rows of rare tokens in an embedding do so. A larger `epsilon` bounds their share. `optax.adamax`,
+      `optax.sm3` and `optax.contrib.sophia` keep something else under the name `nu`. That of `optax.sm3` has
+      both signs, and its root is NaN. `optax.rmsprop(centered=True)` divides
       by the variance, and its `nu` is the moment about zero.
 
     Deviations:

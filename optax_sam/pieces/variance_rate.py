@@ -13,6 +13,9 @@ from optax_sam.engine.aliases import Params
 from optax_sam.engine.hyperparameters import Count, CountOrZero, Share
 from optax_sam.pieces.bases import Gate, Step
 
+ROUNDING = 1e-4
+"""How far below a whole number a rate may be that counts as it: a mean over slices makes 0.9999999 of 1."""
+
 
 class VarianceRateState(NamedTuple):
     """State of `with_variance_rate`. A window begins when `position` is a multiple of its length.
@@ -63,7 +66,7 @@ class WithVarianceRate(Gate):
         )
 
     def due(self, state: VarianceRateState, step: Step) -> jax.Array:
-        left = jnp.floor(state.rate).astype(jnp.int32) - state.used
+        left = jnp.floor(state.rate + ROUNDING).astype(jnp.int32) - state.used
         uniform = jax.random.uniform(step.key, dtype=state.probability.dtype)
         chosen = (left > 0) & (uniform >= 1 - state.probability)
         forced = self.window - state.position % self.window <= left

@@ -97,3 +97,24 @@ def test_one_step_of_a_window_is_perturbed_however_the_least_rate_is_rounded():
     state = state._replace(position=jnp.full_like(state.position, 97))  # the end of a window
     after = gate.update(state, Step(jnp.array(97, jnp.int32), PARAMS))
     assert float(after.rate) == 1.0
+
+
+@pytest.mark.parametrize("wrap", ["scan", "vmap", "draws"])
+def test_a_mean_over_slices_takes_no_step_from_the_quota(wrap):
+    """Twelve shares sum to a little less than 1, and the least rate is 1."""
+    vsam = optax_sam.vsam(0.1, window=10, slices=5)
+    if wrap == "draws":
+        method = optax_sam.over_draws(vsam, 12, optax_sam.tilted(0.0))
+    else:
+        method = optax_sam.per_microbatch(vsam, 12, loop=wrap)
+    losses = lambda w, x: jnp.square(x @ w - 1)  # noqa: E731
+    w, x = jnp.ones(3), jax.random.normal(jax.random.key(0), (24, 3))
+
+    def step(state, _):
+        _, grads, oracle = method.value_and_grad(losses)(w, x, state=state)
+        _, state = method.update(grads, state, w, oracle=oracle)
+        return state, optax_sam.info(state)["perturbed"]
+
+    _, perturbed = jax.lax.scan(step, method.init(w), None, length=60)
+    windows = np.asarray(perturbed)[9:59].reshape(5, 10)  # positions are counted from 1
+    assert np.all(windows.sum(axis=1) >= 1)
