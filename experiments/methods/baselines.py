@@ -40,9 +40,10 @@ def averaged(
         updates: Any, state: Any, params: Any = None, batch_stats: Any = None, **_: Any
     ) -> tuple[Any, AveragedState]:
         updates, inner = base.update(updates, state.base, params)
-        new = optax.apply_updates(params, updates), batch_stats
-        old = state.average, state.statistics
-        return updates, AveragedState(inner, *optax.incremental_update(new, old, 1 / average_steps))
+        share = 1 / average_steps
+        average = optax.incremental_update(optax.apply_updates(params, updates), state.average, share)
+        statistics = optax.incremental_update(batch_stats, state.statistics, share)
+        return updates, AveragedState(inner, average, statistics)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
