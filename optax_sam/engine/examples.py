@@ -128,6 +128,8 @@ class Examples:
     def emphasized(self, emphasis: jax.Array) -> "Examples":
         """Examples that count `emphasis` times their weight in a gradient; its loss stays the same mean."""
         emphasis = jnp.asarray(emphasis)
+        wide = trees.accumulator_dtype(emphasis.dtype) if trees.is_inexact(emphasis) else float
+        emphasis = emphasis.astype(wide)  # weights are multiplied with it in its dtype
         if self.size is not None and emphasis.shape != (self.size,):
             raise ValueError(
                 f"emphasis has the shape {emphasis.shape} for a batch of {self.size} examples: return one "

@@ -182,11 +182,21 @@ def components_beyond(
 
 
 def beside(tree: Any, to: Any) -> Any:
-    """The part of `tree` orthogonal to `to`, and zero where it is no longer than its rounding."""
+    """The part of `tree` orthogonal to `to`, and zero where it is no longer than its rounding.
+
+    The coarsest leaf decides: by what sums in its dtype may leave, or, since gradients of half precision are
+    summed in a wider one, by two units in its last place.
+    """
     part = trees.perpendicular(tree, to=to)
     length, whole = trees.norm(part), trees.norm(tree)
-    is_rounding = length <= ROUNDING * jnp.finfo(whole.dtype).eps * whole
+    share = max((_rounding(x.dtype) for x in jax.tree.leaves(tree) if trees.is_inexact(x)), default=0)
+    is_rounding = length <= share * whole
     return trees.map_inexact(lambda x: jnp.where(is_rounding, jnp.zeros_like(x), x), part)
+
+
+def _rounding(dtype: Any) -> float:
+    eps = float(jnp.finfo(dtype).eps)
+    return max(ROUNDING * min(eps, float(jnp.finfo(jnp.float32).eps)), 2 * eps)
 
 
 def remembered(tree: Any, like: Any) -> Any:

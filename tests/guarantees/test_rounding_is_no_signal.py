@@ -33,6 +33,29 @@ def test_a_second_gradient_along_the_first_leaves_nothing_to_look_at(method):
     np.testing.assert_allclose(after, w - 0.01 * 2 * (row @ w - 1) * row, rtol=1e-5)
 
 
+MIXED = {"float16": ("float16",), "bfloat16": ("bfloat16",), "one of bfloat16": ("bfloat16", "float32")}
+
+
+@pytest.mark.parametrize("dtypes", MIXED.values(), ids=MIXED)
+@pytest.mark.parametrize("method", [optax_sam.looksam, optax_sam.look_layersam])
+def test_it_does_not_either_where_the_gradients_are_rounded(method, dtypes):
+    """Numbers that are no powers of two: each gradient is along x up to the last place of its dtype."""
+    x, w = [1.1, 2.3, -0.7, 0.9], [0.3, 0.4, 0.2, -0.5]
+    parts = [slice(0, 2), slice(2, 4)] if len(dtypes) == 2 else [slice(0, 4)]
+    params = [jnp.asarray(w[part], dtype) for part, dtype in zip(parts, dtypes, strict=True)]
+
+    def losses(params, rows):
+        product = sum(rows[:, part] @ p.astype(jnp.float32) for part, p in zip(parts, params, strict=True))
+        return jnp.square(product - 1.0)
+
+    tx = method(0.1, every_k=2)
+    state, rows = tx.init(params), jnp.asarray([x])
+    for _ in range(2):
+        _, grads, oracle = tx.value_and_grad(losses)(params, rows, state=state)
+        descent, state = tx.update(grads, state, params, oracle=oracle)
+    jax.tree.map(np.testing.assert_array_equal, descent, grads)  # the second step has looked at nothing
+
+
 def network(w, batch):
     return jnp.square(jnp.tanh(batch["x"]) @ w - batch["y"])
 
