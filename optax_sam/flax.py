@@ -124,7 +124,7 @@ def nnx_value_and_grad(
       >>> updated = optimizer.update(model, grads, oracle=oracle)
     """
 
-    def value_and_grad(model, batch, *args, optimizer, weights=None, **arguments) -> tuple[Any, Any, Any]:
+    def value_and_grad(model, batch, *args, optimizer, **arguments) -> tuple[Any, Any, Any]:
         _refuse_objects(batch)
         args, nodes, together = _without_nodes(args)
         live = model, nodes
@@ -151,7 +151,7 @@ def nnx_value_and_grad(
         if fresh_keys:
             arguments["key"] = jax.random.key(0)
         (loss, (aux, after)), grads, oracle = method.value_and_grad(losses, has_aux=True)(
-            params, batch, rest, args, state=optimizer.opt_state, weights=weights, **arguments
+            params, batch, rest, args, state=optimizer.opt_state, **arguments
         )
         nnx.update(live, _without_slices(rest, after, slice_shares(oracle)))
         grads = jax.tree.unflatten(variables, jax.tree.leaves(grads))
