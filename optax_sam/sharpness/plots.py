@@ -18,6 +18,7 @@ from optax_sam.sharpness.spectrum import SpectralDensity
 try:
     from matplotlib import colors, pyplot, ticker
     from matplotlib.axes import Axes
+    from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
     from optax_sam.sharpness import scales
 except ImportError as error:
@@ -97,8 +98,12 @@ def landscape_surface(landscape: Landscape, axes: Any = None) -> Any:
         heights, (low, high) = np.log10(np.clip(heights, low, high)), np.log10([low, high])
         panel.zaxis.set_major_formatter(ticker.FuncFormatter(lambda height, _: f"{10**height:.2g}"))
     sides = np.meshgrid(*landscape.axes)
-    look = {"cmap": _LOSSES, "vmin": low, "vmax": high, "edgecolor": "0.3", "linewidth": 0.3}
-    panel.plot_surface(*sides, heights, rcount=heights.shape[0], ccount=heights.shape[1], **look)
+    cells = np.stack([_corners(values) for values in (*sides, heights)], axis=-1)
+    cells = cells[np.isfinite(cells).all(axis=(1, 2))]  # where a corner is missing there is a hole
+    surface = Poly3DCollection(cells, cmap=_LOSSES, edgecolor="0.3", linewidth=0.3)
+    surface.set(array=cells[..., 2].mean(axis=1), clim=(low, high))
+    panel.add_collection3d(surface)
+    panel.auto_scale_xyz(*sides, heights[np.isfinite(heights)])
     panel.locator_params(nbins=5)
     panel.set_xlabel(_PLACES.format(1), labelpad=8)
     panel.set_ylabel(_PLACES.format(2), labelpad=8)
@@ -357,6 +362,12 @@ def _colours(names: Any) -> list[str]:
 def _check_directions(landscape: Landscape, number: int, other: str) -> None:
     if len(landscape.axes) != number:
         raise ValueError(f"landscape has {len(landscape.axes)} directions instead of {number}: use {other}.")
+
+
+def _corners(values: np.ndarray) -> np.ndarray:
+    """The values at the four corners of each cell of a grid, in their order around it."""
+    corners = values[:-1, :-1], values[:-1, 1:], values[1:, 1:], values[1:, :-1]
+    return np.stack(corners, axis=-1).reshape(-1, 4)
 
 
 def _range(landscape: Landscape) -> tuple[float, float]:

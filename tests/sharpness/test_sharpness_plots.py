@@ -73,6 +73,21 @@ def test_surfaces_end_where_the_loss_is_infinite(scale):
     assert high == pytest.approx({0.05: 0.06, 1e3: 3}[scale], rel=0.1)  # 3 decades
 
 
+def test_surfaces_with_holes_are_drawn_whatever_the_memory_holds(monkeypatch):
+    """matplotlib pads cells of fewer corners with memory that nobody wrote, and reckons with it."""
+    empty = np.empty
+
+    def used_before(*args, **options):
+        array = empty(*args, **options)
+        if array.dtype == float:
+            array.fill(np.finfo(float).max)
+        return array
+
+    monkeypatch.setattr(np, "empty", used_before)
+    axes = plots.landscape_surface(plane(0.05, infinite=True))
+    axes.figure.canvas.draw()
+
+
 def test_lines_have_names_a_dot_each_and_gaps():
     steep = Landscape((AXIS,), np.where(AXIS > 0.5, np.inf, 1e3 * AXIS**2 + 0.1), 0.1)
     axes = plots.landscape_line({"SGD": steep, "SAM": LINE})
