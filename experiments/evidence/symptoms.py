@@ -45,7 +45,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[tuple[str, dict[str, float]], ...]]
     "underfitting: learning rate 0.005": ({"learning_rate": 0.005}, (SGD, SAM)),
     "learning rate 0.8": ({"learning_rate": 0.8}, (SGD, SAM)),
     "no momentum": ({"momentum": 0.0}, (SGD, SAM)),
-    "batch of 1,000": ({"batch_size": 1000}, (SGD, SAM, SLICED)),
+    "batch of 1,000, as many steps": ({"batch_size": 1000, "epochs": 400}, (SGD, SAM, SLICED)),
     "no weight decay": ({"weight_decay": 0.0}, (SGD, SAM)),
 }
 
