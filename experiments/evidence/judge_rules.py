@@ -85,8 +85,9 @@ def judging_seeds(count: int) -> range:
 
 
 def reference(name: str, results: Path) -> dict[str, Point]:
-    """The numbers of the tuned base and of the tuned SAM."""
-    task, rows = TASKS[name], records.read_metrics(results / f"{name}.jsonl")
+    """The numbers of the tuned base and of the tuned SAM, from the task's search or the one it shares."""
+    task = TASKS[name]
+    rows = records.read_metrics(results / f"{task.searched_on or name}.jsonl")
     decay = {"weight_decay": task.decays[1]}
     return {each: decay | plan.best_point(task, rows, each) for each in ("base", "sam")}
 

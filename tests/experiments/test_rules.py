@@ -150,6 +150,11 @@ def test_the_factor_of_the_finder_is_the_recommended_radius_over_the_tuned_one(r
     assert said.startswith("Median factor 2, worst 2")
 
 
+def test_a_task_that_shares_a_search_has_its_numbers():
+    numbers = {task: judge_rules.reference(task, judge_rules.RESULTS) for task in ("etth1_96", "etth1_720")}
+    assert numbers["etth1_720"] == numbers["etth1_96"] and numbers["etth1_96"]["sam"]["rho"] == 1
+
+
 def test_what_is_not_known_is_named(tmp_path, capsys):
     line = message_of(lambda: judge_rules.main(["trec"]), capsys)
     assert "trec is not known: give mnist1d, digits" in line
