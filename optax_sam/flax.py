@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from optax_sam.engine.transformation import SharpnessAware
 
 try:
     from flax import nnx
+    from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 except ImportError as error:
     raise ImportError("optax_sam.flax needs Flax, which is not installed: pip install flax.") from error
 
@@ -34,7 +35,8 @@ def apply_gradients(train_state: Any, *, grads: Any, **arguments: Any) -> Any:
       The new `TrainState`.
 
     Raises:
-      ValueError: see `update`. `oracle` and `grad_fn` are both missing, for example.
+      ValueError: see `update`. `oracle` and `grad_fn` are both missing, for example. Or `grads` holds the
+        scales of FP8 layers.
 
     Example:
       >>> import jax.numpy as jnp, optax, optax_sam.flax
@@ -48,6 +50,13 @@ def apply_gradients(train_state: Any, *, grads: Any, **arguments: Any) -> Any:
       >>> print(state.params["w"].round(2), state.step)
       [0. 0.] 1
     """
+    is_ours = not {"oracle", "grad_fn"}.isdisjoint(arguments)
+    if is_ours and isinstance(grads, Mapping) and OVERWRITE_WITH_GRADIENT in grads:
+        raise ValueError(
+            f"grads holds {OVERWRITE_WITH_GRADIENT!r}, the scales of FP8 layers, which Flax sets to their "
+            f"gradient: of the several passes of a step none gives them alone. Compute in bfloat16, or pass "
+            f"the scales to the loss behind the batch, where they stay as they are."
+        )
     fields = {field.name for field in dataclasses.fields(train_state)}
     replaced = {name: value for name, value in arguments.items() if name in fields}
     extra = {name: value for name, value in arguments.items() if name not in fields}
@@ -92,9 +101,9 @@ def nnx_value_and_grad(
 
     Every gradient is that of a copy of the model, and of the other objects of NNX among `args`: an
     `nnx.Rngs`, metrics, another model. What the first pass changes is written back to these objects: the
-    batch statistics, the counts of random numbers and all else. What the further passes change is not. All
-    passes begin with the same counts, so that dropout masks are the same. What a pass adds to a model is
-    dropped. Return it as `aux`.
+    batch statistics, counts and keys of random numbers, parameters that a layer normalizes, and all else.
+    What the further passes change is not. All passes begin with the same model, so that dropout masks are the
+    same. What a pass adds to a model is dropped. Return it as `aux`.
 
     Args:
       method: a sharpness-aware method.
@@ -110,7 +119,9 @@ def nnx_value_and_grad(
       into slices, the model gets the mean of their statistics, weighted as the slices are.
 
     Raises:
-      ValueError: `has_aux`, but `loss_fn` returns no pair. See also `SharpnessAware.value_and_grad`.
+      ValueError: `has_aux`, but `loss_fn` returns no pair. Or `loss_fn` writes parameters (as
+        `nnx.SpectralNorm` does), and the method's first pass is at perturbed ones. See also
+        `SharpnessAware.value_and_grad`.
       TypeError: an object of NNX stands in the place of the batch.
 
     Example:
@@ -134,26 +145,32 @@ def nnx_value_and_grad(
         # Arrays alone: no later pass sees what the first one leaves in the model, and the parameters
         # are the tree that nnx.Optimizer hands to the method.
         params, rest = nnx.as_pure((params, rest))
+        chosen = {(0, *path) for path, _ in nnx.to_flat_state(params)}
 
         def losses(params, batch, rest, args, *key):
             copies = nnx.merge(graph, {0: params}, rest, copy=True)
             if fresh_keys:
                 nnx.update(copies, _folded(nnx.state(copies, nnx.RngKey), *key))
                 key = ()
+            before = _arrays_of(copies)
             returned = loss_fn(copies[0], batch, *together(args, copies[1]), *key)
             if has_aux and (not isinstance(returned, tuple) or len(returned) != 2):
                 raise ValueError(
                     f"has_aux=True, but loss_fn returned {type(returned).__name__}: return (losses, aux)."
                 )
             found, aux = returned if has_aux else (returned, None)
-            return found, (aux, _changed(copies, rest))
+            changed = {path: x for path, x in _arrays_of(copies).items() if x is not before.get(path, x)}
+            if method.method.perturbs_at_start:
+                _refuse_written(set(changed) & chosen)
+            return found, (aux, changed)
 
         if fresh_keys:
             arguments["key"] = jax.random.key(0)
         (loss, (aux, after)), grads, oracle = method.value_and_grad(losses, has_aux=True)(
             params, batch, rest, args, state=optimizer.opt_state, **arguments
         )
-        nnx.update(live, _without_slices(rest, after, slice_shares(oracle)))
+        after = _without_slices(_arrays_of(live), after, slice_shares(oracle))
+        nnx.update(live, nnx.from_flat_state(after.items()))
         grads = jax.tree.unflatten(variables, jax.tree.leaves(grads))
         return (loss, aux) if has_aux else loss, grads, oracle
 
@@ -240,24 +257,30 @@ def _folded(keys: Any, key: jax.Array) -> Any:
     return jax.tree.map(on_leaf, keys)
 
 
-def _changed(model: Any, before: Any) -> Any:
-    """What a pass has changed: no parameters, no keys, nothing that it only read or has added."""
-    before = dict(nnx.to_flat_state(before))
-    after = nnx.to_flat_state(nnx.as_pure(nnx.state(model, nnx.Not(nnx.RngKey))))
-    return nnx.from_flat_state([(path, x) for path, x in after if path in before and x is not before[path]])
+def _arrays_of(objects: Any) -> dict[tuple[Any, ...], Any]:
+    """The arrays of NNX's objects by their paths, a shared one once."""
+    return dict(nnx.to_flat_state(nnx.as_pure(nnx.state(objects))))
 
 
-def _without_slices(before: Any, after: Any, shares: jax.Array | None) -> Any:
-    """Statistics as the model has them: the mean over slices; of integers the first slice's."""
+def _refuse_written(paths: set[tuple[Any, ...]]) -> None:
+    """What is written at the perturbed parameters says nothing of the parameters."""
+    if paths:
+        names = ", ".join(sorted(".".join(map(str, path[1:])) for path in paths))
+        raise ValueError(
+            f"loss_fn writes the parameters {names} (as nnx.SpectralNorm and nnx.WeightNorm do), but this "
+            f"method's first pass is at perturbed ones: choose a method that begins at the parameters, such "
+            f"as sam, or normalize the weights without writing them."
+        )
+
+
+def _without_slices(before: dict, after: dict, shares: jax.Array | None) -> dict:
+    """What a pass has changed as the model has it: the mean over slices; of integers and keys the first's."""
     if shares is None:
         return after
-    before = dict(nnx.to_flat_state(before))
 
-    def on_leaf(x, like):
+    def of_all(x, like):
         if x.shape == like.shape:
             return x
         return means.mean(shares, sharding.replicated(x).reshape(-1, *like.shape))
 
-    return nnx.from_flat_state(
-        [(path, jax.tree.map(on_leaf, x, before[path])) for path, x in nnx.to_flat_state(after)]
-    )
+    return {path: of_all(x, before[path]) for path, x in after.items()}

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optax_sam.arithmetic import ghost_norms, sharding, trees
+from optax_sam.arithmetic import batch_axis, ghost_norms, sharding, trees
 from optax_sam.arithmetic.jaxprs import canonical_convolutions
 from optax_sam.engine import checks
 from optax_sam.engine.arrays import as_arrays
@@ -30,7 +30,8 @@ def losses(
     """One loss per example.
 
     Args:
-      loss_fn: `loss_fn(params, batch)` returns losses of shape `[batch]`, or their mean.
+      loss_fn: `loss_fn(params, batch)` returns losses of shape `[batch]`, or their mean. It must not place
+        its rows on devices (`out_sharding`): it sees one at a time.
       params: the parameters.
       batch: a pytree. Every leaf has the batch axis first.
       microbatch_size: how many examples are in memory at once. All of them by default. Must divide
@@ -152,5 +153,6 @@ def _in_microbatches(
             f"microbatch_size={microbatch_size} does not divide the batch of {size} examples: "
             f"choose a divisor."
         )
-    parts = jax.tree.map(lambda x: x.reshape(-1, microbatch_size, *x.shape[1:]), batch)
-    return jax.tree.map(lambda x: x.reshape(size, *x.shape[2:]), jax.lax.map(of_many, parts))
+    parts = jax.tree.map(lambda x: batch_axis.split_each_part(x, size // microbatch_size), batch)
+    like = jax.tree.leaves(batch)[0]
+    return jax.tree.map(lambda x: batch_axis.join_rows(x, like), jax.lax.map(of_many, parts))

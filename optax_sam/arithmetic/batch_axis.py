@@ -36,13 +36,20 @@ def split_rows(x: jax.Array, num_parts: int) -> jax.Array:
     Where the number of parts is a multiple of the number of devices, no row moves. Otherwise every part is
     split over all devices, as far as it can be.
     """
-    shape = (num_parts, x.shape[0] // num_parts, *x.shape[1:])
     axis, *rest = sharding.spec_of(x)
     if num_parts % sharding.num_devices(axis) == 0:
-        parts = x.reshape(shape)  # with one device, the axis may stand at the rows
+        parts = x.reshape(num_parts, -1, *x.shape[1:])  # with one device, the axis may stand at the rows
         return parts if axis is None else jax.sharding.reshard(parts, PartitionSpec(axis, None, *rest))
-    parts = jax.sharding.reshard(x, PartitionSpec(None, *rest)).reshape(shape)
-    axis = axis if shape[1] % sharding.num_devices(axis) == 0 else None
+    return split_each_part(x, num_parts)
+
+
+def split_each_part(x: jax.Array, num_parts: int) -> jax.Array:
+    """The same, every part split over all devices as far as it can be: the parts may be looped over."""
+    axis, *rest = sharding.spec_of(x)
+    if axis is None:
+        return x.reshape(num_parts, -1, *x.shape[1:])
+    parts = jax.sharding.reshard(x, PartitionSpec(None, *rest)).reshape(num_parts, -1, *x.shape[1:])
+    axis = axis if parts.shape[1] % sharding.num_devices(axis) == 0 else None
     return jax.sharding.reshard(parts, PartitionSpec(None, axis, *rest))
 
 
@@ -69,5 +76,5 @@ def look_up(table: jax.Array, indices: jax.Array) -> jax.Array:
 
 
 def join_rows(parts: jax.Array, like: jax.Array) -> jax.Array:
-    """`[num_parts, rows]` as `[num_parts * rows]`, split over devices as `like` is."""
-    return sharding.split_as(sharding.replicated(parts).reshape(-1), like)
+    """`[num_parts, rows, ...]` as `[num_parts * rows, ...]`, split over devices as the rows of `like`."""
+    return sharding.split_as(sharding.replicated(parts).reshape(-1, *parts.shape[2:]), like)

@@ -42,7 +42,7 @@ def hessian_vector_product(
       params: the parameters. Integer leaves, `None` and zero-size leaves stay as they are.
       batches: one batch, or many. A batch is a tree whose leaves have the batch axis first. Many are a list,
         or anything that can be iterated over again. The loss is the mean over all examples, however many a
-        batch has.
+        batch has. Every row counts: cut padding off.
       vector: a tree like `params`.
       progress: whether a bar is shown (with rich, `pip install rich`).
 

@@ -231,9 +231,21 @@ def scaled_backward(kept, cotangent):
 scaled_by_the_mean.defvjp(lambda z, mask: (z, (z, mask)), scaled_backward)
 
 
-def test_a_backward_rule_in_which_examples_meet_is_seen_by_its_aux():
+@jax.custom_jvp
+def scaled_forward(z, mask):
+    return z
+
+
+@scaled_forward.defjvp
+def scaled_tangent(primals, tangents):
+    z, mask = primals
+    return z, tangents[0] * (1 + jnp.sum(z * mask) / jnp.sum(mask))
+
+
+@pytest.mark.parametrize("scaled", [scaled_by_the_mean, scaled_forward], ids=["vjp", "jvp"])
+def test_a_rule_in_which_examples_meet_is_seen_by_its_aux(scaled):
     def losses(params, batch):
-        return scaled_by_the_mean((batch["x"] @ params)[:, 0], batch["mask"]), jnp.sum(batch["mask"])
+        return scaled((batch["x"] @ params)[:, 0], batch["mask"]), jnp.sum(batch["mask"])
 
     def gradient(extra):
         batch = batch_of("float mask", extra, 3.0)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from flax.training.train_state import TrainState
 
 import optax_sam
@@ -215,6 +216,21 @@ def test_a_forgotten_oracle_is_asked_for():
     for apply_gradients in (state.apply_gradients, lambda **kw: optax_sam.flax.apply_gradients(state, **kw)):
         with pytest.raises(ValueError, match="none of oracle and grad_fn is given: pass exactly one"):
             apply_gradients(grads=state.params)
+
+
+def test_scales_of_fp8_layers_are_refused_by_name():
+    scales = OVERWRITE_WITH_GRADIENT
+    params = {"params": {"w": jnp.ones(3)}, scales: {"s": jnp.ones(2)}}
+    plain = TrainState.create(apply_fn=None, params=params, tx=optax.sgd(0.1))
+    assert optax_sam.flax.apply_gradients(plain, grads=params).params[scales]["s"][0] == 1
+    state = plain.replace(tx=(tx := optax.chain(optax_sam.sam(), optax.sgd(0.1))))
+    state = state.replace(opt_state=tx.init(params["params"]))
+    for given in (
+        {"oracle": optax_sam.Oracle(lambda p, _: p["params"]["w"], jnp.ones(3))},
+        {"grad_fn": lambda p: p},
+    ):
+        with pytest.raises(ValueError, match="scales of FP8 layers.*bfloat16"):
+            optax_sam.flax.apply_gradients(state, grads=params, **given)
 
 
 def test_an_optimizer_that_needs_the_loss_gets_it():
