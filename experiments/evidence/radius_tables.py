@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.evidence import judge_finder, judge_rules, plan
+from experiments.evidence import judge_finder, judge_rules, plan, width
 from experiments.evidence.candidates import Point
 from experiments.evidence.rules import DESIGN, JUDGING, RULES
 from experiments.evidence.summary import Interval, difference
@@ -48,6 +48,8 @@ def page(results: Path) -> str:
     parts = ("The constants on the design tasks, test scores:", table(choices(results)))
     parts += ("The frozen rules on the judging tasks, regret:", table(regrets(results)))
     parts += ("## The finder", *finder(results))
+    shares = width.shares_table(read_metrics(results / width.FILE))
+    parts += ("## The layers of wide networks", width.SHARES, table(shares))
     return "\n\n".join(parts) + "\n"
 
 

@@ -5,6 +5,8 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from matplotlib import pyplot as plt
 from rich.progress import Progress
@@ -14,8 +16,11 @@ from experiments.evidence.__main__ import RESULTS, Book, alone_with
 from experiments.evidence.tables import ROOT
 from experiments.models import MODELS
 from experiments.running import records
+from experiments.running.programs import compile_programs
 from experiments.running.progress import progress_bar
+from experiments.running.run import train_epoch
 from experiments.running.side_by_side import compile_side_by_side, run_side_by_side
+from experiments.running.standing import Standing, standing_at
 from experiments.settings import Settings, SettingsError
 from experiments.settings.command_line import command_line, program
 from experiments.settings.defaults import resolved
@@ -27,6 +32,12 @@ EPOCHS = 40  # in 15, SAM gains nothing at any radius
 RATES = (0.1, 0.2)
 RADII = {"sam": (0.1, 0.2, 0.4, 0.8), "fan_scaled_sam": (0.02, 0.04, 0.08, 0.16)}
 TITLES = {"sam": "SAM", "fan_scaled_sam": "fan-scaled SAM"}
+LOOKS = (0, 10)  # after so many epochs the layers are looked at
+LAYERS = ("Dense_0", "Dense_1", "Dense_2")
+SHARES = (
+    "The first, the hidden and the last layer's part of the squared gradient, in percent. "
+    "MNIST-1D, SAM with radius 0.4 at learning rate 0.2, means over seeds:"
+)
 UNITS_SIDE_BY_SIDE = 4096  # of all networks that train at once, so that a group takes minutes
 
 
@@ -39,6 +50,8 @@ class WidthSettings:
 
     widths: tuple[int, ...] = (64, 128, 256, 512)
     """Of both hidden layers."""
+    rates: tuple[float, ...] = RATES
+    """Learning rates."""
     seeds: int = 5
     """Runs of each point."""
     results: Path = RESULTS
@@ -61,8 +74,10 @@ def width(settings: WidthSettings) -> None:
     file = settings.results / FILE
     with alone_with(file), progress_bar() as bar:
         book = Book(file)
-        for each, method in itertools.product(settings.widths, RADII):
-            train(settings, each, method, book, bar)
+        for each in settings.widths:
+            look(settings, each, book)
+            for method in RADII:
+                train(settings, each, method, book, bar)
     draw(book.rows, settings.picture)
     print(f"see {settings.picture}")
 
@@ -74,7 +89,7 @@ def model_of(width: int) -> str:
 
 def train(settings: WidthSettings, width: int, method: str, book: Book, bar: Progress) -> None:
     """All points of one network and method that are not in the results yet."""
-    points = itertools.product(RATES, RADII[method], range(settings.seeds))
+    points = itertools.product(settings.rates, RADII[method], range(settings.seeds))
     wanted = [
         {"width": width, "method": method, "learning_rate": rate, "rho": rho, "seed": seed}
         for rate, rho, seed in points
@@ -95,6 +110,46 @@ def train(settings: WidthSettings, width: int, method: str, book: Book, bar: Pro
             book.add({"phase": "width"} | each | kept)
         bar.advance(task, len(group))
     bar.remove_task(task)
+
+
+def look(settings: WidthSettings, width: int, book: Book) -> None:
+    """How much of the squared gradient each layer has, in the beginning of a training with SAM."""
+    seen = {row["seed"] for row in book.rows if row["phase"] == "layers" and row["width"] == width}
+    for seed in set(range(settings.seeds)) - seen:
+        run = run_of({"width": width, "method": "sam", "learning_rate": 0.2, "rho": 0.4, "seed": seed})
+        data = load(run)
+        programs = compile_programs(run, data)
+        inputs = programs.inputs(run, data)
+        state = programs.init(inputs)
+        found = [layers(standing_at(programs.trainer, inputs, state))]
+        for epoch in range(1, LOOKS[-1] + 1):
+            state, _ = train_epoch(programs, state, inputs, epoch, lambda **_: None)
+            if epoch in LOOKS:
+                found.append(layers(standing_at(programs.trainer, inputs, state)))
+        book.add({"phase": "layers", "width": width, "seed": seed, "epochs": LOOKS, "shares": found})
+
+
+def layers(here: Standing) -> list[float]:
+    """The share of each layer in the squared gradient of a batch, over the batches."""
+    gradient = jax.jit(jax.grad(lambda params, batch: jnp.mean(here.loss(params, batch))))
+    squares = np.zeros(len(LAYERS))
+    for batch in here.parts:
+        grads = gradient(here.params, batch)
+        squares += [sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(grads[layer])) for layer in LAYERS]
+    return [float(x) for x in squares / squares.sum()]
+
+
+def shares_table(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """For each width the mean share of each layer, in percent, at both looks."""
+    found: dict[int, list[list[list[float]]]] = {}
+    for row in rows:
+        if row["phase"] == "layers":
+            found.setdefault(row["width"], []).append(row["shares"])
+    texts: list[tuple[str, ...]] = [("width", *(f"after {epochs} epochs" for epochs in LOOKS))]
+    for width, shares in sorted(found.items()):
+        means = 100 * np.mean(shares, axis=0)
+        texts.append((str(width), *(", ".join(f"{share:.0f}" for share in look) for look in means)))
+    return texts
 
 
 def run_of(point: dict[str, Any]) -> Settings:
@@ -151,7 +206,7 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
         panel.set_xticks(RADII[method], labels=[f"{radius:g}" for radius in RADII[method]])
         panel.minorticks_off()
         panel.grid(alpha=0.2)
-    panels[0].set_ylabel("test accuracy (%), best learning rate")
+    panels[0].set_ylabel("test accuracy (%)")
     panels[0].legend(frameon=False)
     with records.disk_errors(file.parent):
         figure.savefig(file, dpi=130)
