@@ -96,8 +96,8 @@ class Setup:
 class Settings(Setup):
     """Train one network with one method, and keep the whole record in one folder.
 
-    The folder receives config.json (settings, digest of the data, versions, source revision),
-    metrics.jsonl (one line per epoch) and the same as TensorBoard events, checkpoints, and at the end result.json.
+    The folder receives config.json (settings, versions, source revision), metrics.jsonl (one line
+    per epoch) and the same as TensorBoard events, checkpoints, and at the end result.json.
     """
 
     method: str = "sam"
