@@ -37,7 +37,7 @@ class CompareSettings(Setup):
     """Train methods over seeds in one process, and make one table and one picture.
 
     Each run has its own folder, such as sam-seed0, in the output folder. The next call uses finished runs
-    again. A run with other settings is set aside, not overwritten.
+    again. A run with other settings or other data is set aside, not overwritten.
     """
 
     methods: tuple[str, ...] = ("demo",)
@@ -135,11 +135,11 @@ def compiled(runs: dict[str, list[Settings]], data: Data, bar: Progress) -> dict
 
 def results_of(runs: list[Settings], data: Data, programs: Programs, bar: Progress) -> list[dict[str, Any]]:
     """Results of one method's runs; those finished before come from their folders."""
-    steps = runs[0].epochs * programs.steps_per_epoch
+    steps, digest = runs[0].epochs * programs.steps_per_epoch, records.digest_of(data)
     task = bar.add_task(runs[0].method, total=steps * len(runs))
     results = []
     for number, settings in enumerate(runs):
-        set_aside_if_different(settings)
+        set_aside_if_different(settings, digest)
         result = finished(settings)
         if not result or "surrogate_gap" not in result:
             result = result_of(settings, data, programs, functools.partial(bar.update, task))

@@ -30,8 +30,9 @@ class GridSettings(Setup):
 
     `--vary method=sgd,sam rho=0.05,0.1 seed=0,1,2` makes nine runs, since sgd has no rho: sgd-seed0,
     sam-rho0.05-seed0, ... Finished runs are left as they are. Interrupted runs continue. Runs with other
-    settings are set aside. You may start the same command several times at once, also on machines that share
-    the disk. Each then takes runs that no other one is working on.
+    settings are set aside. Unfinished runs that began with other data (a file was replaced) fail with a
+    message. You may start the same command several times at once, also on machines that share the disk. Each
+    then takes runs that no other one is working on.
     """
 
     vary: tuple[str, ...] = dataclasses.field(kw_only=True)

@@ -14,11 +14,11 @@ from rich.table import Table
 
 from experiments.reports.curves import draw_curves, draw_rises
 from experiments.reports.groups import (
-    TASK,
     Group,
     Run,
     folders_of_runs,
     grouped,
+    key,
     or_infinite,
     read_run,
     shown,
@@ -44,7 +44,8 @@ SEVERAL = "Where SGD or SAM has several settings, the unit is the best one: {}."
 
 @dataclasses.dataclass(frozen=True)
 class SummarizeSettings:
-    """Sum up finished runs in a table and pictures. Runs that differ only in the seed are taken together.
+    """Sum up finished runs in a table and pictures. Runs that differ only in the seed are taken together,
+    if their data are the same, too: a file may have been replaced.
 
     Writes summary.md, summary.json, score_by_seconds.png, score_by_gradients.png and, where the loss of
     perturbed steps was recorded, relative_rise.png.
@@ -86,7 +87,7 @@ def summarize(settings: SummarizeSettings) -> None:
 
 def read(folders: Sequence[Path]) -> list[Run]:
     """The finished runs; what is left out is said, a line each."""
-    found: dict[str, Run] = {}
+    found: dict[tuple[str, int], Run] = {}
     for folder in dict.fromkeys(folders_of_runs(folders)):
         try:
             run = read_run(folder)
@@ -96,8 +97,7 @@ def read(folders: Sequence[Path]) -> list[Run]:
         if run is None:
             print(f"left out: {folder} is not finished", file=sys.stderr)
             continue
-        decisive = {name: value for name, value in run.settings.items() if name not in records.MAY_CHANGE}
-        first = found.setdefault(str(sorted(decisive.items())), run)
+        first = found.setdefault((key(run), run.settings["seed"]), run)
         if first is not run:
             print(f"left out: {folder} is the same run as {first.folder}", file=sys.stderr)
     return list(found.values())
@@ -109,6 +109,7 @@ def row(group: Group, groups: Sequence[Group]) -> dict[str, Any]:
     return {
         "label": group.label,
         "settings": group.settings,
+        "data_sha256": next(iter(group.runs.values())).digest,
         "seeds": list(group.runs),
         "folders": [str(run.folder) for run in group.runs.values()],
         "score": group.score.name,
@@ -127,9 +128,7 @@ def unit(method: str, group: Group, groups: Sequence[Group]) -> Group | None:
 
 def candidates(method: str, group: Group, groups: Sequence[Group]) -> list[Group]:
     """The groups of a method on the same task."""
-    task = [group.settings.get(name) for name in TASK]
-    same = [each for each in groups if [each.settings.get(name) for name in TASK] == task]
-    return [each for each in same if each.settings["method"] == method]
+    return [each for each in groups if each.task == group.task and each.settings["method"] == method]
 
 
 def mean_score(group: Group) -> float:

@@ -12,7 +12,7 @@ from experiments.running.compile_only import compile_only
 from experiments.running.devices import first_process, join_processes
 from experiments.running.programs import compile_programs
 from experiments.running.progress import progress_bar
-from experiments.running.records import check_folder
+from experiments.running.records import check_digest, check_folder, digest_of, known_digest
 from experiments.running.run import run
 from experiments.running.scores import score_of
 from experiments.settings import Settings
@@ -50,6 +50,8 @@ def train(settings: Settings) -> None:
     if first_process():
         check_folder(settings)
     data = load(settings)
+    if known_digest(settings.out):
+        check_digest(settings, digest_of(data))  # before the time that compilation takes
     programs = compile_programs(settings, data)
     with progress_bar(first_process()) as bar:
         task = bar.add_task(settings.method, total=settings.epochs * programs.steps_per_epoch)

@@ -1,4 +1,4 @@
-"""Runs read from their folders, and grouped by all their settings but the seed."""
+"""Runs read from their folders, and grouped by their data and all their settings but the seed."""
 
 import dataclasses
 import json
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.data.kinds import kind_of
 from experiments.methods import NAMES
 from experiments.methods.names import BASE_TITLES, title
 from experiments.running import records
@@ -24,6 +25,10 @@ OWN = ("learning_rate", "weight_decay", *(field.name for field in dataclasses.fi
 TASK = tuple(
     field.name for field in dataclasses.fields(Setup) if field.name not in (*records.MAY_CHANGE, *OWN)
 )
+
+
+# The settings that decide the data, as long as no file of theirs is replaced.
+OF_DATA = ("data", "horizon", "train_examples", "label_noise", "labels", "evaluate_on", "stream")
 
 
 class Run(NamedTuple):
@@ -46,6 +51,11 @@ class Run(NamedTuple):
         """All settings."""
         return self.config["settings"]
 
+    @property
+    def digest(self) -> str | None:
+        """Digest of the data; None in a run of an earlier version."""
+        return self.config.get(records.DIGEST)
+
 
 class Group(NamedTuple):
     """Runs that differ in nothing but the seed.
@@ -62,6 +72,12 @@ class Group(NamedTuple):
     def settings(self) -> dict[str, Any]:
         """Those of the first run."""
         return next(iter(self.runs.values())).settings
+
+    @property
+    def task(self) -> list[Any]:
+        """What is the same where methods are compared: settings, and the data."""
+        run = next(iter(self.runs.values()))
+        return [*(run.settings.get(name) for name in TASK), run.digest]
 
     @property
     def score(self) -> Score:
@@ -139,17 +155,20 @@ def grouped(found: Sequence[Run]) -> list[Group]:
     """The groups, each with its label; SGD and SAM first."""
     by_key: dict[str, dict[int, Run]] = {}
     for run in sorted(found, key=place):
-        by_key.setdefault(key(run.settings), {}).setdefault(run.settings["seed"], run)
-    settings = [next(iter(runs.values())).settings for runs in by_key.values()]
-    labels = [label(each, settings) for each in settings]
+        by_key.setdefault(key(run), {}).setdefault(run.settings["seed"], run)
+    firsts = [next(iter(runs.values())) for runs in by_key.values()]
+    labels = [label(each, firsts) for each in firsts]
     return [Group(text, runs) for text, runs in zip(labels, by_key.values(), strict=True)]
 
 
-def key(settings: Mapping[str, Any]) -> str:
-    """All settings that decide numbers, the seed aside."""
-    return json.dumps(
-        {name: settings[name] for name in sorted(settings) if name not in (*records.MAY_CHANGE, "seed")}
-    )
+def key(run: Run) -> str:
+    """The data and all settings that decide numbers, the seed aside; one that is missing is null."""
+    decisive = {
+        name: value
+        for name, value in sorted(run.settings.items())
+        if name not in (*records.MAY_CHANGE, "seed") and value is not None
+    }
+    return json.dumps([decisive, run.digest])
 
 
 def place(run: Run) -> tuple[Any, ...]:
@@ -157,19 +176,28 @@ def place(run: Run) -> tuple[Any, ...]:
     values = run.settings
     method = NAMES.index(values["method"]) if values["method"] in NAMES else len(NAMES)
     others = [(str(type(values.get(name))), values.get(name)) for name in (*TASK, *OWN)]
-    return (others[: len(TASK)], method, others[len(TASK) :], values["seed"])
+    return (others[: len(TASK)], run.digest or "", method, others[len(TASK) :], values["seed"])
 
 
-def label(settings: Mapping[str, Any], all_settings: Sequence[Mapping[str, Any]]) -> str:
-    """A method's name, the settings in which its groups differ, and those in which any do."""
+def label(run: Run, runs: Sequence[Run]) -> str:
+    """A method's name, the settings in which its groups differ, those in which any do, and other data."""
+    settings, all_settings = run.settings, [each.settings for each in runs]
     same_method = [each for each in all_settings if each["method"] == settings["method"]]
     names = [name for name in OWN if differ(name, same_method)] + [
         name for name in TASK if differ(name, all_settings)
     ]
     parts = [f"{name.replace('_', ' ')} {shown(settings.get(name))}" for name in names]
+    if len({each.digest for each in runs if same_data_asked(each.settings, settings)}) > 1:
+        parts.append(f"data {(run.digest or 'unknown')[:8]}")
     alone = BASE_TITLES.get(settings.get("optimizer", "sgd"), "SGD")
     name = alone if settings["method"] == "sgd" else title(settings["method"])
     return ", ".join([name, *parts])
+
+
+def same_data_asked(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether the settings say that two runs have the same data; each network may read text in its way."""
+    names = (*OF_DATA, "model") if kind_of(one["data"]) == "text" else OF_DATA
+    return all(one.get(name) == other.get(name) for name in names)
 
 
 def differ(name: str, settings: Sequence[Mapping[str, Any]]) -> bool:

@@ -6,7 +6,7 @@ import functools
 import re
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,14 @@ from experiments.running.side_by_side import compile_side_by_side, run_side_by_s
 from experiments.settings import InUseError, Settings, SettingsError
 
 
-def set_aside_if_different(settings: Settings) -> None:
-    """Renames the folder of a run with other settings.
+def set_aside_if_different(settings: Settings, digest: str | None = None) -> None:
+    """Renames the folder of a run with other settings or, where the digest of the data is given, other data.
 
     Raises:
       InUseError: a process is at work in it.
     """
-    if records.differences(settings):
+    other_data = digest is not None and records.has_other_data(settings.out, digest)
+    if other_data or records.differences(settings):
         with records.alone_in(settings.out):
             pass
         aside = f"{settings.out.name}-until-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -101,7 +102,7 @@ def trained(ready: Mapping[str, Settings], side_by_side: int = 1, shown: bool = 
                 if side_by_side == 1:
                     train_one(first, chosen[first], shared, bar)
                 else:
-                    train_side_by_side(list(chosen.values()), shared, bar)
+                    failed |= train_side_by_side(chosen, shared, bar)
             except InUseError:
                 pass
             except Exception as error:  # the others go on
@@ -139,31 +140,52 @@ def train_one(name: str, settings: Settings, shared: Shared, bar: Progress) -> N
         bar.remove_task(task)
 
 
-def train_side_by_side(runs: Sequence[Settings], shared: Shared, bar: Progress) -> None:
-    """Trains those that are neither finished nor in the hands of another process, in one program."""
+def train_side_by_side(runs: Mapping[str, Settings], shared: Shared, bar: Progress) -> dict[str, str]:
+    """Trains those that are neither finished nor in the hands of another process, in one program.
+
+    Returns:
+      By name, why some are refused: they began with other data.
+    """
     with contextlib.ExitStack() as held:
-        folders = {}
-        for settings in runs:
+        folders: dict[str, records.RunFolder] = {}
+        for name, settings in runs.items():
             if not finished(settings):
                 folder = records.RunFolder(settings)
                 with contextlib.suppress(InUseError):
                     held.enter_context(records.alone_in(settings.out))
-                    folders[settings.out] = settings, folder
+                    folders[name] = folder
         if not folders:
-            return
-        data, programs = shared.fit(runs[0])
-        mine = [settings for settings, _ in folders.values()]
-        filled = mine + [mine[-1]] * (shared.count - len(mine))  # the program is for so many
+            return {}
+        first = next(iter(runs.values()))
+        data, programs = shared.fit(first)
+        refused = refused_for(records.digest_of(data), folders)
+        mine = [name for name in folders if name not in refused]
+        if not mine:
+            return refused
+        names = mine + [mine[-1]] * (shared.count - len(mine))  # the program is for so many
         task = bar.add_task(
-            f"{runs[0].method}, {len(mine)} runs", total=runs[0].epochs * programs.steps_per_epoch
+            f"{first.method}, {len(mine)} runs", total=first.epochs * programs.steps_per_epoch
         )
         try:
-            done = run_side_by_side(filled, data, programs, functools.partial(bar.update, task))
+            listener = functools.partial(bar.update, task)
+            done = run_side_by_side([runs[name] for name in names], data, programs, listener)
         finally:
             bar.remove_task(task)
-        for (_, folder), (result, lines, _) in zip(folders.values(), done, strict=False):
-            folder.write_metrics(lines)
-            folder.write_result(result)
+        for name, (result, lines, _) in zip(mine, done, strict=False):
+            folders[name].write_metrics(lines)
+            folders[name].write_result(result)
+    return refused
+
+
+def refused_for(digest: str, folders: Mapping[str, records.RunFolder]) -> dict[str, str]:
+    """Those that began with other data, and what there is to say of it; the others keep the digest."""
+    refused = {}
+    for name, folder in folders.items():
+        try:
+            folder.keep_digest(digest)
+        except SettingsError as error:
+            refused[name] = str(error)
+    return refused
 
 
 def reason(error: Exception) -> str:

@@ -20,12 +20,16 @@ import jax
 import numpy as np
 from filelock import lock_descriptor
 
+from experiments.data.arrays import Data
 from experiments.running.devices import first_process, together, whole
 from experiments.running.events import add_events, begin_events
 from experiments.settings import DiskError, InUseError, Settings, SettingsError, flag
 
 # Settings that may change from a run to its resumption: they do not decide any number.
 MAY_CHANGE = ("out", "resume", "data_dir", "checkpoint_every", "workers", "fsdp", "distributed", "profile")
+
+# Where config.json keeps the digest of the data, which their names do not decide.
+DIGEST = "data_sha256"
 
 
 class RunFolder:
@@ -37,7 +41,7 @@ class RunFolder:
         Raises:
           SettingsError: the folder holds another run, or cannot be written.
         """
-        self.path = settings.out
+        self.path, self.settings = settings.out, settings
         if first_process():
             check_folder(settings)
             if not (self.path / "config.json").exists():
@@ -45,6 +49,18 @@ class RunFolder:
                     self.path.mkdir(parents=True, exist_ok=True)
                 _create(self.path / "config.json", {"settings": as_json(settings)} | environment())
         together("the folder is there")
+
+    def keep_digest(self, digest: str) -> None:
+        """Writes the digest of the data into config.json, if it has none yet.
+
+        Raises:
+          SettingsError: the run began with other data.
+        """
+        if first_process():
+            check_digest(self.settings, digest)
+            config = read_json(self.path / "config.json")
+            if config.get(DIGEST) is None:
+                write_json(self.path / "config.json", config | {DIGEST: digest})
 
     def write_metrics(self, lines: list[dict[str, Any]]) -> None:
         """Writes metrics.jsonl and the events anew; what else stood there is gone."""
@@ -136,6 +152,37 @@ def differences(settings: Settings) -> dict[str, tuple[Any, Any]]:
     return {name: (now[name], before.get(name)) for name in names}
 
 
+def digest_of(data: Data) -> str:
+    """Digest of what a run trains on and is measured by: examples and labels; of a stream, a sample."""
+    return sha256({"train": data.train, "test": data.test})
+
+
+def known_digest(folder: Path) -> str | None:
+    """Digest of the data that the run in a folder began with; None if it is not known, or there is no run."""
+    file = folder / "config.json"
+    return read_json(file).get(DIGEST) if file.exists() else None
+
+
+def has_other_data(folder: Path, digest: str) -> bool:
+    """Whether the run in a folder is known to have begun with other data."""
+    return known_digest(folder) not in (None, digest)
+
+
+def check_digest(settings: Settings, digest: str) -> None:
+    """Refuses data that are not those of the run in the folder."""
+    if has_other_data(settings.out, digest):
+        raise SettingsError(
+            f"{data_in(settings)} has other examples or labels than those with which the run in --out "
+            f"{settings.out} began: restore them, or give another --out"
+        )
+
+
+def data_in(settings: Settings) -> str:
+    """How the command line names the data."""
+    labels = "" if settings.labels is None else f" --labels {settings.labels}"
+    return f"--data {settings.data}{labels}"
+
+
 def as_json(settings: Settings) -> dict[str, Any]:
     """All settings in one dictionary, as they come back from a JSON file."""
     fields = dataclasses.asdict(settings)
@@ -173,7 +220,8 @@ def sha256(tree: Any) -> str:
     for path, leaf in jax.tree.leaves_with_path(tree):
         array = whole(leaf) if isinstance(leaf, jax.Array) else np.asarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
-        digest.update(array.tobytes())
+        in_order = np.ascontiguousarray(array).reshape(-1)
+        digest.update(in_order.view(np.uint8).data)  # tobytes would copy a whole data set
     return digest.hexdigest()
 
 

@@ -18,7 +18,7 @@ from experiments.running.devices import agreed
 from experiments.running.inputs import Inputs
 from experiments.running.profile import Profile, profile_of
 from experiments.running.programs import Programs
-from experiments.running.records import RunFolder, alone_in, finite, sha256
+from experiments.running.records import RunFolder, alone_in, digest_of, finite, sha256
 from experiments.running.scores import score_of
 from experiments.running.training import TrainState, judged
 from experiments.settings import Settings
@@ -45,11 +45,15 @@ def run(
 
     Returns:
       The content of result.json, and the last state.
+
+    Raises:
+      SettingsError: the run in the folder began with other settings or other data.
     """
     profile = profile_of(settings, settings.epochs * programs.steps_per_epoch)
     folder = RunFolder(settings)
     with alone_in(settings.out), contextlib.ExitStack() as at_end:
         at_end.callback(programs.close)
+        folder.keep_digest(digest_of(data))
         checkpoints = Checkpoints(settings.out)
         inputs = programs.inputs(settings, data)
         done, state, lines = checkpoints.restore(programs.init(inputs))

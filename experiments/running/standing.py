@@ -39,11 +39,20 @@ class Standing(NamedTuple):
 
 
 def standing(run: Path) -> Standing:
-    """The run of a folder at its last checkpoint."""
+    """The run of a folder at its last checkpoint.
+
+    Raises:
+      SettingsError: the run keeps no checkpoint, its data are streamed, or are not those it was trained on.
+    """
     trained = settings_of(run)
     data = load(trained)
     if data.streams:
         raise SettingsError(f"--data {trained.data} is streamed: train a run with --stream False")
+    if records.has_other_data(run, records.digest_of(data)):
+        raise SettingsError(
+            f"{run} was trained on other examples or labels than {records.data_in(trained)} has now: "
+            "restore them"
+        )
     trainer = trainer_of(trained, data)
     inputs = make_inputs(trained, data, trainer.task)
     places = places_of(first_state(trainer, inputs))

@@ -16,7 +16,7 @@ from tests.experiments.runs import message_of
 EPOCHS = 3
 
 
-def write(folder, method, seed, accuracy, step_seconds=1.0, **settings):
+def write(folder, method, seed, accuracy, step_seconds=1.0, digest=None, **settings):
     """A finished run."""
     given = as_json(resolved(Settings(method=method, seed=seed, epochs=EPOCHS))) | settings
     gradients = 1 if method == "sgd" else 2
@@ -30,7 +30,9 @@ def write(folder, method, seed, accuracy, step_seconds=1.0, **settings):
         "step_seconds": step_seconds,
     }
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"settings": given, "device": "cpu", "machine": {}}))
+    config = {"settings": given, "device": "cpu", "machine": {}}
+    config |= {"data_sha256": digest} if digest else {}
+    (folder / "config.json").write_text(json.dumps(config))
     (folder / "result.json").write_text(json.dumps(result))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -120,6 +122,43 @@ def test_what_is_left_out_is_named_in_one_line_each(tmp_path, capsys):
     assert len(lines) == 5 and all(line.startswith("left out: ") for line in lines)
     for line, name in zip(lines, ("seed1", "seed2", "seed3", "seed4", "more"), strict=True):
         assert name in line
+
+
+def test_runs_of_other_data_are_other_groups_with_units_of_their_own(tmp_path, capsys):
+    for number, digest in enumerate(("0a1b2c3d" * 8, "4e5f6071" * 8)):
+        shift = -0.1 * number
+        accuracies = {"sgd": [0.90, 0.91], "sam": [0.94, 0.95], "vsam": [0.92, 0.93]}
+        accuracies = {name: [value + shift for value in values] for name, values in accuracies.items()}
+        sweep(tmp_path / f"grid{number}", accuracies, digest=digest)
+    rows = summed(tmp_path, out=tmp_path / "out")
+    assert [row["seeds"] for row in rows.values()] == [[0, 1]] * 6  # the same settings are not the same run
+    names = [
+        f"{name}, data {digest}" for digest in ("0a1b2c3d", "4e5f6071") for name in ("SGD", "SAM", "vSAM")
+    ]
+    assert list(rows) == names and "4e5f6071" in capsys.readouterr().out
+    for digest in ("0a1b2c3d", "4e5f6071"):
+        assert rows[f"vSAM, data {digest}"]["share_of_gain"] == pytest.approx([0.5] * 3)
+    # A run of an earlier version does not say what it was trained on.
+    write(tmp_path / "old", "sgd", 2, 0.5)
+    assert "SGD, data unknown" in summed(tmp_path, out=tmp_path / "out")
+
+
+def test_data_are_named_where_the_settings_do_not_tell_them_apart(tmp_path):
+    for seed, (noise, digest) in enumerate(((0.0, "a" * 64), (0.2, "b" * 64))):
+        write(tmp_path / str(seed), "sgd", seed, 0.9, digest=digest, label_noise=noise)
+    assert list(summed(tmp_path, out=tmp_path / "out")) == ["SGD, label noise 0.0", "SGD, label noise 0.2"]
+
+
+def test_a_setting_that_is_missing_is_one_that_is_none(tmp_path, capsys):
+    sweep(tmp_path / "grid", {"sgd": [0.8, 0.9]})
+    file = tmp_path / "grid/sgd-seed0/config.json"
+    config = json.loads(file.read_text())
+    assert config["settings"].pop("labels") is None
+    file.write_text(json.dumps(config))
+    write(tmp_path / "more", "sgd", 0, 0.7)
+    rows = summed(tmp_path / "grid", tmp_path / "more", out=tmp_path / "out")
+    assert rows["SGD"]["seeds"] == [0, 1] and len(rows) == 1
+    assert "more is the same run as" in capsys.readouterr().err
 
 
 def test_nothing_to_sum_up_is_one_line(tmp_path, capsys):
