@@ -5,7 +5,7 @@ BIN := .venv/bin
 # convolutions that sum in a wider type, which JAX 0.8 refuses.
 NOT_OLDEST := tests/experiments tests/benchmarks tests/documentation tests/frameworks/test_flax.py \
   tests/frameworks/test_flax_arguments.py tests/frameworks/test_flax_sharpness.py \
-  tests/frameworks/test_flax_slices.py tests/frameworks/test_equinox.py \
+  tests/frameworks/test_flax_slices.py tests/frameworks/test_flax_writes.py tests/frameworks/test_equinox.py \
   tests/frameworks/test_adapters.py tests/frameworks/test_names_of_biases.py tests/frameworks/test_recipes.py \
   tests/frameworks/test_computing_nodes.py \
   tests/fuzzing/test_fuzz_convolutions.py tests/clients optax_sam/flax.py

@@ -86,6 +86,7 @@ FIRST_CASES = {
         "test_weights_and_a_row_for_padding_travel_once": 3,
     },
     "devices/test_devices.py": {
+        "test_microbatches_of_single_examples_are_split_over_the_devices_as_far_as_they_can_be": 1,
         "test_norms_of_single_examples_stay_where_the_examples_are": 0,
         "test_sharded_batch_gives_the_trajectory_of_one_device": 1,
         "test_state_keeps_the_sharding_of_sharded_parameters": 1,
@@ -216,6 +217,10 @@ FIRST_CASES = {
     },
     "frameworks/test_flax_arguments.py": {
         "test_masks_of_the_passes_are_the_same_unless_keys_are_fresh_and_those_of_the_steps_differ": 1,
+    },
+    "frameworks/test_flax_writes.py": {
+        "test_no_two_steps_share_the_noise": 2,
+        "test_parameters_that_the_loss_writes_are_those_of_the_step_by_hand": 3,
     },
     "frameworks/test_linen.py": {
         "test_batch_statistics_are_those_of_a_forward_pass_at_the_start_of_the_method": 1,

@@ -141,7 +141,7 @@ def test_norms_of_single_examples_stay_where_the_examples_are(kind):
 
 
 @pytest.mark.parametrize("size", [4, 8])
-@product_axes
+@pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto], ids=str)
 def test_microbatches_of_single_examples_are_split_over_the_devices_as_far_as_they_can_be(kind, size):
     functions = (
         optax_sam.per_example.losses,
