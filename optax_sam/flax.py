@@ -101,9 +101,9 @@ def nnx_value_and_grad(
 
     Every gradient is that of a copy of the model, and of the other objects of NNX among `args`: an
     `nnx.Rngs`, metrics, another model. What the first pass changes is written back to these objects: the
-    batch statistics, counts and keys of random numbers, parameters that a layer normalizes, and all else.
-    What the further passes change is not. All passes begin with the same model, so that dropout masks are the
-    same. What a pass adds to a model is dropped. Return it as `aux`.
+    batch statistics, counts and keys of random numbers, parameters that a layer normalizes, flags, and all
+    else. What the further passes change is not. All passes begin with the same model, so that dropout masks
+    are the same. What a pass adds to a model is dropped. Return it as `aux`.
 
     Args:
       method: a sharpness-aware method.
@@ -120,8 +120,8 @@ def nnx_value_and_grad(
 
     Raises:
       ValueError: `has_aux`, but `loss_fn` returns no pair. Or `loss_fn` writes parameters (as
-        `nnx.SpectralNorm` does), and the method's first pass is at perturbed ones. See also
-        `SharpnessAware.value_and_grad`.
+        `nnx.SpectralNorm` does), and the method's first pass is at perturbed ones. Or it puts an array in the
+        place of a plain attribute. See also `SharpnessAware.value_and_grad`.
       TypeError: an object of NNX stands in the place of the batch.
 
     Example:
@@ -146,13 +146,14 @@ def nnx_value_and_grad(
         # are the tree that nnx.Optimizer hands to the method.
         params, rest = nnx.as_pure((params, rest))
         chosen = {(0, *path) for path, _ in nnx.to_flat_state(params)}
+        renewed: list[dict[tuple[Any, ...], Any]] = []  # by each pass; none of this can be traced
 
         def losses(params, batch, rest, args, *key):
             copies = nnx.merge(graph, {0: params}, rest, copy=True)
             if fresh_keys:
                 nnx.update(copies, _folded(nnx.state(copies, nnx.RngKey), *key))
                 key = ()
-            before = _arrays_of(copies)
+            before, plain = _arrays_of(copies), _plain_of(copies)
             returned = loss_fn(copies[0], batch, *together(args, copies[1]), *key)
             if has_aux and (not isinstance(returned, tuple) or len(returned) != 2):
                 raise ValueError(
@@ -160,6 +161,8 @@ def nnx_value_and_grad(
                 )
             found, aux = returned if has_aux else (returned, None)
             changed = {path: x for path, x in _arrays_of(copies).items() if x is not before.get(path, x)}
+            renewed.append({path: x for path, x in _plain_of(copies).items() if x is not plain.get(path, x)})
+            _refuse_arrays(renewed[-1])
             if method.method.perturbs_at_start:
                 _refuse_written(set(changed) & chosen)
             return found, (aux, changed)
@@ -171,6 +174,9 @@ def nnx_value_and_grad(
         )
         after = _without_slices(_arrays_of(live), after, slice_shares(oracle))
         nnx.update(live, nnx.from_flat_state(after.items()))
+        nodes = dict(nnx.iter_graph(live))
+        for path, x in renewed[0].items():
+            setattr(nodes[path[:-1]], path[-1], x)
         grads = jax.tree.unflatten(variables, jax.tree.leaves(grads))
         return (loss, aux) if has_aux else loss, grads, oracle
 
@@ -262,15 +268,43 @@ def _arrays_of(objects: Any) -> dict[tuple[Any, ...], Any]:
     return dict(nnx.to_flat_state(nnx.as_pure(nnx.state(objects))))
 
 
+def _plain_of(objects: Any) -> dict[tuple[Any, ...], Any]:
+    """What NNX's modules have beside variables and modules, such as flags and counts, by its path."""
+    found, arrays = dict(nnx.iter_graph(objects)), _arrays_of(objects)
+    return {
+        path: x
+        for path, x in found.items()
+        if path
+        and isinstance(found.get(path[:-1]), nnx.Module)
+        and not str(path[-1]).startswith(("_pytree__", "_object__"))
+        and not isinstance(x, nnx.Variable)
+        and not nnx.graph.is_node(x)
+        and path not in arrays
+    }
+
+
+def _refuse_arrays(renewed: dict[tuple[Any, ...], Any]) -> None:
+    """An array that takes the place of a Python value is no state of the model."""
+    paths = {path for path, x in renewed.items() if isinstance(x, jax.Array)}
+    if paths:
+        raise ValueError(
+            f"loss_fn sets the attributes {_names(paths)} of the model, which held no arrays, to arrays: "
+            f"keep them in an nnx.Variable from the beginning."
+        )
+
+
 def _refuse_written(paths: set[tuple[Any, ...]]) -> None:
     """What is written at the perturbed parameters says nothing of the parameters."""
     if paths:
-        names = ", ".join(sorted(".".join(map(str, path[1:])) for path in paths))
         raise ValueError(
-            f"loss_fn writes the parameters {names} (as nnx.SpectralNorm and nnx.WeightNorm do), but this "
-            f"method's first pass is at perturbed ones: choose a method that begins at the parameters, such "
-            f"as sam, or normalize the weights without writing them."
+            f"loss_fn writes the parameters {_names(paths)} (as nnx.SpectralNorm and nnx.WeightNorm do), but "
+            f"this method's first pass is at perturbed ones: choose a method that begins at the parameters, "
+            f"such as sam, or normalize the weights without writing them."
         )
+
+
+def _names(paths: set[tuple[Any, ...]]) -> str:
+    return ", ".join(sorted(".".join(map(str, path[1:])) for path in paths))
 
 
 def _without_slices(before: dict, after: dict, shares: jax.Array | None) -> dict:

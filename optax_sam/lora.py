@@ -22,12 +22,12 @@ class Adapter(NamedTuple):
     """A matrix of low rank, `a b`, beside a frozen one.
 
     Attributes:
-      a: `float[inputs, rank]`.
-      b: `float[rank, outputs]`.
+      lora_a: `a`, `float[inputs, rank]`.
+      lora_b: `b`, `float[rank, outputs]`. (A leaf named "b" alone would be a bias for `asam`.)
     """
 
-    a: jax.Array
-    b: jax.Array
+    lora_a: jax.Array
+    lora_b: jax.Array
 
 
 class Pair(NamedTuple):
@@ -153,7 +153,7 @@ def noisy_product(
     still = jax.lax.stop_gradient((*adapter, scale))
     key = _typed(key)
     noisy = _with_noise(jax.random.key_impl(key), x, kernel, still, jax.random.key_data(key))
-    return noisy + (x @ adapter.a) @ adapter.b
+    return noisy + (x @ adapter.lora_a) @ adapter.lora_b
 
 
 def _typed(key: jax.Array) -> jax.Array:

@@ -75,7 +75,7 @@ class Adapted:
                 return method(*args, **kwargs)
             kernel, bias = layer.variables["params"]["kernel"], layer.variables["params"]["bias"]
             own = tuple(tree[path] for tree in trees)
-            inputs = own[0].a.shape[0]
+            inputs = own[0].lora_a.shape[0]
             rows = args[0].reshape(*args[0].shape[:2], inputs)  # [n, length, inputs]
             rows, kernel, bias, own = cast((rows, kernel.reshape(inputs, -1), bias, own), layer.dtype)
             if noisy:

@@ -53,6 +53,14 @@ class Losses(Objective):
     structure: Any = None
     held: Held = dataclasses.field(default_factory=Held)
 
+    @property
+    def _kind(self) -> tuple[Any, ...]:
+        """What tells traces apart beside shapes: the structure, and functions that `through` has put in."""
+        functions = (
+            (self.losses.outputs, self.losses.losses) if isinstance(self.losses, ThroughOutputs) else ()
+        )
+        return self.structure, *map(id, functions)  # a trace keeps them alive
+
     def evaluate(self, point: Params, examples: Examples, arguments: Arguments) -> Evaluation:
         layout, floats, inputs = self._inputs(point, examples, arguments)
         key, gradient = self._gradient(layout, examples)
@@ -76,7 +84,7 @@ class Losses(Objective):
             found = self._losses(layout, examples, floats, inputs)[0]
             return found.astype(trees.accumulator_dtype(found.dtype))
 
-        key = ("losses", self.structure, layout, examples.surrogate)
+        key = ("losses", *self._kind, layout, examples.surrogate)
         traced = self.held.trace(key, losses, floats, inputs)
         inputs = self._as_seen(traced, 0, point, inputs, examples)
         return self.held.call(key, losses, floats, inputs)
@@ -112,9 +120,7 @@ class Losses(Objective):
             def found(floats, inputs):
                 return self._losses(layout, only, floats, inputs)[0]
 
-            return self.held.call(
-                ("alone", self.structure, layout, examples.surrogate), found, floats, inputs
-            )
+            return self.held.call(("alone", *self._kind, layout, examples.surrogate), found, floats, inputs)
 
         return losses
 
@@ -198,7 +204,7 @@ class Losses(Objective):
             return grads if scale is None else trees.divide(trees.widen(grads), scale), found
 
         kind = examples.surrogate, examples.needs_losses, examples.by_size
-        return ("gradient", self.structure, layout, *kind), gradient
+        return ("gradient", *self._kind, layout, *kind), gradient
 
     def _losses(self, layout: Layout, examples: Examples, floats: Any, inputs: Inputs) -> tuple[Any, Any]:
         """The losses as floats, and aux."""

@@ -39,6 +39,22 @@ class Clipped(nnx.Module):
         return self.inner(x)
 
 
+class SetByTheFirstBatch(nnx.Module):
+    """Standardizes by the statistics of the first batch that it sees, and counts its calls."""
+
+    def __init__(self, inner, rngs):
+        del rngs
+        self.inner, self.offset = inner, nnx.Param(jnp.zeros([4]))
+        self.is_set, self.calls = False, 0
+
+    def __call__(self, x):
+        if not self.is_set:
+            self.offset[...] = -x.mean(axis=0)
+            self.is_set = True
+        self.calls += 1
+        return self.inner(x + self.offset[...][None])
+
+
 class Net(nnx.Module):
     """A layer that writes its parameters in every pass, and one that does not."""
 
@@ -100,7 +116,7 @@ def test_no_two_steps_share_the_noise(method, fresh_keys):
     assert len(set(found)) == 4 and bool(model.key[...] != Noisy().key[...])
 
 
-@pytest.mark.parametrize("norm", [nnx.SpectralNorm, nnx.WeightNorm, Clipped])
+@pytest.mark.parametrize("norm", [nnx.SpectralNorm, SetByTheFirstBatch, nnx.WeightNorm, Clipped])
 @pytest.mark.parametrize("rho", [0.0, 0.1])
 def test_parameters_that_the_loss_writes_are_those_of_the_step_by_hand(norm, rho):
     model, plain = Net(norm), Net(norm)
@@ -108,6 +124,30 @@ def test_parameters_that_the_loss_writes_are_those_of_the_step_by_hand(norm, rho
     np.testing.assert_allclose(found, steps_by_hand(plain, squares, BATCH, 4, rho), rtol=1e-5)
     for ours, theirs in zip(*(jax.tree.leaves(nnx.state(m, nnx.Param)) for m in (model, plain)), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("transform", [lambda step: step, nnx.jit], ids=["eager", "jit"])
+def test_flags_and_counts_of_the_model_advance_as_in_one_pass(transform):
+    model, method = Net(SetByTheFirstBatch), optax_sam.sam(0.1)
+    optimizer = nnx.Optimizer(model, optax.chain(method, optax.sgd(0.05)), wrt=nnx.Param)
+
+    @transform
+    def step(model, optimizer):
+        _, grads, oracle = nnx_value_and_grad(method, squares)(model, BATCH, optimizer=optimizer)
+        optimizer.update(model, grads, oracle=oracle)
+
+    for calls in range(1, 3):
+        step(model, optimizer)
+        assert model.first.is_set is True and model.first.calls == calls
+
+
+def test_an_array_in_place_of_a_number_is_refused_by_its_name():
+    def losses(model, batch):
+        model.first.calls = jnp.sum(batch[0])
+        return squares(model, batch)
+
+    with pytest.raises(ValueError, match=r"attributes first\.calls .*nnx\.Variable from the beginning"):
+        steps_of(optax_sam.sam(0.1), Net(SetByTheFirstBatch), losses, BATCH, 1)
 
 
 def test_slices_write_the_parameters_as_the_whole_batch_does():

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+import optax_sam
 from optax_sam import lora
 
 INPUTS, OUTPUTS, RANK, EXAMPLES = 6, 4, 2, 8
@@ -50,8 +51,8 @@ def test_noise_on_the_merged_matrix_follows_numpy():
         noise[:, j] = scale * np.sqrt(np.sum(whole[:, j] ** 2) / INPUTS) * z[:, j]
     rest = x @ (whole + noise) - y
     np.testing.assert_allclose(found, 0.5 * np.sum(rest**2), rtol=1e-12)
-    np.testing.assert_allclose(grads.a, x.T @ rest @ b.T, rtol=1e-10)
-    np.testing.assert_allclose(grads.b, a.T @ x.T @ rest, rtol=1e-10)
+    np.testing.assert_allclose(grads.lora_a, x.T @ rest @ b.T, rtol=1e-10)
+    np.testing.assert_allclose(grads.lora_b, a.T @ x.T @ rest, rtol=1e-10)
 
 
 @pytest.mark.slow
@@ -88,9 +89,9 @@ def test_noise_and_gradients_are_right_in_mixed_dtypes(dtype, of_x):
 
     with jax.numpy_dtype_promotion("standard"):
         found, (by_x, grads) = jax.value_and_grad(loss, (0, 1))(x, adapter)
-    assert by_x.dtype == of_x and grads.a.dtype == grads.b.dtype == of_x
+    assert by_x.dtype == of_x and grads.lora_a.dtype == grads.lora_b.dtype == of_x
     wide = lambda z: np.asarray(z, np.float64)
-    whole = wide(kernel) + wide(adapter.a) @ wide(adapter.b)
+    whole = wide(kernel) + wide(adapter.lora_a) @ wide(adapter.lora_b)
     z = wide(jax.random.normal(key, kernel.shape, jnp.float32))
     noisy = whole + 0.3 * np.linalg.norm(whole, axis=0) / INPUTS**0.5 * z
     few = 0.02 if jnp.bfloat16 in (dtype, of_x) else 1e-5
@@ -152,7 +153,7 @@ def test_no_noise_of_the_size_of_the_parameters_is_kept():
     one = 256 * 256 * 4
 
     def kept(x, kernel, adapter, key):
-        whole = kernel + adapter.a @ adapter.b
+        whole = kernel + adapter.lora_a @ adapter.lora_b
         return x @ (whole + 0.1 * jax.random.normal(key, kernel.shape, kernel.dtype))
 
     plain = memory_of(lambda x, kernel, adapter, key: lora.product(x, kernel, adapter))
@@ -220,7 +221,7 @@ def test_without_a_radius_the_second_adapter_is_nothing():
         second = a2 @ b2 if number == 0 else 0  # as given, until the first clip
         whole = x.T @ (x @ (kernel + a @ b + second) - y) / EXAMPLES
         a, b = a - 0.05 * whole @ b.T, b - 0.05 * a.T @ whole
-    np.testing.assert_allclose(pair.descending["layer"].b, b, rtol=1e-10)
+    np.testing.assert_allclose(pair.descending["layer"].lora_b, b, rtol=1e-10)
 
 
 def test_the_joint_norm_is_over_all_matrices():
@@ -250,7 +251,7 @@ def test_the_joint_norm_of_columns_that_cancel_bounds_the_clip(rank):
     pair = lora.Pair(adapter, adapter)
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, pair), tx.init(pair), pair)
     short = jax.tree.map(np.float64, optax.apply_updates(pair, updates).climbing)
-    assert np.linalg.norm(short.a @ short.b) < rho
+    assert np.linalg.norm(short.lora_a @ short.lora_b) < rho
 
 
 def test_an_input_of_nan_leaves_the_noise_of_the_others_alone():
@@ -264,7 +265,7 @@ def test_an_input_of_nan_leaves_the_noise_of_the_others_alone():
 
 def test_a_new_adapter_is_nothing_and_is_moved_by_its_second_matrix():
     new = lora.adapter(jax.random.key(0), INPUTS, OUTPUTS, RANK, jnp.float64)
-    assert new.a.shape == (INPUTS, RANK) and not np.any(lora.merged(jnp.zeros((INPUTS, OUTPUTS)), new))
+    assert new.lora_a.shape == (INPUTS, RANK) and not np.any(lora.merged(jnp.zeros((INPUTS, OUTPUTS)), new))
 
 
 def test_what_is_refused():
@@ -300,3 +301,26 @@ def test_the_noise_is_the_same_for_each_of_many_inputs(generator):
     np.testing.assert_allclose(jax.vmap(noisy)(several), noisy(several), rtol=1e-6)
     values, grads = jax.vmap(jax.value_and_grad(lambda x: noisy(x).sum()))(several)
     np.testing.assert_allclose(jnp.sum(several * grads, (1, 2)), values, rtol=1e-6)
+
+
+def test_both_matrices_are_scaled_by_asam():
+    """ASAM leaves out biases, which have names that end in "bias" or are "b"."""
+    x, y, kernel, [(a, b), _] = problem()
+    layer, eta, rho = lora.Adapter(jnp.asarray(a), jnp.asarray(b)), 0.01, 0.5
+    seen = []
+
+    def losses(layer, x):
+        jax.debug.callback(seen.append, layer)
+        return jnp.sum((lora.product(x, kernel, layer) - y) ** 2, axis=-1)
+
+    method = optax_sam.asam(rho, eta)
+    oracle = optax_sam.Oracle(losses, jnp.asarray(x))
+    grads = jax.grad(lambda layer: jnp.mean(jnp.sum((lora.product(x, kernel, layer) - y) ** 2, axis=-1)))(
+        layer
+    )
+    method.update(grads, method.init(layer), layer, oracle=oracle)
+    jax.effects_barrier()
+    sizes = [np.abs(w) + eta for w in (a, b)]
+    norm = np.sqrt(sum(np.sum((t * g) ** 2) for t, g in zip(sizes, grads, strict=True)))
+    for there, w, t, g in zip(seen[-1], (a, b), sizes, grads, strict=True):
+        np.testing.assert_allclose(there - w, rho * t**2 * g / norm, rtol=1e-6)

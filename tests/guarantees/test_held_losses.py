@@ -1,5 +1,7 @@
 """What a loss closes over is held for the step; what it needs beside its batch is an argument."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -334,3 +336,25 @@ def test_eager_steps_compile_nothing_after_the_first_and_decide_as_compiled_ones
 def test_weights_and_indices_may_be_lists():
     oracle = optax_sam.Oracle(losses, make_batch(), weights=[1.0] * 15 + [0.0], indices=list(range(16)))
     assert oracle.weights.shape == oracle.indices.shape == (16,)
+
+
+@dataclasses.dataclass(frozen=True)
+class AskedTwice(optax_sam.pieces.bases.Combination):
+    """The gradient of cubes, after that of squares."""
+
+    def combine(self, step):
+        for function in (jnp.square, lambda z: z**3):
+            found = step.oracle.through_outputs(
+                lambda w, batch: batch @ w, lambda z, _, function=function: function(z)
+            ).evaluate(step.point)
+        return found.grads
+
+
+def test_losses_through_outputs_are_told_apart_by_their_functions():
+    w, batch = jnp.array([1.0, -2.0]), jnp.array([[1.0, 3.0], [2.0, -1.0]])
+    method = optax_sam.sharpness_aware(optax_sam.ascents.to_radius(0.0), combination=AskedTwice())
+    oracle = optax_sam.Oracle(lambda w, batch: jnp.square(batch @ w), batch)
+    descent, _ = method.update(w, method.init(w), w, oracle=oracle)
+    outputs = np.asarray(batch) @ np.asarray(w)
+    wanted = (3 * outputs**2) @ np.asarray(batch) / 2
+    np.testing.assert_allclose(descent, wanted, rtol=1e-6)
