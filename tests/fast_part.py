@@ -74,6 +74,7 @@ FIRST_CASES = {
         "test_family_is_a_probability_of_rst": 3,
     },
     "composition/test_wrappers.py": {
+        "test_a_slice_that_is_not_finite_leaves_nothing_in_the_state": 2,
         "test_an_infinite_loss_of_a_draw_with_a_finite_gradient_gives_no_nan": 1,
         "test_one_draw_needs_no_loop": 0,
         "test_slices_of_a_method_that_draws_starts_anew_in_its_own_slice": 0,
@@ -124,8 +125,14 @@ FIRST_CASES = {
         "test_the_command_exits_with_1_and_names_a_part_that_is_out_of_date": 0,
     },
     "experiments/test_adapted.py": {
-        "test_a_run_trains_its_adapters_and_the_head_alone": 3,
+        "test_a_run_trains_its_adapters_and_the_head_alone": 1,
         "test_an_interrupted_run_ends_with_the_numbers_of_a_whole_one": 1,
+        "test_runs_side_by_side_have_the_numbers_of_runs_alone": 0,
+        "test_the_network_with_adapters_is_the_merged_one": 1,
+        "test_without_noise_or_radius_they_are_the_base": 0,
+    },
+    "experiments/test_changed_data.py": {
+        "test_a_grid_goes_on_with_the_same_labels_alone": 1,
     },
     "experiments/test_checkpoints.py": {
         "test_damage_to_any_file_of_a_checkpoint_costs_at_most_that_checkpoint": 0,
@@ -149,6 +156,7 @@ FIRST_CASES = {
     },
     "experiments/test_forgetting.py": {
         "test_finished_runs_are_lines_and_are_not_trained_again": 0,
+        "test_rounding_is_to_fifteen_levels_of_each_output": 0,
     },
     "experiments/test_grid.py": {
         "test_failed_runs_are_told_at_the_end_and_the_others_go_on": 0,
@@ -188,9 +196,9 @@ FIRST_CASES = {
         "test_labels_come_from_a_file": 0,
     },
     "experiments/test_side_by_side.py": {
-        "test_each_run_records_its_own_sharpness": 0,
         "test_a_grid_trains_side_by_side_and_goes_on": 0,
         "test_each_run_has_the_numbers_of_a_run_by_itself": 0,
+        "test_each_run_records_its_own_sharpness": 0,
     },
     "experiments/test_step_functions.py": {
         "test_saf_has_no_term_for_examples_that_the_epoch_did_not_see": 0,
@@ -204,6 +212,9 @@ FIRST_CASES = {
     },
     "experiments/test_train.py": {
         "test_killed_run_resumes_with_the_numbers_of_an_uninterrupted_one": 0,
+    },
+    "experiments/test_width.py": {
+        "test_each_layers_part_of_the_gradient_is_seen_at_both_looks": 0,
     },
     "frameworks/test_computing_nodes.py": {
         "test_a_node_that_computes_an_array_is_no_variable": 1,
@@ -220,7 +231,7 @@ FIRST_CASES = {
     },
     "frameworks/test_flax_writes.py": {
         "test_no_two_steps_share_the_noise": 2,
-        "test_parameters_that_the_loss_writes_are_those_of_the_step_by_hand": 3,
+        "test_parameters_that_the_loss_writes_are_those_of_the_step_by_hand": 2,
     },
     "frameworks/test_linen.py": {
         "test_batch_statistics_are_those_of_a_forward_pass_at_the_start_of_the_method": 1,
@@ -365,6 +376,12 @@ FIRST_CASES = {
         "test_a_table_that_is_read_by_bytes": 0,
         "test_derivatives_of_the_norms_are_finite_where_a_layer_has_no_gradient": 0,
         "test_integers_complex_numbers_and_any_units_beside_a_matrix": 6,
+    },
+    "per_example/test_gradients_that_cancel.py": {
+        "test_a_few_rows_that_cancel_keep_their_digits": 1,
+        "test_many_places_of_a_kernel_that_cancel": 1,
+        "test_many_rows_that_cancel_are_never_nan_and_no_smaller_than_rounding": 1,
+        "test_slopes_of_norms_of_rows_that_cancel": 0,
     },
     "per_example/test_per_example.py": {
         "test_they_are_those_of_batches_of_one": 1,

@@ -15,6 +15,7 @@ NAMES = {
     "PIL": "pillow",
     "absl": "absl-py",
     "haiku": "dm-haiku",
+    "mpl_toolkits": "matplotlib",
     "orbax": "orbax-checkpoint",
     "sklearn": "scikit-learn",
     "tensorflow_datasets": "tensorflow-datasets",
