@@ -195,7 +195,7 @@ class InProportion(Ascent):
 
     asks_anew: ClassVar[bool] = False
     draws: ClassVar[int] = 0
-    says_how_far: ClassVar[bool] = False
+    says_how_far: ClassVar[bool | None] = None
 
     def update(
         self, updates: Grads, state: Any, params: Params = None, *, step: Any = None, **extra_args: Any
@@ -236,7 +236,7 @@ class Repeated(Ascent):
         return asks_anew(self.ascent)
 
     @property
-    def says_how_far(self) -> bool:  # pyrefly: ignore[bad-override]
+    def says_how_far(self) -> bool | None:  # pyrefly: ignore[bad-override]
         return says_how_far(self.ascent)
 
     @property
@@ -298,8 +298,8 @@ class Chained(Ascent):
         return any(map(asks_anew, self.ascents))
 
     @property
-    def says_how_far(self) -> bool:  # pyrefly: ignore[bad-override]
-        return any(map(says_how_far, self.ascents))
+    def says_how_far(self) -> bool | None:  # pyrefly: ignore[bad-override]
+        return left_out.strongest(map(says_how_far, self.ascents))
 
     @property
     def draws(self) -> int:  # pyrefly: ignore[bad-override]
@@ -321,8 +321,10 @@ class Chained(Ascent):
     def climb(
         self, updates: Grads, state: tuple[Any, ...], params: Params = None, **extra_args: Any
     ) -> tuple[Grads, tuple[Any, ...], jax.Array]:
-        if not self.ascents or left_out.has_masks(state):
-            updates, state = left_out.hiding(self._through)(updates, state, params, **extra_args)
+        if not self.ascents or (len(self.ascents) > 1 and left_out.has_masks(state)):
+            through: Any = self._through
+            whole = optax.GradientTransformationExtraArgs(self.init, through)
+            updates, state = left_out.hiding(whole)(updates, state, params, **extra_args)
             return updates, state, trees.norm(updates)
         *before, last = self.ascents
         updates, new = Chained(tuple(before))._through(updates, state[:-1], params, **extra_args)
@@ -335,11 +337,8 @@ class Chained(Ascent):
     ) -> tuple[Grads, tuple[Any, ...]]:
         new = []
         for number, (ascent, own) in enumerate(zip(self.ascents, state, strict=True)):
-            ascent, extra = (
-                optax.with_extra_args_support(ascent),
-                another_key(extra_args, *self._number(number)),
-            )
-            updates, own = ascent.update(updates, own, params, **extra)
+            extra = another_key(extra_args, *self._number(number))
+            updates, own = optax.with_extra_args_support(ascent).update(updates, own, params, **extra)
             new.append(own)
         return updates, tuple(new)
 

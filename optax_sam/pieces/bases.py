@@ -223,8 +223,9 @@ class Ascent(Piece, abc.ABC):
     Its key comes with `update`, not with `init`, since any other Optax transformation is an ascent too.
     """
 
-    says_how_far: ClassVar[bool] = True
-    """Whether it sets the size of the perturbation; if not, it changes that of another ascent."""
+    says_how_far: ClassVar[bool | None] = True
+    """Whether it sets the size of the perturbation. If not, it changes that of another ascent. None: it sets
+    the size where no other ascent does."""
     draws: ClassVar[int] = 1
     """How many keys it draws from: 0 if none. In a chain each of them is another one."""
 
@@ -269,10 +270,10 @@ def asks_anew(ascent: optax.GradientTransformation) -> bool:
     return True if record is None else record.asks_anew
 
 
-def says_how_far(ascent: optax.GradientTransformation) -> bool:
-    """Whether an ascent sets the size of the perturbation."""
+def says_how_far(ascent: optax.GradientTransformation) -> bool | None:
+    """Whether an ascent sets the size of the perturbation: see `Ascent.says_how_far`."""
     record = record_of(ascent)
-    return record is not None and record.says_how_far
+    return False if record is None else record.says_how_far
 
 
 def draws(ascent: optax.GradientTransformation) -> int:
@@ -302,6 +303,6 @@ def climb(
     record = record_of(ascent)
     if record is not None:
         return record.climb(updates, state, params, **extra_args)
-    update = left_out.hiding(optax.with_extra_args_support(ascent).update)
+    update = left_out.hiding(ascent)
     perturbation, new = update(updates, state, params, **extra_args)
     return perturbation, new, trees.norm(perturbation)

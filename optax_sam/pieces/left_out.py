@@ -2,14 +2,15 @@
 
 Optax does not say which leaves a mask leaves out. The ascents of this library say which leaves they are
 given. Beside a mask, a leaf is left out if no ascent that says how far has seen it. A compiled function says
-that in its first trace alone. What comes out of it as it went in is seen in its equations.
+that in its first trace alone. Where the mask is outermost, a leaf is left out if it comes out as it went in:
+the equations show that. Beside other transformations they show nothing, as some change some leaves alone.
 """
 
 import contextlib
 import contextvars
 import functools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -39,17 +40,18 @@ def noted(update: Callable[..., Any]) -> Callable[..., Any]:
     return telling
 
 
-def hiding(update: Callable[..., Any]) -> Callable[..., tuple[Grads, PieceState]]:
+def hiding(ascent: optax.GradientTransformation) -> Callable[..., tuple[Grads, PieceState]]:
     """The `update` of an ascent in which the direction and the perturbation are zero where masks leave out.
 
     Raises:
-      ValueError: a leaf was changed beside a mask, and nobody can tell whether it was left out.
+      ValueError: something stands beside a mask, and nobody can tell what the mask leaves out.
     """
+    update = optax.with_extra_args_support(ascent).update
 
     def hidden_update(updates, state, params=None, **extra_args):
         if not has_masks(state):
             return update(updates, state, params, **extra_args)
-        hidden = _left_out(update, updates, state, params, **extra_args)
+        hidden = _left_out(ascent, updates, state, params, **extra_args)
         perturbation, state = update(_without(updates, hidden), state, params, **extra_args)
         return _without(perturbation, hidden), state
 
@@ -62,36 +64,40 @@ def has_masks(state: PieceState) -> bool:
     return bool(masks.number) or masks.partitions
 
 
+def strongest(answers: Iterable[bool | None]) -> bool | None:
+    """True if any of the answers of `says_how_far` is, else None if any is."""
+    given = set(answers)
+    return True if True in given else None if None in given else False
+
+
 def _left_out(
-    update: Callable[..., Any], updates: Grads, state: PieceState, params: Params, **extra_args: Any
+    ascent: optax.GradientTransformation, updates: Grads, state: PieceState, params: Params, **extra_args: Any
 ) -> list[bool]:
     """For each leaf of `updates`, whether masks leave it out of an ascent."""
+    update = optax.with_extra_args_support(ascent).update
     answers: list[Any] = []
 
     def look(updates, state):
         with metered(), _listening() as seen:
             found, _ = update(updates, state, params, **extra_args)
         checks.like_params("ascent", update, found, updates)
-        answers.append(_of_leaves(seen, updates))
+        answers.append(_who_says_how_far(seen, updates))
         return jax.tree.leaves(found)
 
     jaxpr = jax.make_jaxpr(look)(updates, state).jaxpr
     alike = [_origin(jaxpr, e) is d for e, d in zip(jaxpr.outvars, jaxpr.invars, strict=False)]
-    masks, seen = _masks(state), answers[-1]
+    masks, (how_far, seen) = _masks(state), answers[-1]
+    is_outermost = _code_of(ascent.update) is _code_of(optax.masked(optax.identity(), True).update)
     unseen = [not any(shown) for shown in zip(*seen, strict=True)] if seen else [True] * len(alike)
-    untouched = [u and a for u, a in zip(unseen, alike, strict=True)]
-    changed = any(u and not a for u, a in zip(unseen, alike, strict=True))
-    floats = [trees.is_inexact(x) for x in jax.tree.leaves(updates)]
-    # Nothing stands before or behind a mask if anything has come through it as it was.
-    is_alone = any(map(operator.and_, untouched, floats)) or (
-        isinstance(state, optax.MaskedState) and _is_masked(update) and not (seen and changed)
-    )
-    if not masks.number or (is_alone and masks.number == 1 and not masks.nested):
-        return untouched
+    if not masks.number or (is_outermost and masks.number == 1 and not masks.nested):
+        return [u and a for u, a in zip(unseen, alike, strict=True)]
     patterns = {shown for shown in seen if not all(shown)}
-    if any(unseen) and (masks.partitions or len(patterns) < masks.number):
+    # A mask in a mask may be seen or not, and so may a partition: the patterns of others are not known then.
+    is_known = len(patterns) >= masks.number and not (masks.partitions or (masks.nested and masks.number > 1))
+    # An `in_proportion` that is given every leaf has chosen them before a mask, but not behind it.
+    if (how_far is None and any(map(all, seen))) or (any(unseen) and not is_known):
         raise ValueError(
-            "ascent has optax.masked among other transformations of Optax, or inside a function. Nobody can "
+            "ascent has optax.masked among other transformations, or inside a function. Nobody can "
             "tell there what the mask leaves out: put optax.masked outermost, or say what is done with every "
             "leaf, "
             'optax.partition({"here": ascent, "none": optax.set_to_zero()}, labels).'
@@ -116,13 +122,19 @@ def _origin(jaxpr: jex.Jaxpr, atom: Any) -> Any:
     return atom
 
 
-def _is_masked(update: Callable[..., Any]) -> bool:
-    """Whether this is the `update` of `optax.masked` itself, with nothing around it but `jax.jit`."""
-    return getattr(update, "__qualname__", "").startswith("masked.<locals>")
+def _code_of(update: Any) -> Any:
+    """The code of a function, with nothing around it but `jax.jit`: another function may bear its name."""
+    while isinstance(update, jax.stages.Wrapped):
+        update = getattr(update, "__wrapped__", None)
+    return getattr(update, "__code__", None)
 
 
-def _of_leaves(seen: list[Any], updates: Grads) -> list[tuple[bool, ...]]:
-    """For each call, which leaves of `updates` it was given; one of another tree tells nothing."""
+def _who_says_how_far(seen: list[Any], updates: Grads) -> tuple[bool | None, list[tuple[bool, ...]]]:
+    """How far is said by whom (see `Ascent.says_how_far`), and which leaves of `updates` each was given.
+
+    One that was given another tree tells nothing. Where nobody says how far, one that was given a part stands
+    in a mask, and one that was given every leaf has chosen none.
+    """
 
     def on_part(is_shown, part):
         leaves = jax.tree.leaves(part)
@@ -130,13 +142,13 @@ def _of_leaves(seen: list[Any], updates: Grads) -> list[tuple[bool, ...]]:
             raise ValueError("an array in the place of a tree")
         return [is_shown] * len(leaves)
 
-    # What is only made shorter, or partly kept, behind the mask of another ascent was not chosen by it.
-    far = [shown for says_how_far, shown in seen if says_how_far] or [shown for _, shown in seen]
+    how_far = strongest(answer for answer, _ in seen)
     found = []
-    for shown in far:
-        with contextlib.suppress(ValueError, TypeError):
-            found.append(tuple(jax.tree.leaves(jax.tree.map(on_part, shown, updates))))
-    return found
+    for answer, shown in seen:
+        if answer is how_far:
+            with contextlib.suppress(ValueError, TypeError):
+                found.append(tuple(jax.tree.leaves(jax.tree.map(on_part, shown, updates))))
+    return how_far, found if how_far is not False else [shown for shown in found if not all(shown)]
 
 
 def _without(updates: Grads, hidden: list[bool]) -> Grads:

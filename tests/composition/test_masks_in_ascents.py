@@ -1,5 +1,7 @@
 """What `optax.masked` leaves out of an ascent is not perturbed, whatever stands around the mask."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,9 +67,10 @@ def losses(params, batch):
     return (params["w"] + 100 * params["b"]) * batch
 
 
-def seen_by(ascent, tx=None):
+def seen_by(ascent, **pieces):
     """The last point at which the losses were seen, and the step's diagnostics."""
-    method, params = optax_sam.sharpness_aware(ascent), {"w": jnp.asarray(1.0), "b": jnp.asarray(1.0)}
+    method = optax_sam.sharpness_aware(ascent, **pieces)
+    params = {"w": jnp.asarray(1.0), "b": jnp.asarray(1.0)}
     points = []
 
     def watched(params, batch):
@@ -120,11 +123,80 @@ def test_what_changes_the_size_behind_a_mask_brings_nothing_back(name, chain):
     np.testing.assert_allclose(point, (1 + moved, 1.0), rtol=1e-6)
 
 
+ONLY_IN_PROPORTION = {
+    "rounded": (ascents.rounded_by_chance(), 0.1),
+    "times the interval": (ascents.times_interval(), 0.1),
+    "within": (ascents.within_leaf_norm(0.01), 0.01),
+    "kept": (ascents.keep_random_fraction(1.0), 0.1),
+    "chained": (ascents.chained(ascents.within_leaf_norm(0.01), ascents.rounded_by_chance()), 0.01),
+}
+
+
+@pytest.mark.parametrize("chain", [optax.chain, ascents.chained])
+@pytest.mark.parametrize("name", ONLY_IN_PROPORTION)
+def test_behind_a_masked_ascent_without_a_ball_the_hidden_leaf_stays(name, chain):
+    """The gradient of `w` is 1, and that of `b` is 100."""
+    behind, moved = ONLY_IN_PROPORTION[name]
+    point, _ = seen_by(chain(optax.masked(ascents.in_proportion(0.1), HERE), behind))
+    np.testing.assert_allclose(point, (1 + moved, 1.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ONLY_IN_PROPORTION)
+def test_before_a_masked_ascent_without_a_ball_the_hidden_leaf_stays(name):
+    before, _ = ONLY_IN_PROPORTION[name]
+    point, _ = seen_by(ascents.chained(before, optax.masked(ascents.in_proportion(0.1), HERE)))
+    assert point[0] > 1 and point[1] == 1.0
+
+
+def test_noise_in_a_part_stays_in_it_when_it_is_rounded():
+    ascent = ascents.chained(optax.masked(ascents.in_proportion(0.01), HERE), ascents.rounded_by_chance())
+    noise = {"direction": optax_sam.directions.gaussian(), "start": optax_sam.starts.ahead()}
+    point, _ = seen_by(ascent, **noise)
+    assert point[0] != 1.0 and point[1] == 1.0
+
+
+HEAD = {"head": True, "bias": False, "kernel": False}
+KERNELS_FURTHER = optax.stateless_with_tree_map(lambda e, w: 2 * e if w.ndim > 1 else e)
+KERNELS_IN_GROUPS = optax.partition(
+    {"near": optax.scale(2.0), "far": optax.identity()}, {"head": "near", "bias": "far", "kernel": "near"}
+)
+
+
+def moved_by(ascent):
+    """The perturbation of each leaf, where the gradient is twice the parameters."""
+    params = {"head": jnp.asarray([3.0, 4.0]), "bias": jnp.asarray([5.0]), "kernel": jnp.ones((2, 2))}
+    method = optax_sam.sharpness_aware(ascent)
+    oracle = optax_sam.Oracle(lambda p, batch: sum(jnp.sum(x**2) for x in p.values()) * batch, jnp.ones(2))
+    descent, _ = method.update(params, method.init(params), params, oracle=oracle)
+    return {name: np.asarray(descent[name]) / 2 - np.asarray(params[name]) for name in params}
+
+
+@pytest.mark.parametrize("chain", [optax.chain, ascents.chained])
+@pytest.mark.parametrize("ascent", [ascents.to_radius(0.1), ascents.in_proportion(0.01)])
+def test_a_leaf_that_passes_unchanged_does_not_show_that_the_mask_is_alone(ascent, chain):
+    """Kernels alone are changed behind the mask or before it: the hidden bias comes through as it was."""
+    on_head = optax.masked(ascent, HEAD)
+    for members in ((on_head, KERNELS_FURTHER), (KERNELS_FURTHER, on_head)):
+        found = moved_by(chain(*members))
+        np.testing.assert_allclose(found["head"], (0.06, 0.08), rtol=1e-4)
+        assert not np.any(found["bias"]) and not np.any(found["kernel"])
+
+
 def test_a_second_mask_over_what_the_first_leaves_out_is_refused():
     params = dict.fromkeys("wbc", jnp.asarray(1.0))
     mask, wider = ({name: name in names for name in "wbc"} for names in ("w", "wb"))
     ascent = optax.chain(optax.masked(TO_RADIUS, mask), optax.masked(optax.clip(0.01), wider))
     method = optax_sam.sharpness_aware(ascent)
+    with pytest.raises(ValueError, match="put optax.masked outermost"):
+        method.update(params, method.init(params), params, grad_fn=lambda p: p)
+
+
+def test_a_mask_in_a_mask_beside_another_is_refused():
+    """The masks in a mask may be two that are seen, and the one beside it may hold Optax alone."""
+    params = dict.fromkeys("wbc", jnp.asarray(1.0))
+    inner, wider, rest = ({name: name in names for name in "wbc"} for names in ("w", "wb", "c"))
+    near = optax.masked(optax.chain(TO_RADIUS, optax.masked(TO_RADIUS, inner)), wider)
+    method = optax_sam.sharpness_aware(optax.chain(near, optax.masked(optax.scale(0.1), rest)))
     with pytest.raises(ValueError, match="put optax.masked outermost"):
         method.update(params, method.init(params), params, grad_fn=lambda p: p)
 
@@ -208,11 +280,56 @@ def around(ascent):
         optax.chain(optax.masked(optax.scale(0.05), HERE), UNIT),
         optax.chain(optax.masked(TO_RADIUS, HERE), optax.masked(optax.scale(0.1), THERE), UNIT),
         ascents.chained(optax.masked(optax.scale(0.05), HERE), UNIT),
+        ascents.chained(optax.masked(optax.scale(0.1), HERE), ascents.rounded_by_chance()),
+        optax.chain(optax.masked(optax.scale(0.1), HERE), ascents.within_leaf_norm(1.0)),
+        ascents.chained(ascents.keep_random_fraction(1.0), optax.masked(optax.scale(0.1), HERE)),
+        ascents.chained(optax.masked(optax.scale(0.1), HERE), ascents.in_proportion(1.0)),
+        ascents.chained(optax.masked(ascents.within_leaf_norm(1.0), THERE), ascents.in_proportion(0.1)),
+        ascents.chained(compiled(optax.masked(optax.scale(0.1), HERE)), ascents.times_interval()),
     ],
 )
 def test_what_nobody_can_tell_is_refused(ascent):
-    with pytest.raises(ValueError, match=r"put optax\.masked outermost, .* optax\.partition"):
+    with pytest.raises(ValueError, match=r"^ascent has .* put optax\.masked outermost, .* optax\.partition"):
         seen_by(ascent)
+
+
+@pytest.mark.parametrize(
+    "ascent",
+    [
+        optax.chain(optax.masked(TO_RADIUS, HEAD), KERNELS_IN_GROUPS),
+        optax.chain(optax.masked(optax.scale(0.1), HEAD), KERNELS_FURTHER),
+        optax.chain(KERNELS_FURTHER, optax.masked(optax.scale(0.1), HEAD)),
+    ],
+)
+def test_what_nobody_can_tell_is_refused_though_a_leaf_passes_unchanged(ascent):
+    with pytest.raises(ValueError, match=r"^ascent has .* put optax\.masked outermost, .* optax\.partition"):
+        moved_by(ascent)
+
+
+def test_a_function_that_bears_the_name_of_a_mask_is_none():
+    inner = optax.masked(optax.scale(0.1), HEAD)
+
+    @functools.wraps(inner.update)
+    def update(updates, state, params=None, **extra_args):
+        found, state = inner.update(updates, state, params, **extra_args)
+        return KERNELS_FURTHER.update(found, optax.EmptyState(), params)[0], state
+
+    with pytest.raises(ValueError, match=r"put optax\.masked outermost"):
+        moved_by(optax.GradientTransformationExtraArgs(inner.init, update))
+
+
+@pytest.mark.parametrize("wrap", [compiled, ascents.chained, lambda mask: ascents.repeated(mask, 1)])
+def test_a_mask_that_is_outermost_may_hold_groups_and_transformations_of_optax(wrap):
+    groups = optax.partition({"near": TO_RADIUS, "far": optax.scale(0.5)}, {"w": "near", "b": "far"})
+    np.testing.assert_allclose(seen_by(wrap(optax.masked(optax.scale(0.1), HERE)))[0], (1.1, 1.0), rtol=1e-6)
+    np.testing.assert_allclose(seen_by(wrap(optax.masked(groups, True)))[0], (1.05, 51.0), rtol=1e-6)
+
+
+def test_an_identity_in_a_group_stays_unperturbed_before_a_piece_that_says_not_how_far():
+    groups = {"near": ascents.in_proportion(0.1), "none": optax.identity()}
+    parts = optax.partition(groups, {"w": "near", "b": "none"})
+    point, _ = seen_by(ascents.chained(parts, ascents.rounded_by_chance()))
+    np.testing.assert_allclose(point, (1.1, 1.0), rtol=1e-6)
 
 
 def test_a_mask_in_an_ascent_stands_inside_a_mask_around_the_method():

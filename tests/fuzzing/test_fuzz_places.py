@@ -28,6 +28,7 @@ COUNTS = over([6, 400], [6])
 def around(inner: Any, how: str, mask: dict[str, bool]) -> Any:
     """An ascent with something around it that perturbs as far, where the mask lets it."""
     unit = optax.scale(1.0)
+    of_one_axis = optax.stateless_with_tree_map(lambda e, w: 1.0 * e if w.ndim else e)
     wider = {name: mask[name] or name == "d" for name in NAMES}
     return {
         "before": lambda: optax.chain(unit, inner),
@@ -42,24 +43,30 @@ def around(inner: Any, how: str, mask: dict[str, bool]) -> Any:
         "in no mask": lambda: optax.masked(inner, dict.fromkeys(NAMES, True)),
         "not finite": lambda: optax.apply_if_finite(inner, 3),
         "clipped": lambda: optax.chain(inner, optax.clip_by_global_norm(1.0)),
+        "rounded": lambda: ascents.chained(inner, ascents.rounded_by_chance()),
+        "kept": lambda: optax.chain(ascents.keep_random_fraction(1.0), inner),
+        "of one alone": lambda: optax.chain(inner, of_one_axis),
+        "before, of one alone": lambda: optax.chain(of_one_axis, inner),
     }[how]()
 
 
 NESTINGS = (
     "before", "behind", "named", "chained", "condition", "injected", "in a wider mask", "in no mask",
-    "not finite", "clipped",
+    "not finite", "clipped", "rounded", "kept", "of one alone", "before, of one alone",
 )  # fmt: skip
 
 
 def check_mask(chosen: list[bool], hows: list[str], steps: int, by: str) -> list[str]:
     mask = dict(zip(NAMES, chosen, strict=True))
-    radius = ascents.to_radius(0.5 / steps)
-    made = ascents.chained(optax.masked(radius, mask)) if by == "chained" else optax.masked(radius, mask)
+    is_ball = by != "in proportion"
+    inner = ascents.to_radius(0.5 / steps) if is_ball else ascents.in_proportion(0.001 / steps)
+    made = ascents.chained(optax.masked(inner, mask)) if by == "chained" else optax.masked(inner, mask)
     for how in hows:
         made = around(made, how, mask)
     if steps > 1:
         made = ascents.repeated(made, steps)
-    method, params = optax_sam.sharpness_aware(made), dict.fromkeys(NAMES, jnp.asarray(1.0))
+    method = optax_sam.sharpness_aware(made)
+    params = dict.fromkeys(NAMES, jnp.asarray(1.0)) | {"c": jnp.ones(1)}
     seen: list[Any] = []
 
     def losses(params, batch):
@@ -68,11 +75,15 @@ def check_mask(chosen: list[bool], hows: list[str], steps: int, by: str) -> list
 
     oracle = optax_sam.Oracle(losses, jnp.ones(2))
     state = method.init(params)
+    if hows and all(chosen) and not is_ball:  # The same as behind a mask of another transformation.
+        with pytest.raises(ValueError, match="put optax.masked outermost"):
+            method.update(params, state, params, oracle=oracle)
+        return ["masks", "refused"]
     method.update(params, state, params, oracle=oracle)
     jax.effects_barrier()
     norm = np.sqrt(sum(SLOPES[name] ** 2 for name in NAMES if mask[name]))
     for name in NAMES:
-        moved = 0.5 * SLOPES[name] / norm if mask[name] else 0.0
+        moved = SLOPES[name] * (0.5 / norm if is_ball else 0.001) if mask[name] else 0.0
         np.testing.assert_allclose(seen[-1][name], 1 + moved, rtol=1e-5, err_msg=f"{name} {hows}")
     return ["masks", f"{len(hows)} nestings"]
 
@@ -86,7 +97,7 @@ def test_masks_nested_among_other_ascents_leave_out_what_they_leave_out(draws, a
         chosen=st.lists(st.booleans(), min_size=4, max_size=4).filter(any),
         hows=st.lists(st.sampled_from(NESTINGS), max_size=4),
         steps=st.sampled_from([1, 1, 2, 3]),
-        by=st.sampled_from(["itself", "chained"]),
+        by=st.sampled_from(["itself", "chained", "in proportion"]),
     )
     assert seen["masks"] >= draws * 0.9
 
