@@ -1,6 +1,7 @@
 """What an unpaid step remembers of the last perturbed one."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
@@ -184,13 +185,18 @@ def components_beyond(
 def beside(tree: Any, to: Any) -> Any:
     """The part of `tree` orthogonal to `to`, and zero where it is no longer than its rounding.
 
-    The coarsest leaf decides: by what sums in its dtype may leave, or, since gradients of half precision are
-    summed in a wider one, by two units in its last place.
+    Each leaf loses a share of its own norm: what sums in its dtype may leave, or, since gradients of half
+    precision are summed in a wider one, two units in its last place. These losses, as one vector, are at
+    least as long as what of them is orthogonal to `to`.
     """
     part = trees.perpendicular(tree, to=to)
-    length, whole = trees.norm(part), trees.norm(tree)
-    share = max((_rounding(x.dtype) for x in jax.tree.leaves(tree) if trees.is_inexact(x)), default=0)
-    is_rounding = length <= share * whole
+    length = trees.norm(part)
+    leaves = [x for x in jax.tree.leaves(tree) if trees.is_inexact(x)]
+    shares = dict.fromkeys(_rounding(x.dtype) for x in leaves)
+    # Leaves of one share have one norm, which is known where that is all of a gradient.
+    alike = ((share, trees.norm([x for x in leaves if _rounding(x.dtype) == share])) for share in shares)
+    lost = [share * whole.astype(length.dtype) for share, whole in alike]
+    is_rounding = length <= functools.reduce(jnp.hypot, lost, jnp.zeros_like(length))
     return trees.map_inexact(lambda x: jnp.where(is_rounding, jnp.zeros_like(x), x), part)
 
 

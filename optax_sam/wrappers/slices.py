@@ -84,23 +84,30 @@ class PerSlice(Wrapper):
         (mean, flags), cost = self.mean_and_sum(on_slice, shares, (parts, slices), (shared, params))
         descent = trees.cast_like(sharding.split_like(mean.descent, params), grads)
         new = merged(state, sharding.split_like(mean.state, state), flags, cost / len(shares))
+        new = new._replace(key=state.key)  # that of the first slice may be another one
         return Outcome(descent, self.settle(new, state), mean.loss)
 
 
 def parts_and_shared(number: int, state: SharpnessAwareState, given: Given) -> tuple[Slices, Any]:
     """What each slice has of its own, and what is whole in all of them."""
-    whole = given.but(examples=given.examples.shared_by(number))
-    return given.examples.split(number), (state, whole)
+    parts, whole = given.examples.split(number), given.but(examples=given.examples.shared_by(number))
+    if given.examples.is_part:  # slices of slices are numbered from 1: see `of_slice`
+        parts = parts._replace(number=parts.number + 1)
+    return parts, (state, whole)
 
 
 def of_slice(part: Slices, shared: Any, number: int) -> tuple[Given, SharpnessAwareState]:
     """What one of a number of slices is given, and the state with random numbers of its own.
 
-    The first slice has the method's random numbers. A single slice has the step's key for the loss too. The
-    first of several has not, since the second pass makes another slice's key of it.
+    Number 0, the first slice of the batch, has the method's random numbers. No slice of a slice has those of
+    what it is cut from: else slice 1 of slice 0 would have those of slice 0 of slice 1.
+
+    A single slice has the step's key for the loss too. The first of several has not, since the second pass
+    makes another slice's key of it.
     """
     state, whole = shared
-    own = with_key_of_part(state, part.number)
-    own = own._replace(key=jnp.where(part.number == 0, state.key, own.key))
     examples = whole.examples.of_slice(part)
-    return whole.but(examples=examples.but(key=whole.examples.key) if number == 1 else examples), own
+    if number == 1:
+        return whole.but(examples=examples.but(key=whole.examples.key)), state
+    own = with_key_of_part(state, part.number)
+    return whole.but(examples=examples), own._replace(key=jnp.where(part.number == 0, state.key, own.key))

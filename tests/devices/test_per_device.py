@@ -249,3 +249,29 @@ def test_other_axes_of_the_mesh_are_left_alone(kind):
         got = stepper(method, losses)(placed, method.init(placed), split, None, None)
         assert got[1]["w"].sharding.spec == PartitionSpec("model")
     assert_trees_close(jax.device_get(got), jax.device_get(wanted), rtol=1e-4, atol=1e-5)
+
+
+@every_axis_type
+def test_slices_on_devices_have_random_numbers_of_their_own(kind):
+    """Three slices on each of eight devices: as many first points, those of slices of slices."""
+    noisy = optax_sam.sharpness_aware(
+        optax_sam.ascents.to_radius(0.1), start=optax_sam.starts.at_random(), seed=4
+    )
+    slices, params, batch = optax_sam.per_microbatch(noisy, 3), jnp.zeros(2), jnp.ones(24)
+
+    def seen(params, batch):
+        return batch * jnp.sum(params), params
+
+    def noises_of(method, params, batch):
+        state = method.init(params)
+        first = jax.jit(lambda *given: method.value_and_grad(seen, has_aux=True)(*given, state=state)[0])
+        return np.asarray(first(params, batch)[1]).reshape(-1, 2)
+
+    wanted = noises_of(optax_sam.per_microbatch(slices, 8), params, batch)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    place = placed_on(mesh)
+    with jax.set_mesh(mesh):
+        placed = place(params, PartitionSpec()), place(batch, PartitionSpec("data"))
+        found = noises_of(optax_sam.per_device(slices), *placed)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    assert len(np.unique(found, axis=0)) == 24

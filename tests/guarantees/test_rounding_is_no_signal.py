@@ -33,7 +33,13 @@ def test_a_second_gradient_along_the_first_leaves_nothing_to_look_at(method):
     np.testing.assert_allclose(after, w - 0.01 * 2 * (row @ w - 1) * row, rtol=1e-5)
 
 
-MIXED = {"float16": ("float16",), "bfloat16": ("bfloat16",), "one of bfloat16": ("bfloat16", "float32")}
+MIXED = {
+    "float16": ("float16",),
+    "bfloat16": ("bfloat16",),
+    "one of bfloat16": ("bfloat16", "float32"),
+    "one of float16": ("float32", "float16"),
+    "two halves": ("bfloat16", "float16"),
+}
 
 
 @pytest.mark.parametrize("dtypes", MIXED.values(), ids=MIXED)
@@ -54,6 +60,39 @@ def test_it_does_not_either_where_the_gradients_are_rounded(method, dtypes):
         _, grads, oracle = tx.value_and_grad(losses)(params, rows, state=state)
         descent, state = tx.update(grads, state, params, oracle=oracle)
     jax.tree.map(np.testing.assert_array_equal, descent, grads)  # the second step has looked at nothing
+
+
+def shifted(params, batch):
+    inside = jnp.tanh(batch["x"] @ params["w"] + 1e-2 * params["shift"].astype(jnp.float32))
+    return jnp.square(inside - batch["y"])
+
+
+LOOKING = {
+    "looksam": optax_sam.looksam(5e-4),
+    "look_layersam": optax_sam.look_layersam(5e-4),
+    "aelooksam": optax_sam.aelooksam(4, 5e-4),
+    "fgsam_plus": optax_sam.fgsam_plus(shifted, 5e-4),
+}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", LOOKING)
+def test_a_leaf_of_half_precision_leaves_the_others_what_they_remember(name, dtype):
+    """A scalar with a small part of the gradient: its rounding is none of the rest's."""
+    method = LOOKING[name]
+    x, w = jax.random.normal(jax.random.key(0), (64, 10)), jnp.linspace(-1, 1, 10)
+    batch = {"x": x, "y": jnp.sin(3 * x.sum(1))}
+
+    def kept(dtype):
+        params = {"w": w, "shift": jnp.zeros([], dtype)}
+        state = method.init(params)
+        _, grads, oracle = method.value_and_grad(shifted)(params, batch, state=state)
+        _, state = method.update(grads, state, params, oracle=oracle, perturb=True)
+        return getattr(state.reuse, "of_perturbed", state.reuse)["w"]
+
+    wanted = kept("float32")
+    assert optax.tree.norm(wanted) > 0
+    np.testing.assert_allclose(kept(dtype), wanted, rtol=1e-2, atol=1e-5)
 
 
 def network(w, batch):
