@@ -95,7 +95,7 @@ def test_a_run_trains_its_adapters_and_the_head_alone(method, small):
     attention = {f"encoder/layer0/attention/{name}" for name in ("query", "key", "value", "out")}
     trees = tuple(state.params["adapters"]) if method == "bi_lora" else (state.params["adapters"],)
     assert all(set(tree) == attention for tree in trees)
-    assert all(tree[name].a.shape == (12, 3) for tree in trees for name in tree)
+    assert all(tree[name].lora_a.shape == (12, 3) for tree in trees for name in tree)
     pairs = zip(jax.tree.leaves(first.params), jax.tree.leaves(state.params), strict=True)
     assert all((old != new).any() and np.isfinite(new).all() for old, new in pairs)
     jax.tree.map(np.testing.assert_array_equal, inputs.examples.frozen["encoder"], small)
@@ -131,7 +131,7 @@ def test_every_layer_of_the_real_attention_has_the_size_of_its_matrix(monkeypatc
     network = models.Adapted(minilm.MiniLM(6), 8, ("encoder",))
     params, _ = jax.eval_shape(lambda: network.init(KEY, np.ones((2, 6), np.int32)))
     assert len(params["adapters"]) == 24
-    shapes = {(each.a.shape, each.b.shape) for each in params["adapters"].values()}
+    shapes = {(each.lora_a.shape, each.lora_b.shape) for each in params["adapters"].values()}
     assert shapes == {((384, 8), (8, 384))}
 
 
@@ -148,7 +148,9 @@ def test_without_noise_or_radius_they_are_the_base():
     )
     close(flat.params, base.params)
     assert optax.tree.norm(optax.tree.sub(noisy.params, base.params)) > 1e-3
-    zero = [np.abs(x).max() for tree in paired.params["adapters"] for x in (tree[name].b for name in tree)]
+    zero = [
+        np.abs(x).max() for tree in paired.params["adapters"] for x in (tree[name].lora_b for name in tree)
+    ]
     assert not any(zero) and float(lora.joint_norm(both.params["adapters"].climbing)) == 0
     assert set(first.params) == set(both.params)
 
