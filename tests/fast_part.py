@@ -5,15 +5,9 @@ test asks of methods, places or inputs of one kind is asked of a few of them her
 """
 
 FIRST_CASES = {
-    "arithmetic/test_canonical_convolutions.py": {
-        "test_gradient_of_every_kind_of_convolution": 14,
-    },
-    "arithmetic/test_random_bits.py": {
-        "test_numbers_are_those_of_jax": 1,
-    },
-    "arithmetic/test_rowwise.py": {
-        "test_examples_that_never_meet_are_seen_to_be_apart": 3,
-    },
+    "arithmetic/test_canonical_convolutions.py": {"test_gradient_of_every_kind_of_convolution": 14},
+    "arithmetic/test_random_bits.py": {"test_numbers_are_those_of_jax": 1},
+    "arithmetic/test_rowwise.py": {"test_examples_that_never_meet_are_seen_to_be_apart": 3},
     "batches/test_accumulation.py": {
         "test_a_first_gradient_taken_anew_has_as_many_slices": 0,
         "test_accumulated_is_the_big_batch": 1,
@@ -34,7 +28,7 @@ FIRST_CASES = {
         "test_no_result_depends_on_the_loss_scale": 2,
     },
     "batches/test_token_losses.py": {
-        "test_weights_by_tokens_give_the_mean_over_all_tokens_whatever_padding_holds": 1,
+        "test_weights_by_tokens_give_the_mean_over_all_tokens_whatever_padding_holds": 1
     },
     "clients/test_clients.py": {
         "test_eager_steps_over_graphs_compile_nothing_after_the_first_ones": 0,
@@ -59,11 +53,9 @@ FIRST_CASES = {
         "test_lbfgs_behind_it_takes_its_curvature_from_the_descents": 1,
     },
     "composition/test_masks_in_ascents.py": {
-        "test_what_a_mask_leaves_out_is_not_perturbed_under_any_nesting": 10,
+        "test_what_a_mask_leaves_out_is_not_perturbed_under_any_nesting": 10
     },
-    "composition/test_optax_bar.py": {
-        "test_explicit_sharding_types_of_the_state_are_stable": 2,
-    },
+    "composition/test_optax_bar.py": {"test_explicit_sharding_types_of_the_state_are_stable": 2},
     "composition/test_parts_of_the_parameters.py": {
         "test_ascent_of_a_part_perturbs_it_alone_and_descends_on_all": 2,
         "test_inside_masked_and_partition_the_method_sees_a_part": 1,
@@ -107,9 +99,7 @@ FIRST_CASES = {
         "test_whatever_keeps_the_replicas_alike_is_accepted": 1,
         "test_with_the_mean_in_its_gradient_function_it_is_the_step_of_the_whole_batch": 1,
     },
-    "devices/test_processes.py": {
-        "test_two_processes_decide_alike_and_give_the_numbers_of_one": 0,
-    },
+    "devices/test_processes.py": {"test_two_processes_decide_alike_and_give_the_numbers_of_one": 0},
     "devices/test_shard_map.py": {
         "test_a_fisher_mask_is_that_of_the_first_examples_of_all_devices": 1,
         "test_each_example_has_its_own_loss_gradient_and_norm": 2,
@@ -118,11 +108,9 @@ FIRST_CASES = {
         "test_losses_are_averaged_over_devices_with_the_same_parameters": 1,
         "test_mean_loss_and_gradient_function_of_the_global_batch": 1,
     },
-    "devices/test_sharded_parameters.py": {
-        "test_split_parameters_stay_split_and_norms_are_global": 1,
-    },
+    "devices/test_sharded_parameters.py": {"test_split_parameters_stay_split_and_norms_are_global": 1},
     "documentation/test_derived.py": {
-        "test_the_command_exits_with_1_and_names_a_part_that_is_out_of_date": 0,
+        "test_the_command_exits_with_1_and_names_a_part_that_is_out_of_date": 0
     },
     "experiments/test_adapted.py": {
         "test_a_run_trains_its_adapters_and_the_head_alone": 1,
@@ -131,11 +119,9 @@ FIRST_CASES = {
         "test_the_network_with_adapters_is_the_merged_one": 1,
         "test_without_noise_or_radius_they_are_the_base": 0,
     },
-    "experiments/test_changed_data.py": {
-        "test_a_grid_goes_on_with_the_same_labels_alone": 1,
-    },
+    "experiments/test_changed_data.py": {"test_a_grid_goes_on_with_the_same_labels_alone": 1},
     "experiments/test_checkpoints.py": {
-        "test_damage_to_any_file_of_a_checkpoint_costs_at_most_that_checkpoint": 0,
+        "test_damage_to_any_file_of_a_checkpoint_costs_at_most_that_checkpoint": 0
     },
     "experiments/test_compile_only.py": {
         "test_a_stream_has_a_program_of_one_step": 0,
@@ -143,17 +129,13 @@ FIRST_CASES = {
         "test_needs_are_printed_and_nothing_is_trained_or_written": 0,
         "test_the_program_is_the_one_that_the_run_executes": 0,
     },
-    "experiments/test_compositions.py": {
-        "test_the_compositions_of_the_experiments_are_their_parts": 0,
-    },
+    "experiments/test_compositions.py": {"test_the_compositions_of_the_experiments_are_their_parts": 0},
     "experiments/test_data.py": {
         "test_augmentation_keeps_shapes_and_follows_the_key": 1,
         "test_ausam_hears_which_examples_it_sees": 0,
         "test_tfds_set_by_name": 0,
     },
-    "experiments/test_evidence.py": {
-        "test_a_task_is_searched_tested_timed_and_goes_on_where_it_was": 0,
-    },
+    "experiments/test_evidence.py": {"test_a_task_is_searched_tested_timed_and_goes_on_where_it_was": 0},
     "experiments/test_forgetting.py": {
         "test_finished_runs_are_lines_and_are_not_trained_again": 0,
         "test_rounding_is_to_fifteen_levels_of_each_output": 0,
@@ -162,27 +144,19 @@ FIRST_CASES = {
         "test_failed_runs_are_told_at_the_end_and_the_others_go_on": 0,
         "test_programs_are_shared_by_seeds_and_radii_and_finished_runs_are_left_alone": 0,
     },
-    "experiments/test_methods.py": {
-        "test_every_method_fits_into_the_training_loop": 4,
-    },
-    "experiments/test_models.py": {
-        "test_the_parameters_are_as_many_as_published": 3,
-    },
+    "experiments/test_methods.py": {"test_every_method_fits_into_the_training_loop": 4},
+    "experiments/test_models.py": {"test_the_parameters_are_as_many_as_published": 3},
     "experiments/test_optimizers.py": {
-        "test_decay_in_the_loss_is_perturbed_and_decay_after_the_method_is_not": 0,
+        "test_decay_in_the_loss_is_perturbed_and_decay_after_the_method_is_not": 0
     },
-    "experiments/test_pose.py": {
-        "test_image_and_keypoints_move_together": 0,
-    },
+    "experiments/test_pose.py": {"test_image_and_keypoints_move_together": 0},
     "experiments/test_quantized.py": {
         "test_training_with_sam_and_few_bits": 0,
         "test_values_and_gradients_are_the_papers": 1,
     },
-    "experiments/test_recipes.py": {
-        "test_words_after_the_recipe_override_it": 0,
-    },
+    "experiments/test_recipes.py": {"test_words_after_the_recipe_override_it": 0},
     "experiments/test_records.py": {
-        "test_events_hold_the_numbers_of_the_metrics_once_after_a_resumption_too": 0,
+        "test_events_hold_the_numbers_of_the_metrics_once_after_a_resumption_too": 0
     },
     "experiments/test_rules.py": {
         "test_a_radius_follows_the_measured_rise": 1,
@@ -204,18 +178,10 @@ FIRST_CASES = {
         "test_saf_has_no_term_for_examples_that_the_epoch_did_not_see": 0,
         "test_without_weight_or_before_the_start_saf_and_mesa_are_sgd": 0,
     },
-    "experiments/test_stream.py": {
-        "test_imagenet_is_streamed_and_trained_on": 0,
-    },
-    "experiments/test_text.py": {
-        "test_padding_has_no_influence": 0,
-    },
-    "experiments/test_train.py": {
-        "test_killed_run_resumes_with_the_numbers_of_an_uninterrupted_one": 0,
-    },
-    "experiments/test_width.py": {
-        "test_each_layers_part_of_the_gradient_is_seen_at_both_looks": 0,
-    },
+    "experiments/test_stream.py": {"test_imagenet_is_streamed_and_trained_on": 0},
+    "experiments/test_text.py": {"test_padding_has_no_influence": 0},
+    "experiments/test_train.py": {"test_killed_run_resumes_with_the_numbers_of_an_uninterrupted_one": 0},
+    "experiments/test_width.py": {"test_each_layers_part_of_the_gradient_is_seen_at_both_looks": 0},
     "frameworks/test_computing_nodes.py": {
         "test_a_node_that_computes_an_array_is_no_variable": 1,
         "test_its_norms_and_its_curvature_are_those_of_its_leaves": 1,
@@ -227,7 +193,7 @@ FIRST_CASES = {
         "test_statistics_and_counts_of_the_live_model_are_those_of_one_forward_pass": 1,
     },
     "frameworks/test_flax_arguments.py": {
-        "test_masks_of_the_passes_are_the_same_unless_keys_are_fresh_and_those_of_the_steps_differ": 1,
+        "test_masks_of_the_passes_are_the_same_unless_keys_are_fresh_and_those_of_the_steps_differ": 1
     },
     "frameworks/test_flax_writes.py": {
         "test_no_two_steps_share_the_noise": 2,
@@ -237,19 +203,10 @@ FIRST_CASES = {
         "test_batch_statistics_are_those_of_a_forward_pass_at_the_start_of_the_method": 1,
         "test_linen_step_is_the_one_written_by_hand": 1,
     },
-    "frameworks/test_recipes.py": {
-        "test_haiku": 0,
-        "test_jraph": 0,
-    },
-    "fuzzing/test_fuzz.py": {
-        "test_any_call_gives_the_documented_result_or_the_documented_error": 0,
-    },
-    "fuzzing/test_fuzz_convolutions.py": {
-        "test_random_convolutions_have_the_same_gradients": 0,
-    },
-    "fuzzing/test_fuzz_implicit.py": {
-        "test_random_layers_have_the_gradients_and_norms_of_jax": 0,
-    },
+    "frameworks/test_recipes.py": {"test_haiku": 0, "test_jraph": 0},
+    "fuzzing/test_fuzz.py": {"test_any_call_gives_the_documented_result_or_the_documented_error": 0},
+    "fuzzing/test_fuzz_convolutions.py": {"test_random_convolutions_have_the_same_gradients": 0},
+    "fuzzing/test_fuzz_implicit.py": {"test_random_layers_have_the_gradients_and_norms_of_jax": 0},
     "fuzzing/test_fuzz_places.py": {
         "test_masks_nested_among_other_ascents_leave_out_what_they_leave_out": 0,
         "test_nodes_that_compute_arrays_change_no_result": 0,
@@ -301,9 +258,7 @@ FIRST_CASES = {
         "test_on_explicit_axes_a_loss_that_closes_over_arrays_is_told_where_they_go": 1,
         "test_what_is_assigned_between_the_two_calls_does_not_reach_the_second": 2,
     },
-    "guarantees/test_identity.py": {
-        "test_unequal_methods_are_an_error_that_names_the_first_difference": 4,
-    },
+    "guarantees/test_identity.py": {"test_unequal_methods_are_an_error_that_names_the_first_difference": 4},
     "guarantees/test_odd_leaves.py": {
         "test_a_batch_of_any_width_may_have_padding": 2,
         "test_measurements_leave_them_alone": 0,
@@ -318,7 +273,7 @@ FIRST_CASES = {
         "test_what_a_users_piece_takes_is_counted_inside_every_wrapper": 3,
     },
     "guarantees/test_pieces_refused.py": {
-        "test_a_start_that_compares_losses_refuses_a_selection_of_other_ones": 0,
+        "test_a_start_that_compares_losses_refuses_a_selection_of_other_ones": 0
     },
     "guarantees/test_radius_pieces.py": {
         "test_polyaks_step_is_as_long_for_a_loss_of_any_scale": 1,
@@ -341,12 +296,8 @@ FIRST_CASES = {
         "test_the_derivative_by_an_example_s_weight_is_right_where_the_weight_is_not_zero": 0,
         "test_whole_batch_leaves_nothing_to_choose": 1,
     },
-    "methods/test_against_references.py": {
-        "test_vsam_follows_its_reference": 3,
-    },
-    "methods/test_ausam_against_references.py": {
-        "test_ausam_follows_its_reference": 2,
-    },
+    "methods/test_against_references.py": {"test_vsam_follows_its_reference": 3},
+    "methods/test_ausam_against_references.py": {"test_ausam_follows_its_reference": 2},
     "methods/test_eigen_and_focal_sam.py": {
         "test_hessian_products_know_padding_and_slices": 0,
         "test_it_is_the_top_eigenvector_of_the_dense_hessian": 0,
@@ -354,9 +305,7 @@ FIRST_CASES = {
         "test_the_vector_stays_a_unit_vector": 1,
         "test_the_vector_stays_a_unit_vector_over_devices": 0,
     },
-    "methods/test_limits.py": {
-        "test_tsam_without_noise_is_sam": 1,
-    },
+    "methods/test_limits.py": {"test_tsam_without_noise_is_sam": 1},
     "methods/test_per_microbatch.py": {
         "test_gate_decides_once_for_all_slices": 1,
         "test_per_microbatch_is_a_loop_over_slices": 1,
@@ -365,9 +314,7 @@ FIRST_CASES = {
         "test_mean_over_devices_in_a_pmap_and_under_jit": 0,
         "test_new_call_trains_as_the_old_one": 2,
     },
-    "migration/test_from_pytorch.py": {
-        "test_new_call_trains_as_the_recorded_one": 3,
-    },
+    "migration/test_from_pytorch.py": {"test_new_call_trains_as_the_recorded_one": 3},
     "per_example/test_ghost_norms.py": {
         "test_losses_of_one_parameter_have_the_norms_of_vmap": 12,
         "test_networks_have_the_norms_of_vmap": 1,
@@ -383,9 +330,7 @@ FIRST_CASES = {
         "test_many_rows_that_cancel_are_never_nan_and_no_smaller_than_rounding": 1,
         "test_slopes_of_norms_of_rows_that_cancel": 0,
     },
-    "per_example/test_per_example.py": {
-        "test_they_are_those_of_batches_of_one": 1,
-    },
+    "per_example/test_per_example.py": {"test_they_are_those_of_batches_of_one": 1},
     "sharpness/test_curvature.py": {
         "test_eigenvalues_of_a_network_are_those_of_its_hessian": 1,
         "test_every_copy_of_a_known_eigenvalue_is_found": 1,
@@ -402,10 +347,6 @@ FIRST_CASES = {
         "test_the_adaptive_ball_does_not_see_a_rescaling": 0,
         "test_the_psf_norm_is_the_mean_of_the_batches_weighted_by_their_examples": 0,
     },
-    "sharpness/test_sharded.py": {
-        "test_measurements_keep_what_is_split_and_give_the_same_numbers": 0,
-    },
-    "traps/test_traps_of_state.py": {
-        "test_passes_over_a_copied_nnx_model_leave_the_live_one_alone": 1,
-    },
+    "sharpness/test_sharded.py": {"test_measurements_keep_what_is_split_and_give_the_same_numbers": 0},
+    "traps/test_traps_of_state.py": {"test_passes_over_a_copied_nnx_model_leave_the_live_one_alone": 1},
 }
