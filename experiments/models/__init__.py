@@ -20,7 +20,7 @@ from experiments.models.quantized import Quantized
 from experiments.models.resnet import ResNet
 from experiments.models.samformer import SAMformer
 from experiments.models.simcc import SimCC
-from experiments.models.small import Perceptron, SeriesConvNet, SmallConvNet
+from experiments.models.small import Perceptron, SmallConvNet, StridedConvNet
 from experiments.models.text import TextTransformer
 from experiments.models.vit import VisionTransformer
 from experiments.models.wide_resnet import WideResNet
@@ -28,6 +28,7 @@ from experiments.settings import Settings, SettingsError, Setup
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "conv": SmallConvNet,
+    "strided": partial(StridedConvNet, widths=(32, 64, 128), sizes=(3, 3, 3)),
     "resnet8": partial(ResNet, blocks=(1, 1, 1), width=16),
     "resnet18": partial(ResNet, blocks=(2, 2, 2, 2)),
     "resnet50": partial(ResNet, blocks=(3, 4, 6, 3), bottleneck=True),
@@ -41,7 +42,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "text": TextTransformer,
     "minilm": minilm.MiniLM,
     "mlp": Perceptron,
-    "conv1d": SeriesConvNet,
+    "conv1d": StridedConvNet,
     "samformer": SAMformer,
     "decoder": Decoder,
     **{f"mlp{width}": partial(Perceptron, widths=(width, width)) for width in (32, 64, 128, 512, 1024, 2048)},

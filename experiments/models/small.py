@@ -55,24 +55,27 @@ class Perceptron(nn.Module):
         return nn.Dense(self.num_classes, dtype=self.dtype)(x)
 
 
-class SeriesConvNet(nn.Module):
-    """Three convolutions with stride 2 along a series, and a linear layer.
+class StridedConvNet(nn.Module):
+    """Convolutions with stride 2, along series or over images, and a linear layer.
 
     Attributes:
       num_classes: number of logits.
-      width: channels of each convolution.
+      widths: channels of the convolutions.
+      sizes: of their windows.
       dtype: of the computation; parameters are float32.
     """
 
     num_classes: int
-    width: int = 32
+    widths: tuple[int, ...] = (32, 32, 32)
+    sizes: tuple[int, ...] = (5, 3, 3)
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, series: jax.Array, train: bool) -> jax.Array:
-        """Maps floats [n, length] to logits [n, num_classes]."""
+    def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
+        """Maps floats, series [n, length] or images [n, height, width, channels], to logits [n, num_classes]."""
         del train
-        x = series[..., None]
-        for size in (5, 3, 3):
-            x = nn.relu(nn.Conv(self.width, (size,), strides=2, dtype=self.dtype)(x))
+        x = inputs[..., None] if inputs.ndim == 2 else inputs
+        for width, size in zip(self.widths, self.sizes, strict=True):
+            window = (size,) * (x.ndim - 2)
+            x = nn.relu(nn.Conv(width, window, strides=2, dtype=self.dtype)(x))
         return nn.Dense(self.num_classes, dtype=self.dtype)(x.reshape(len(x), -1))

@@ -26,7 +26,7 @@ PUBLISHED = {
 }
 
 
-SMALL = {"conv", "resnet8", "simcc", "text", "mlp", "conv1d", "samformer", "decoder"}
+SMALL = {"conv", "strided", "resnet8", "simcc", "text", "mlp", "conv1d", "samformer", "decoder"}
 ELSEWHERE = {"minilm"}  # counted in test_minilm.py
 WIDTHS = {f"mlp{width}" for width in (32, 64, 128, 512, 1024, 2048)}
 LARGE = ("pyramidnet110", "vit_s")  # to trace

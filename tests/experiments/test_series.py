@@ -11,7 +11,7 @@ from experiments import data
 from experiments.data.ett import ENDS, LOOK_BACK
 from experiments.models.decoder import Decoder
 from experiments.models.samformer import SAMformer
-from experiments.models.small import Perceptron, SeriesConvNet
+from experiments.models.small import Perceptron, StridedConvNet
 from experiments.settings import Settings
 from experiments.settings.defaults import resolved
 from experiments.tasks.forecast import Forecast
@@ -102,7 +102,7 @@ def test_samformer_is_its_equation():
         np.testing.assert_allclose(found[number], y.T, rtol=1e-4, atol=1e-3)
 
 
-def test_dense_and_convolutional_networks_are_their_equations():
+def test_a_dense_network_is_its_equation():
     series = jax.random.normal(KEY, (3, 40))
     dense = Perceptron(num_classes=4, widths=(6, 5))
     params = dense.init(KEY, series, False)["params"]
@@ -111,8 +111,36 @@ def test_dense_and_convolutional_networks_are_their_equations():
         layer = params[f"Dense_{number}"]
         x = (np.maximum(x, 0) if number else x) @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"])
     np.testing.assert_allclose(dense.apply({"params": params}, series, False), x, rtol=1e-4, atol=1e-5)
-    shapes = jax.eval_shape(lambda: SeriesConvNet(num_classes=10).init(KEY, series, False)["params"])
-    assert shapes["Dense_0"]["kernel"].shape == (5 * 32, 10)
+
+
+@pytest.mark.parametrize(("shape", "sizes"), [((40,), (5, 3)), ((8, 9, 3), (3, 3))])
+def test_a_strided_network_is_its_equation(shape, sizes):
+    inputs = jax.random.normal(KEY, (2, *shape))
+    model = StridedConvNet(num_classes=4, widths=(6, 5), sizes=sizes)
+    params = jax.tree.map(lambda x: x + 0.1, model.init(KEY, inputs, False)["params"])
+    x = np.asarray(inputs, np.float64).reshape(2, *(shape if len(shape) > 1 else (*shape, 1)))
+    for number, size in enumerate(sizes):
+        layer = params[f"Conv_{number}"]
+        x = strided(x, np.asarray(layer["kernel"], np.float64), np.asarray(layer["bias"], np.float64))
+        assert layer["kernel"].shape[0] == size
+        x = np.maximum(x, 0)
+    last = params["Dense_0"]
+    logits = x.reshape(2, -1) @ np.asarray(last["kernel"], np.float64) + np.asarray(last["bias"], np.float64)
+    np.testing.assert_allclose(model.apply({"params": params}, inputs, False), logits, rtol=1e-4, atol=1e-5)
+
+
+def strided(x, kernel, bias):
+    """Every second place: the sum over a window; beyond the ends are zeros, the odd one behind."""
+    window, sides = kernel.shape[:-2], x.shape[1:-1]
+    outputs = [-(-side // 2) for side in sides]
+    missing = [max(2 * (o - 1) + w - side, 0) for o, w, side in zip(outputs, window, sides, strict=True)]
+    padded = np.pad(x, [(0, 0), *((m // 2, m - m // 2) for m in missing), (0, 0)])
+    found = np.zeros((len(x), *outputs, kernel.shape[-1]))
+    for place in np.ndindex(*outputs):
+        part = (slice(None), *(slice(2 * at, 2 * at + w) for at, w in zip(place, window, strict=True)))
+        axes = list(range(1, kernel.ndim))
+        found[:, *place] = np.tensordot(padded[part], kernel, (axes, list(range(kernel.ndim - 1)))) + bias
+    return found
 
 
 def test_a_character_is_predicted_from_those_before_it():
