@@ -14,6 +14,9 @@ from optax_sam.arithmetic.jaxprs import canonical_convolutions
 
 _COMPILED: dict[Any, Callable[..., Any]] = {}
 
+# What says where arrays lie. A mesh can be called, as a decorator, and its text leaves out its devices.
+_PLACES = (jax.sharding.Mesh, jax.sharding.AbstractMesh, jax.sharding.Sharding)
+
 
 def traced_anew(function: Callable[..., Any], loss_fn: Any) -> Callable[..., Any]:
     """`function(loss_fn, *args)`, traced at the first arguments of each shape.
@@ -39,7 +42,7 @@ def _trace(function: Callable[..., Any], *args: Any) -> tuple[Callable[..., Any]
     # As a new function: of one that it knows JAX returns the old trace.
     rewritten = canonical_convolutions(lambda *args: function(*args))
     closed, shapes = jax.make_jaxpr(lambda *args: rewritten(*args), return_shape=True)(*args)
-    key = _digest(closed), jax.sharding.get_abstract_mesh()
+    key = _digest(closed), _places(closed.jaxpr), jax.sharding.get_abstract_mesh()
     program = jax.jit(functools.partial(_run, closed.jaxpr))
     if not _calls_host(closed.jaxpr):
         program = _COMPILED.setdefault(key, program)
@@ -69,13 +72,19 @@ def _inner_constants(jaxpr: Any) -> Iterator[Any]:
                 yield value
 
 
+def _places(jaxpr: Any) -> tuple[Any, ...]:
+    return tuple(
+        value for equation in _equations(jaxpr) for value in _read(equation) if isinstance(value, _PLACES)
+    )
+
+
 def _calls_host(jaxpr: Any) -> bool:
     """Whether an equation holds a function that is no jaxpr: its text does not tell it from others.
 
     Those of `custom_jvp`, `custom_vjp` and `checkpoint` are asked while derivatives are traced, never run.
     """
     return any(
-        callable(value) and not isinstance(value, type)
+        callable(value) and not isinstance(value, (type, *_PLACES))
         for equation in _equations(jaxpr)
         if not equation.primitive.name.startswith(("custom_jvp", "custom_vjp", "checkpoint", "remat"))
         for param in equation.params.values()

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import io_callback
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jax.tree_util import Partial
 
 from optax_sam import sharpness
@@ -175,6 +177,48 @@ def test_what_a_loss_closes_over_is_read_anew_and_a_partial_is_compiled_once():
     assert len(reuse._COMPILED) == count  # traced, not compiled
     flagged = Partial(lambda w, batch, square: batch * (w**2 if square else w), square=True)
     assert top(flagged) == pytest.approx(2)  # what is no array may shape the program
+
+
+def test_a_network_with_inner_programs_is_compiled_once():
+    """Flax's relu is a `jit` of its own, whose equation names the mesh around it."""
+    compilations = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compilations.append(event) if "backend_compile" in event else None
+    )
+
+    def of(scale, params, batch):
+        return scale * jax.nn.relu(batch @ params) ** 2
+
+    def measure(scale):
+        at = Partial(of, jnp.array(scale)), jnp.ones(3), [jnp.ones([4, 3]), 2 * jnp.ones([4, 3])]
+        sharpness.top_eigenvalues(*at)
+        sharpness.surrogate_gap(*at, 0.05)
+        sharpness.batch_sharpness(*at)
+        sharpness.critical_sharpness(*at, learning_rate=0.1)
+        sharpness.directional_sharpness(*at, jnp.ones(3))
+
+    measure(1.0)
+    assert compilations
+    compilations.clear()
+    measure(2.0)
+    assert not compilations
+
+
+def test_losses_that_place_their_rows_on_other_devices_are_told_apart():
+    """Their text is the same: a mesh is written without its devices."""
+
+    def top(devices):
+        mesh = jax.make_mesh((2,), ("data",), devices=devices, axis_types=(AxisType.Auto,))
+        rows = NamedSharding(mesh, P("data"))
+
+        def losses(w, batch):
+            return jax.nn.relu(jax.lax.with_sharding_constraint(batch, rows) @ w) ** 2
+
+        at = jax.device_put(jnp.ones(3), NamedSharding(mesh, P())), [jax.device_put(jnp.ones([4, 3]), rows)]
+        return sharpness.top_eigenvalues(Partial(losses), *at).values[0]
+
+    two, others = jax.devices()[:2], jax.devices()[2:4]
+    assert [top(two), top(others), top(others[::-1])] == pytest.approx([6, 6, 6])
 
 
 DECAY = 0.0
