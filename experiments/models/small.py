@@ -72,7 +72,7 @@ class StridedConvNet(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
-        """Maps floats, series [n, length] or images [n, height, width, channels], to logits [n, num_classes]."""
+        """Maps floats, series [n, length] or images [n, height, width, channels], to logits."""
         del train
         x = inputs[..., None] if inputs.ndim == 2 else inputs
         for width, size in zip(self.widths, self.sizes, strict=True):
