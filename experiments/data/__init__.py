@@ -18,7 +18,7 @@ from experiments.data.mpii import mpii
 from experiments.data.prepared import builder_of
 from experiments.data.stick_figures import stick_figures
 from experiments.data.stream import is_large, sample, streams
-from experiments.data.text import texts
+from experiments.data.text import shortened, texts
 from experiments.settings import Settings, SettingsError, Setup, flag
 
 S = TypeVar("S", bound=Setup)
@@ -96,6 +96,8 @@ def load(settings: Settings) -> Data:
         return data._replace(train=sample(train, SAMPLE), streams=(train, test))
     train = data.train if settings.labels is None else with_labels(data, settings)
     train = rows(train, slice(used))
+    if settings.model == "minilm":  # whose places do not depend on the length
+        train = shortened(train)
     if settings.label_noise:
         train = with_random_labels(train, settings.label_noise, data.num_classes)
     data = data._replace(train=train)

@@ -43,6 +43,12 @@ def texts(builder: Any, name: str, model: str | None = None) -> Data:
     return Data(train, test, builder.info.features[label].num_classes)
 
 
+def shortened(part: Batch) -> Batch:
+    """Sentences without the columns in which all of them have padding."""
+    length = int((part["tokens"] > 0).any(axis=0).sum())
+    return part | {"tokens": part["tokens"][:, :length]}
+
+
 def sentences(builder: Any, name: str) -> tuple[list[str], list[str]]:
     """The sentences of the training and of the test part."""
     text, label = _features(builder, name)

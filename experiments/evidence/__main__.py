@@ -149,9 +149,10 @@ def tune(settings: EvidenceSettings, name: str, book: Book, bar: Progress) -> No
     task, candidate = TASKS[settings.task], CANDIDATES[name]
     coarse = plan.coarse(task, candidate)
     train(settings, "tune", name, [*itertools.product(coarse, range(task.trials))], book, bar)
-    tried = [row for row in book.rows if row.get("point") in coarse]
-    finer = plan.refined(task, candidate, plan.best_point(task, tried, name))
-    train(settings, "tune", name, [*itertools.product(finer, range(task.trials))], book, bar)
+    if task.refines:
+        tried = [row for row in book.rows if row.get("point") in coarse]
+        finer = plan.refined(task, candidate, plan.best_point(task, tried, name))
+        train(settings, "tune", name, [*itertools.product(finer, range(task.trials))], book, bar)
     same = plan.with_decay_of_base(task, book.rows, name)
     train(settings, "tune", name, [*itertools.product(same, range(task.trials))], book, bar)
     while points := plan.beyond(task, candidate, *points_and_best(task, book, name)):

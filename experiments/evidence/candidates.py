@@ -35,7 +35,7 @@ class Candidate:
     of_adapters: bool = False
 
     def grid(self, task: EvidenceTask) -> dict[str, tuple[float, ...]]:
-        """The axes of the coarse grid; twelve points, for each method."""
+        """The axes of the coarse grid."""
         if self.number is None:
             beyond = task.rates[-1] * (task.rates[-1] / task.rates[-2]) ** 0.5
             return {"learning_rate": (*task.rates, round(beyond, 5)), "weight_decay": task.decays}

@@ -2,8 +2,9 @@
 
 Learning rate and radius (of the base, learning rate and decay) are searched on validation examples: a coarse
 grid of twelve points, up to six around its best, the best one with the base's decay, and more, up to 24,
-while the best one lies at an edge. The base gets as many points as any method. The test part is measured
-once, with seeds that the search has not seen, the same for every candidate.
+while the best one lies at an edge. Where a run takes minutes, the coarse grid has nine points, none around
+its best follow, and twelve are the most. The base gets as many points as any method. The test part is
+measured once, with seeds that the search has not seen, the same for every candidate.
 """
 
 import dataclasses
@@ -23,7 +24,6 @@ from experiments.settings.defaults import resolved
 from experiments.settings.of_method import MethodSettings
 
 FIRST_TEST_SEED = 100
-MOST_POINTS = 24
 
 OF_METHOD = {field.name for field in dataclasses.fields(MethodSettings)}
 
@@ -75,7 +75,7 @@ def beyond(task: EvidenceTask, candidate: Candidate, tried: Sequence[Point], bes
             found.append(best | {name: float(f"{value * values[-1] / values[-2]:.3g}")})
         elif value == min(seen) and values[0] > 0:
             found.append(best | {name: float(f"{value * values[0] / values[1]:.3g}")})
-    return found[: MOST_POINTS - len(tried)]
+    return found[: max(0, task.most_points - len(tried))]
 
 
 def finer(task: EvidenceTask, candidate: Candidate, tried: Sequence[Point], best: Point) -> list[Point]:

@@ -20,6 +20,8 @@ class EvidenceTask:
       radii: SAM's, from which those of the other methods follow.
       seeds: of the test.
       trials: seeds of each point of a grid.
+      refines: whether points around the best one of the coarse grid are tried.
+      most_points: of a search.
       side_by_side: runs in one program.
       folder: of the data, below the folder that is given on the command line; None reads none.
       labels: FILE.npz:NAME, likewise.
@@ -34,6 +36,8 @@ class EvidenceTask:
     radii: tuple[float, ...]
     seeds: int = 10
     trials: int = 2
+    refines: bool = True
+    most_points: int = 24
     side_by_side: int = 1
     folder: str | None = None
     labels: str | None = None
@@ -126,9 +130,11 @@ def _minilm(
         setup,
         rates=(5e-4, 1e-3, 2e-3) if rank else (2e-5, 5e-5, 1e-4),
         decays=(0.0, 0.01, 0.1),
-        radii=(0.02, 0.05, 0.1, 0.2),
+        radii=(0.02, 0.06, 0.2),
         seeds=seeds,
         trials=1,
+        refines=False,
+        most_points=12,
         eigenvalue=False,
         folder="tensorflow_datasets",
     )

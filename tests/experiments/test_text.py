@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.data.text import LENGTH, VOCABULARY, texts
+from experiments.data.text import LENGTH, VOCABULARY, shortened, texts
 from experiments.models.text import TextTransformer
 from experiments.settings import SettingsError
 
@@ -49,6 +49,16 @@ def test_words_of_the_training_part_are_numbered(text, label):
         for row, sentence in zip(part["tokens"], sentences, strict=True):
             expected = [number.get(word, 1) for word in sentence.lower().split()][:LENGTH]
             assert row.tolist() == expected + [0] * (LENGTH - len(expected))
+
+
+def test_columns_of_padding_alone_are_cut():
+    tokens = np.array([[5, 7, 0, 0, 0], [4, 0, 0, 0, 0], [2, 3, 9, 0, 0]], np.int32)
+    found = shortened({"tokens": tokens, "label": np.arange(3)})
+    assert found["tokens"].tolist() == [[5, 7, 0], [4, 0, 0], [2, 3, 9]] and found["label"].tolist() == [
+        0,
+        1,
+        2,
+    ]
 
 
 @pytest.mark.parametrize("wrong", [{"splits": ("train",)}, {"label": "class"}, {"second": "question"}])
