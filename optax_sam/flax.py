@@ -116,12 +116,14 @@ def nnx_value_and_grad(
       A function `(model, batch, *args, optimizer, indices=None, weights=None, whole_batch=False,
       loss_scale=None)` that returns `loss, grads, oracle`, or `(loss, aux), grads, oracle`. `optimizer` is
       the `nnx.Optimizer`. Step it with `optimizer.update(model, grads, oracle=oracle)`. If the batch is cut
-      into slices, the model gets the mean of their statistics, weighted as the slices are.
+      into slices, the model gets the mean of their statistics, weighted as the slices are, and the first
+      slice's integers.
 
     Raises:
       ValueError: `has_aux`, but `loss_fn` returns no pair. Or `loss_fn` writes parameters (as
         `nnx.SpectralNorm` does), and the method's first pass is at perturbed ones. Or it puts an array in the
-        place of a plain attribute. See also `SharpnessAware.value_and_grad`.
+        place of a plain attribute. Or it writes metrics, and the method takes the batch in slices. See also
+        `SharpnessAware.value_and_grad`.
       TypeError: an object of NNX stands in the place of the batch.
 
     Example:
@@ -172,7 +174,10 @@ def nnx_value_and_grad(
         (loss, (aux, after)), grads, oracle = method.value_and_grad(losses, has_aux=True)(
             params, batch, rest, args, state=optimizer.opt_state, **arguments
         )
-        after = _without_slices(_arrays_of(live), after, slice_shares(oracle))
+        shares = slice_shares(oracle)
+        if shares is not None:
+            _refuse_metrics(live, set(after))
+        after = _without_slices(_arrays_of(live), after, shares)
         nnx.update(live, nnx.from_flat_state(after.items()))
         nodes = dict(nnx.iter_graph(live))
         for path, x in renewed[0].items():
@@ -300,6 +305,17 @@ def _refuse_written(paths: set[tuple[Any, ...]]) -> None:
             f"loss_fn writes the parameters {_names(paths)} (as nnx.SpectralNorm and nnx.WeightNorm do), but "
             f"this method's first pass is at perturbed ones: choose a method that begins at the parameters, "
             f"such as sam, or normalize the weights without writing them."
+        )
+
+
+def _refuse_metrics(live: Any, paths: set[tuple[Any, ...]]) -> None:
+    """What slices have counted is neither a mean of theirs nor one slice's."""
+    metrics = paths & {path for path, _ in nnx.to_flat_state(nnx.state(live, nnx.metrics.MetricState))}
+    if metrics:
+        raise ValueError(
+            f"the loss writes the metrics {_names(metrics)}, but the method takes the batch in slices, which "
+            "all begin with what the metrics held before: return logits or losses as aux, and update the "
+            "metrics outside of the loss."
         )
 
 

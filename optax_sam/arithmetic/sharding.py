@@ -89,15 +89,27 @@ def num_parts(batch: Any, params: Any) -> int:
     return math.prod(mesh.shape[axis] for axis in varying_axes(batch) - varying_axes(params))
 
 
-def first_of_all_parts(batch: Any, number: int, params: Any) -> Any:
+def first_of_all_parts(batch: Any, number: int, params: Any, num_real: Any = None) -> Any:
     """Inside a `jax.shard_map`, the first rows of the batch of all devices with the same `params`, on each.
 
-    The parts stand in the order of the mesh. A batch that is not split so is handed back.
+    The parts stand in the order of the mesh. A batch that is not split so is handed back. Where only the
+    first `num_real` (`int32[]`) rows of each part are real, those of all parts come before the others.
     """
     axes = varying_axes(batch) - varying_axes(params)
     axes = tuple(axis for axis in jax.sharding.get_abstract_mesh().axis_names if axis in axes)
     if not axes:
         return batch
+
+    index, size = lax.axis_index(axes), jax.tree.leaves(batch)[0].shape[0]
+    places = row = jnp.arange(size, dtype=jnp.int32)
+    if num_real is None:
+        places += index * size
+    else:
+        mine = jnp.minimum(num_real, size)
+        real = lax.all_gather(mine, axes)
+        before = jnp.sum(jnp.where(jnp.arange(real.size) < index, real, 0), dtype=jnp.int32)
+        behind = jnp.sum(real, dtype=jnp.int32) + index * size - before
+        places = jnp.where(row < mine, before + row, behind + row - mine)
 
     def on_leaf(x):
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
@@ -105,9 +117,8 @@ def first_of_all_parts(batch: Any, number: int, params: Any) -> Any:
         kind = x.dtype
         if kind.itemsize < 4:  # not all devices add up narrow numbers and flags
             x = x.astype(jnp.float32 if jnp.issubdtype(kind, jnp.floating) else jnp.int32)
-        places = lax.axis_index(axes) * x.shape[0] + jnp.arange(x.shape[0], dtype=jnp.int32)
-        mine = jnp.zeros([number, *x.shape[1:]], x.dtype).at[places].set(x, mode="drop")
-        return lax.psum(mine, axes).astype(kind)
+        own = jnp.zeros([number, *x.shape[1:]], x.dtype).at[places].set(x, mode="drop")
+        return lax.psum(own, axes).astype(kind)
 
     return jax.tree.map(on_leaf, batch)
 

@@ -273,12 +273,12 @@ class Assembly(Method):
         spent: Spent,
         loss: Any,
     ) -> Outcome:
-        """The descent in the gradient's dtypes; pieces that have seen what is not finite keep their state."""
+        """The descent in the gradient's dtypes; pieces keep their state after padding or infinities."""
         for kind, own in new.items():
             checks.kept(kind, getattr(self, kind), own, getattr(state, kind))
         count = jnp.asarray(optax.safe_increment(state.step))
         after = state._replace(step=count, diagnostics=diagnostics, **new)
-        after = states.kept_if(spent.finite, after, state)
+        after = states.kept_if(spent.finite & step.oracle.has_examples, after, state)
         return Outcome(trees.cast_like(step.descent, step.grads), after, loss)
 
     def _decide_next(self, state: SharpnessAwareState) -> SharpnessAwareState:

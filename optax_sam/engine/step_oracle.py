@@ -90,6 +90,14 @@ class StepOracle:
         return self.examples.whole_batch
 
     @property
+    def has_examples(self) -> Any:
+        """`bool[]`, whether an example is no padding; True where that cannot be known.
+
+        Devices that differ in this without a type that says so would remember different things.
+        """
+        return True if self.examples.spare is None or sharding.unchecked_axes() else self.examples.spare[1]
+
+    @property
     def params(self) -> Params:
         """The full parameters."""
         return self.given.params
@@ -249,8 +257,8 @@ class StepOracle:
     def mean_squares(self, point: Params, num_samples: int) -> Any:
         """The mean of the squared gradients of the first examples: the diagonal of a Fisher matrix.
 
-        The examples are taken one after the other. Padding among them counts nothing. Inside a `shard_map`
-        they are the first of all devices' examples, and every device goes through them.
+        The examples are taken one after the other, those that are no padding first. Inside a `shard_map` they
+        are the first of all devices' examples, and every device goes through them.
         """
         self._losses()
         zeros = trees.map_inexact(lambda x: jnp.zeros_like(jnp.real(trees.widen(x))), point)
@@ -258,7 +266,13 @@ class StepOracle:
         weights = jnp.ones([self.size or 1]) if self.weights is None else self.weights
         num_parts = sharding.num_parts((self.batch, weights), point)
         number = min(num_samples, num_parts * (self.size or 1))
-        rows = sharding.first_of_all_parts((real.rows.batch, weights), number, point)
+        rows, num_real = (real.rows.batch, weights), None
+        if self.weights is not None:
+            padding = sharding.replicated(weights == 0)
+            order = jnp.argsort(padding, stable=True)[:number]
+            rows = jax.tree.map(lambda x: batch_axis.look_up(x, order), rows)
+            num_real = jnp.sum(~padding, dtype=jnp.int32)
+        rows = sharding.first_of_all_parts(rows, number, point, num_real)
         first = jax.tree.map(lambda x: batch_axis.first_rows(x, number), rows)
 
         def add_one(total, row):

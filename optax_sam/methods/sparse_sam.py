@@ -16,6 +16,7 @@ def sparse_sam(
     refresh_steps: Count = 2000,
     num_samples: Count = 1024,
     pattern: str = "unstructured",
+    outputs_first: bool = False,
     drop_rate: FixedProbability = 0.5,
     total_steps: Count | None = None,
     seed: Seed = 0,
@@ -37,10 +38,12 @@ def sparse_sam(
       mask: "fisher" (SSAM-F) or "dynamic" (SSAM-D).
       refresh_steps: steps between renewals.
       num_samples: examples of a Fisher renewal, the first of the
-        batch, at most all of it.
+        batch that are not padding, at most all of it.
       pattern: of the Fisher mask. "unstructured" chooses entries. "structured" chooses whole leaves by their
         mean. N:M, such as "2:4", chooses the N largest of every M inputs of a matrix, whatever `sparsity`
         says.
+      outputs_first: whether the first axis of a kernel counts its outputs, as in Equinox. Otherwise the last
+        axis does, as in Flax. It matters for N:M alone.
       drop_rate: of the dynamic mask, from 0 to 1.
       total_steps: of the training, for the dynamic mask.
       seed: of the dynamic mask. An integer, or an integer array.
@@ -52,7 +55,7 @@ def sparse_sam(
     Raises:
       ValueError: a number is outside its range. `mask` or `pattern` is unknown. `total_steps` is missing for
         `mask="dynamic"`. `grad_fn` comes with the Fisher mask.
-      TypeError: an argument that shapes the program is an array.
+      TypeError: an argument that shapes the program is an array. `outputs_first` is no Python bool.
 
     Cost:
       2 gradients per step, and `num_samples` gradients of single examples, one after the other, at a
@@ -61,7 +64,8 @@ def sparse_sam(
 
     Guarantees:
       `sparsity=0` is SAM. With the Fisher mask it is SAM from the first renewal on, and nothing is perturbed
-      before. A dynamic mask keeps its number of entries.
+      before. That renewal is in the first step that is perturbed and whose gradient is finite. A later one
+      that falls on another step is left out. A dynamic mask keeps its number of entries.
 
     Example:
       >>> import optax, optax_sam
@@ -89,8 +93,9 @@ def sparse_sam(
         checks.integer("total_steps", total_steps, low=1)
     checks.integer("num_samples", num_samples, low=1)
     check_pattern(pattern)
+    checks.boolean("outputs_first", outputs_first)
     if mask == "fisher":
-        kept = fisher_mask(sparsity, refresh_steps, num_samples, pattern)
+        kept = fisher_mask(sparsity, refresh_steps, num_samples, pattern, outputs_first)
     else:
         kept = dynamic_mask(sparsity, refresh_steps, drop_rate, total_steps or 1, seed)
     return sharpness_aware(chained(to_radius(rho), kept), seed=seed)
@@ -111,7 +116,7 @@ def fisher_mask_sam(
       rho: radius before the mask, in the L2 norm. A number or a schedule of the step.
       sparsity: the part of the entries that is not perturbed, from 0 to 1.
       refresh_steps: steps between renewals.
-      num_samples: examples of a renewal, the first of the batch, at most all of it.
+      num_samples: examples of a renewal, the first of the batch that are not padding, at most all of it.
 
     Returns:
       A `SharpnessAware` transformation, to stand first in an `optax.chain`. It needs losses of

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from optax_sam.arithmetic import random_trees, sharding, shares, trees
 from optax_sam.engine import checks
@@ -37,6 +38,7 @@ class FisherMask(Ascent):
     refresh_steps: int
     num_samples: int
     pattern: str
+    outputs_first: bool
 
     says_how_far: ClassVar[bool] = False
     draws: ClassVar[int] = 0
@@ -60,7 +62,12 @@ class FisherMask(Ascent):
         def renewed():
             return self._kept(oracle.mean_squares(oracle.params, self.num_samples))
 
-        mask = oracle.cond(step % self.refresh_steps == 0, renewed, lambda: state.mask)
+        due = step % self.refresh_steps == 0
+        if _num_live(
+            updates, self.sparsity
+        ):  # the first renewal is made up, where the step that was to have it was lost
+            due |= ~_any(state.mask)
+        mask = oracle.cond(due, renewed, lambda: state.mask)
         return masked(updates, state.mask), MaskState(mask)
 
     def _kept(self, fisher: Any) -> Any:
@@ -69,23 +76,29 @@ class FisherMask(Ascent):
         if self.pattern == "structured":
             return _largest_leaves(fisher, _size(fisher) - shares.down(self.sparsity, _size(fisher)))
         kept, group = check_pattern(self.pattern)
-        return jax.tree.map(lambda x: _largest_of_groups(x, kept, group), fisher)
+        return jax.tree.map(lambda x: _largest_of_groups(x, kept, group, self.outputs_first), fisher)
 
 
 def fisher_mask(
-    sparsity: Share, refresh_steps: Count, num_samples: Count, pattern: str = "unstructured"
+    sparsity: Share,
+    refresh_steps: Count,
+    num_samples: Count,
+    pattern: str = "unstructured",
+    outputs_first: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Keeps the entries with the largest diagonal of the empirical Fisher matrix (SSAM-F).
 
     The mask is renewed in every `refresh_steps`-th step, behind its perturbation, from the squared gradients
-    of the first examples of the batch. Before the first renewal it keeps nothing. Arguments: see
-    `sparse_sam`.
+    of the first examples of the batch. Before the first renewal it keeps nothing. Where a gate closes the
+    step, or a gradient is not finite there, the first renewal is that of the next step. A later one is left
+    out. Arguments: see `sparse_sam`.
     """
     checks.static_number("sparsity", sparsity, low=0, high=1)
     checks.integer("refresh_steps", refresh_steps, low=1)
     checks.integer("num_samples", num_samples, low=1)
     check_pattern(pattern)
-    return transformation(FisherMask(sparsity, refresh_steps, num_samples, pattern))
+    checks.boolean("outputs_first", outputs_first)
+    return transformation(FisherMask(sparsity, refresh_steps, num_samples, pattern, bool(outputs_first)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,8 +252,11 @@ class KeepOutliers(Ascent):
                 position = shares.floor(self.quantile.astype(distance.dtype) * (d.size - 1))
             else:
                 position = shares.down(self.quantile, d.size - 1)
-            level = jnp.sort(sharding.replicated(distance).ravel())[position]
-            return jnp.where(distance > level, d, jnp.zeros_like(d))
+            # Both sides of the comparison come out of the sort: computed twice, a distance may differ.
+            numbers = jnp.arange(d.size)
+            ordered, order = lax.sort((sharding.replicated(distance).ravel(), numbers), num_keys=1)
+            kept = jnp.zeros([d.size], bool).at[order].set(ordered > ordered[position], unique_indices=True)
+            return jnp.where(sharding.split_like(kept.reshape(d.shape), d), d, jnp.zeros_like(d))
 
         return trees.map_wide(on_leaf, updates), state
 
@@ -265,6 +281,11 @@ def masked(tree: Any, mask: Any) -> Any:
         return jnp.where(sharding.split_like(m, x), x, jnp.zeros_like(x))
 
     return trees.map_inexact(on_leaf, tree, mask)
+
+
+def _any(mask: Any) -> jax.Array:
+    """Whether a mask keeps an entry."""
+    return jnp.any(jnp.asarray([jnp.any(x) for x in jax.tree.leaves(mask)]))
 
 
 def _size(tree: Any) -> int:
@@ -307,10 +328,16 @@ def _largest_leaves(scores: Any, wanted: float) -> Any:
     return jax.tree.unflatten(treedef, [jnp.broadcast_to(kept[n], x.shape) for n, x in enumerate(leaves)])
 
 
-def _largest_of_groups(scores: jax.Array, kept: int, group: int) -> jax.Array:
-    """The `kept` largest of each `group` inputs of a matrix `[..., in, out]`; all of what has no group."""
+def _largest_of_groups(scores: jax.Array, kept: int, group: int, outputs_first: bool) -> jax.Array:
+    """The `kept` largest of each `group` inputs of a matrix; all of what has no group.
+
+    A matrix is `[..., in, out]`, or with its outputs first `[out, in, ...]`.
+    """
     if scores.ndim < 2:
         return jnp.ones(scores.shape, bool)
+    if outputs_first:
+        mask = _largest_of_groups(jnp.moveaxis(sharding.replicated(scores), 0, -1), kept, group, False)
+        return jnp.moveaxis(mask, -1, 0)
     rows = sharding.replicated(scores).reshape(-1, scores.shape[-1])
     whole = rows.shape[0] // group * group
     groups = rows[:whole].reshape(-1, group, rows.shape[1])

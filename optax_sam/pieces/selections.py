@@ -102,7 +102,7 @@ class OnPart(Selection):
 
 
 def on_part(part: CountOrZero, num_parts: Count, strata: Count = 1) -> OnPart:
-    """One of several equal parts of the batch, in the order of its rows.
+    """One of several equal parts of the batch, in the order of its rows. Padding is dealt out evenly.
 
     As a selection, it lets the second gradient see that part. `starts.on_part` does the same for the first
     gradient.
@@ -205,8 +205,27 @@ def take_part(oracle: StepOracle, part: int, num_parts: int, strata: int) -> Ste
         f"{num_parts} parts{of_each} do not divide",
         "take a batch of which they are a divisor, or pad it with examples of weight 0",
     )
-    positions = part * number + jnp.arange(number, dtype=jnp.int32)
-    return oracle.take(jnp.broadcast_to(positions, [strata, number]))
+    if oracle.weights is None:
+        positions = part * number + jnp.arange(number, dtype=jnp.int32)
+        return oracle.take(jnp.broadcast_to(positions, [strata, number]))
+    real = batch_axis.whole_parts(oracle.weights != 0, strata)
+    return oracle.take(_part_of_real_rows(real, part, num_parts))
+
+
+def _part_of_real_rows(real: jax.Array, part: int, num_parts: int) -> jax.Array:
+    """Positions `int[strata, rows]` of a part of the real rows, filled up with padding.
+
+    The parts differ by one real row at most. A part that would have none shares the row of another.
+    """
+    strata, size = real.shape
+    order = jnp.argsort(~real, axis=1, stable=True).astype(jnp.int32)
+    count = jnp.sum(real, axis=1, keepdims=True, dtype=jnp.int32)
+    first, last = (-(-share * count // num_parts) for share in (part, part + 1))
+    first = jnp.minimum(first, jnp.maximum(count - 1, 0))
+    last = jnp.maximum(last, first + 1)
+    places = first + jnp.arange(size // num_parts, dtype=jnp.int32)[None]
+    places = jnp.where(places < last, places, size - 1)  # the last one is padding, where there is any
+    return jnp.take_along_axis(order, places, axis=1)
 
 
 def number_of(fraction: float, examples: Examples, strata: int) -> int:

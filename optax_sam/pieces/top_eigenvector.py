@@ -19,9 +19,11 @@ class EigenvectorState(NamedTuple):
     Attributes:
       vector: a unit vector, a tree like the parameters in float32 or wider. The conjugate of complex leaves
         points uphill, as with gradients. Changes when it is renewed.
+      renewed: `bool[]`, whether it was renewed once. Before it is noise.
     """
 
     vector: Params
+    renewed: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,18 +39,18 @@ class WithTopEigenvector(Direction):
     def init(self, params: Params, key: jax.Array) -> EigenvectorState:
         zeros = trees.widen(trees.memory_like(params))
         noise = sharding.split_like(random_trees.standard_normal(key, zeros), zeros)
-        return EigenvectorState(trees.divide(noise, trees.norm(noise)))
+        return EigenvectorState(trees.divide(noise, trees.norm(noise)), jnp.zeros([], bool))
 
     def read(self, state: EigenvectorState, step: Step) -> tuple[Grads, EigenvectorState]:
-        renew = step.count % self.refresh_steps == 0
+        renew = (step.count % self.refresh_steps == 0) | ~state.renewed
         vector = step.oracle.cond(renew, lambda: self._renewed(state.vector, step), lambda: state.vector)
         unit = trees.divide(trees.widen(step.grads), step.first.norm)
         weight = trees.times(at_step(self.alpha, step.count), jnp.sign(trees.inner(unit, vector)))
         uphill = trees.map_inexact(lambda u, v: u + trees.times(weight, v.astype(u.dtype)), unit, vector)
-        return uphill, EigenvectorState(vector)
+        return uphill, EigenvectorState(vector, jnp.ones_like(state.renewed))
 
     def settle(self, mean: EigenvectorState, old: EigenvectorState) -> EigenvectorState:
-        return EigenvectorState(unit_or(mean.vector, old.vector))
+        return EigenvectorState(unit_or(mean.vector, old.vector), mean.renewed)
 
     def _renewed(self, vector: Params, step: Step) -> Params:
         def once(v, _):

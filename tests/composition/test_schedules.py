@@ -189,3 +189,28 @@ def test_tilt_may_be_a_schedule():
     weight = optax_sam.tilted(tilt)
     for step in range(5):
         np.testing.assert_allclose(weight(jnp.array(3.0), jnp.array(step)), 1.5 * step, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("ascent", "gate", "wanted"),
+    [
+        ("training steps", {"gate": optax_sam.gates.every(2)}, [0.01, 0, 0.03, 0, 0.05]),
+        ("own calls", {"gate": optax_sam.gates.every(2)}, [0.01, 0, 0.02, 0, 0.03]),
+        ("repeated training steps", {}, [0.02, 0.04, 0.06]),
+        ("repeated own calls", {}, [0.03, 0.07, 0.11]),
+    ],
+)
+def test_a_wrapper_inside_the_ascent_counts_its_own_calls(ascent, gate, wanted):
+    """Of `|w|^2 / 2` the gradient at `w + e` says where it is."""
+    to_radius = optax_sam.ascents.to_radius
+    injected = optax.inject_hyperparams(to_radius)(rho=RHO) if "calls" in ascent else to_radius(RHO)
+    method = optax_sam.sharpness_aware(
+        optax_sam.ascents.repeated(injected, 2) if "repeated" in ascent else injected, **gate
+    )
+    params = jnp.array([3.0, 4.0])
+    state, found = method.init(params), []
+    step = jax.jit(lambda state: method.update(params, state, params, grad_fn=lambda point: point))
+    for _ in wanted:
+        descent, state = step(state)
+        found.append(float(jnp.linalg.norm(descent - params)))
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-6)

@@ -179,6 +179,27 @@ def test_metrics_see_the_first_pass_and_another_model_is_not_trained():
     jax.tree.map(np.testing.assert_array_equal, nnx.as_pure(nnx.state(teacher)), nnx.as_pure(before))
 
 
+@pytest.mark.parametrize("wrap", [optax_sam.accumulated, optax_sam.per_microbatch])
+def test_metrics_that_slices_would_write_are_refused(wrap):
+    """All slices begin with the same sums; metrics that the loss leaves alone do not matter."""
+    sam, model = wrap(optax_sam.sam(RHO), 4), nnx.Linear(5, 3, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, optax.chain(sam, optax.sgd(0.1)), wrt=nnx.Param)
+
+    def losses(model, batch, metrics, writes):
+        found = jnp.sum(model(batch["image"]) ** 2, axis=-1)
+        if writes:
+            metrics.update(loss=found)
+        return found, found
+
+    metrics = nnx.MultiMetric(loss=nnx.metrics.Average("loss"), spread=nnx.metrics.Welford("loss"))
+    take = optax_sam.flax.nnx_value_and_grad(sam, losses, has_aux=True)
+    with pytest.raises(ValueError, match=r"writes the metrics 0\.loss\.count, .*, but .* slices.*as aux"):
+        take(model, make_batch(), metrics, True, optimizer=optimizer)
+    (_, aux), *_ = take(model, make_batch(), metrics, False, optimizer=optimizer)
+    metrics.update(loss=aux.reshape(-1))
+    assert metrics.loss.count[...] == 16
+
+
 def test_streams_in_the_place_of_the_batch_are_refused():
     sam, model = optax_sam.sam(RHO), Net(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, optax.chain(sam, optax.sgd(0.1)), wrt=nnx.Param)
