@@ -92,7 +92,7 @@ def test_fisher_masks_that_keep_all_are_sam_from_the_first_renewal_on():
 
 
 def test_padding_has_no_part_in_a_fisher_mask():
-    """Two of the first five rows are padding: the mask is that of the three real ones."""
+    """Two of the first five rows are padding: the mask is that of the first five real ones."""
     padding = np.isin(np.arange(12), (0, 3, 11))
     padded = BATCH | {"image": jnp.where(padding[:, None], jnp.nan, BATCH["image"])}
     real = jax.tree.map(lambda x: x[~padding], BATCH)
@@ -104,7 +104,7 @@ def test_padding_has_no_part_in_a_fisher_mask():
         return flatten(method.update(grads, state, PARAMS, oracle=oracle)[1].ascent[1].mask)
 
     got = mask_of(5, padded, jnp.asarray(~padding, jnp.float32))
-    np.testing.assert_array_equal(got, mask_of(3, real))
+    np.testing.assert_array_equal(got, mask_of(5, real))
 
 
 def one_step_from(method, state):

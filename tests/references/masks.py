@@ -56,13 +56,12 @@ def fisher_mask(fisher: Tree, sparsity: float, pattern: str) -> Tree:
 
 
 def empirical_fisher(run: Training, num_samples: int) -> Tree:
-    """The mean of the squared gradients of the first examples, each alone; padding counts nothing."""
-    number = min(num_samples, len(run))
+    """The mean of the squared gradients of the first examples that are no padding, each alone."""
+    real = [i for i in range(len(run)) if run.w is None or run.w[i] != 0][:num_samples]
     total = zeros_like(run.params)
-    for i in range(number):
-        if run.w is None or run.w[i] != 0:
-            total = add(total, tree_map(np.square, run.gradient(rows=[i])))
-    return scale(1 / number, total)
+    for i in real:
+        total = add(total, tree_map(np.square, run.gradient(rows=[i])))
+    return scale(1 / len(real), total)
 
 
 def dynamic_rates(t: int, size: int, sparsity: float, drop_rate: float, total_steps: int) -> tuple[int, int]:
