@@ -105,7 +105,6 @@ def _cifar10(title: str, labels: str | None = None, searched_on: str | None = No
         rates=(0.025, 0.05, 0.1),
         decays=(2e-4, 1e-3, 4e-3),
         radii=(0.05, 0.1, 0.2, 0.4),
-        trials=1,
         folder="tensorflow_datasets",
         labels=None if labels is None else f"cifar10n/labels_tfds_order.npz:{labels}",
         searched_on=searched_on,
