@@ -127,13 +127,13 @@ def _minilm(
     return EvidenceTask(
         title,
         setup,
-        rates=(5e-4, 1e-3, 2e-3) if rank else (2e-5, 5e-5, 1e-4),
+        rates=(1e-3, 2e-3, 4e-3) if rank else (2e-5, 5e-5, 1e-4),
         decays=(0.0, 0.01, 0.1),
         radii=(0.02, 0.06, 0.2),
         seeds=seeds,
         trials=1,
         refines=False,
-        most_points=12,
+        most_points=16,
         eigenvalue=False,
         folder="tensorflow_datasets",
     )
