@@ -1,7 +1,7 @@
 """How sharp the training loss is where a run stands: at its end, and at chosen epochs on the way.
 
 Batch norm runs as in evaluation, on its running statistics: the loss is then one fixed function of the
-weights, whatever the batches. Weight decay and augmentation stay out.
+weights, whatever the batches. Weight decay, augmentation and label smoothing stay out.
 """
 
 import functools

@@ -1,6 +1,7 @@
 """Classification of images, of sentences, or of series."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,7 @@ class Classification:
       augment: random changes of the training images, in this order.
       mixup: both parameters of the beta distribution of the weight with which two training images,
         and their losses, are mixed; 0 for none.
-      label_smoothing: share of the label's weight that is spread evenly over all labels.
+      label_smoothing: share of the label's weight that is spread evenly over all labels, in training.
       inputs: what the network is given.
     """
 
@@ -51,22 +52,24 @@ class Classification:
 
     def prepare(self, rows: Batch, constants: Batch, key: jax.Array | None) -> Batch:
         """Standardized images, in training augmented, and mixed with each other; tokens as they are."""
-        if self.inputs != "image":
-            return rows
-        batch = rows | {"image": standardized(rows["image"], constants)}
-        if key is None:
+        batch = rows
+        if self.inputs == "image":
+            batch = batch | {"image": standardized(rows["image"], constants)}
+        if key is not None and self.label_smoothing:
+            batch = batch | {"smoothing": jnp.full([len(rows["label"]), 1], self.label_smoothing)}
+        if key is None or self.inputs != "image":
             return batch
         augment_key, mixup_key = jax.random.split(key)
         batch |= {"image": augment(augment_key, batch["image"], self.augment)}
         return mixup(mixup_key, batch, self.mixup) if self.mixup else batch
 
     def losses(self, outputs: jax.Array, batch: Batch) -> jax.Array:
-        """Cross entropy, with smoothed labels; of mixed images, mixed."""
-        logits = outputs.astype(jnp.float32)
-        losses = cross_entropy(logits, batch["label"], self.label_smoothing)
+        """Cross entropy, in training with smoothed labels; of mixed images, mixed."""
+        logits, smoothing = outputs.astype(jnp.float32), batch.get("smoothing")
+        losses = cross_entropy(logits, batch["label"], smoothing)
         if "partner" not in batch:
             return losses
-        others = cross_entropy(logits, batch["partner"], self.label_smoothing)
+        others = cross_entropy(logits, batch["partner"], smoothing)
         return batch["weight"] * losses + (1 - batch["weight"]) * others
 
     def scores(self, outputs: jax.Array, batch: Batch) -> jax.Array:
@@ -74,9 +77,9 @@ class Classification:
         return (outputs.argmax(-1) == batch["label"]).astype(jnp.float32)
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
+def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: Any = None) -> jax.Array:
     """One loss per example, [n]."""
-    if not smoothing:
+    if smoothing is None:
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
     return optax.softmax_cross_entropy(logits, targets)

@@ -182,6 +182,17 @@ def test_label_smoothing_spreads_a_share_over_all_labels():
     np.testing.assert_allclose(cross_entropy(logits, labels, 0.1), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("inputs", ["image", "series"])
+def test_labels_are_smoothed_in_training_alone(inputs):
+    task = Classification(label_smoothing=0.2, inputs=inputs)
+    rows = {inputs: jnp.ones([5, 2, 2, 1]), "label": jnp.array([0, 1, 2, 0, 1])}
+    constants = {"mean": jnp.zeros([1, 1, 1, 1]), "scale": jnp.ones([1, 1, 1, 1])}
+    logits = jax.random.normal(jax.random.key(0), (5, 3))
+    for key, smoothing in ((None, None), (jax.random.key(1), 0.2)):
+        found = task.losses(logits, task.prepare(rows, constants, key))
+        np.testing.assert_allclose(found, cross_entropy(logits, rows["label"], smoothing), rtol=1e-6)
+
+
 def test_rows_that_fill_up_the_last_batch_are_not_real():
     batches = in_batches({"label": np.arange(5), "image": np.ones((5, 2))}, 3)
     assert batches["image"].shape == (2, 3, 2)
