@@ -284,12 +284,19 @@ def bi_lora(
 def joint_norm(adapters: Any) -> jax.Array:
     """`sqrt(sum ||a b||_F^2)` over all adapters of a tree, `float[]`, from matrices of rank by rank.
 
+    Adapters of several layers may be stacked along leading axes, as for `jax.lax.scan`.
+
     Rounding is that of the product itself up to rank 3. Above, a product whose terms cancel to the part `p`
     of `s = sum_r ||a_r|| ||b_r||` is right to about `1e-7 / p^2`, in float32. Where `p` is below 3e-4,
     `3e-4 s` stands for it: `bi_lora` then clips too much, not too little. The derivative at zero is zero.
     """
-    found = [norm_of(Rows(a.T[None], b[None])) for a, b in _adapters(adapters)]
+    found = [norm_of(Rows(_stacked(a.mT), _stacked(b))) for a, b in _adapters(adapters)]
     return norm_of_arrays(found)
+
+
+def _stacked(matrix: jax.Array) -> jax.Array:
+    """One matrix, or all those of layers that a scan goes through: `[layers, rows, columns]`."""
+    return matrix.reshape(-1, *matrix.shape[-2:])
 
 
 def _clipped(adapters: Any, rho: Any) -> Any:

@@ -234,6 +234,22 @@ def test_the_joint_norm_is_over_all_matrices():
     np.testing.assert_allclose(lora.joint_norm(both), wanted, rtol=1e-12)
 
 
+def test_adapters_of_layers_may_be_stacked():
+    """As `jax.lax.scan` takes them; `bi_lora` clips them by all layers together."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    stacked = jax.vmap(lambda key: lora.adapter(key, 5, 4, 2))(keys)
+    stacked = stacked._replace(lora_b=jax.random.normal(keys[0], (3, 2, 4), jnp.float32))
+    wanted = np.linalg.norm(np.asarray(stacked.lora_a, np.float64) @ np.asarray(stacked.lora_b, np.float64))
+    np.testing.assert_allclose(lora.joint_norm(stacked), wanted, rtol=1e-6)
+    pair, tx = (
+        lora.Pair({"w": stacked}, {"w": stacked}),
+        lora.bi_lora(optax.sgd(0.1), optax.sgd(0.1), rho=0.05),
+    )
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, pair), tx.init(pair), pair)
+    climbing = optax.apply_updates(pair, updates).climbing
+    np.testing.assert_allclose(lora.joint_norm(climbing), 0.05, rtol=1e-5)
+
+
 @pytest.mark.parametrize("rank", [2, 8])
 def test_the_joint_norm_of_columns_that_cancel_bounds_the_clip(rank):
     """In single precision: the products are 1e-4 of their terms."""
