@@ -65,7 +65,7 @@ class Setup:
     mixup: float = 0.0
     """Mix pairs of training images by a weight from Beta(mixup, mixup). 0 does not mix."""
     label_smoothing: float = 0.0
-    """Share of a label's weight that is spread over all labels, in training. Evaluation has plain labels."""
+    """Share of a training label's weight that is spread over all."""
     label_noise: float | None = None
     """Share of training labels that are made random. None is 0.2 for digits, else 0."""
     labels: str | None = None
