@@ -103,7 +103,7 @@ def _cifar10(title: str, labels: str | None = None, searched_on: str | None = No
         title,
         setup,
         rates=(0.025, 0.05, 0.1),
-        decays=(2e-4, 1e-3, 4e-3),
+        decays=(4e-3, 1.6e-2, 6.4e-2),
         radii=(0.05, 0.1, 0.2, 0.4),
         folder="tensorflow_datasets",
         labels=None if labels is None else f"cifar10n/labels_tfds_order.npz:{labels}",
