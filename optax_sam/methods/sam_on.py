@@ -1,5 +1,6 @@
 """SAM-ON: only the normalization layers are perturbed."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -65,7 +66,9 @@ def sam_on(
 
 
 def is_normalization(path: Any, leaf: Any) -> bool:
-    """Whether a leaf belongs to a normalization layer, by the names on its path: "norm" or "bn" in one.
+    """Whether a leaf belongs to a normalization layer, by the names on its path: "norm", or a word that begins with "bn".
+
+    Words are divided by what is no letter, and by capitals: `bn1`, `conv_bn` and `expandBN` have one.
 
     Args:
       path: keys, as `jax.tree.map_with_path` hands them.
@@ -78,5 +81,6 @@ def is_normalization(path: Any, leaf: Any) -> bool:
       {'BatchNorm_0': {'scale': True}, 'Dense_0': {'kernel': False}}
     """
     del leaf
-    names = jax.tree_util.keystr(path, simple=True, separator="/").lower()
-    return "norm" in names or any(name.startswith("bn") for name in names.split("/"))
+    names = jax.tree_util.keystr(path, simple=True, separator="/")
+    words = re.split(r"[^a-zA-Z]+|(?<=[a-z])(?=[A-Z])", names)
+    return "norm" in names.lower() or any(word.lower().startswith("bn") for word in words)

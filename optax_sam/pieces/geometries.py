@@ -382,7 +382,12 @@ def _is_bias(path: tuple[Any, ...]) -> bool:
 
 
 def _name_of(key: Any) -> Any:
-    """What a key says of a parameter: an index no name, nor the `value` of a box or variable of Flax."""
+    """What a key says of a parameter: an index no name, nor the `value` of a box or variable of Flax.
+
+    A path in one key, a tuple or joined by `/`, as Flax's `flatten_dict` makes them, says its last name.
+    """
     if isinstance(key, jax.tree_util.GetAttrKey):
         return None if key.name == "value" else key.name
-    return getattr(key, "key", None)
+    name = getattr(key, "key", None)
+    name = name[-1] if isinstance(name, tuple) and name else name
+    return name.rpartition("/")[2] if isinstance(name, str) else name

@@ -60,7 +60,7 @@ def ascent_sharpness(
       params: the parameters.
       batches: one batch, or many. See `top_eigenvalues`.
       rho: radius of the ball, 0 or more.
-      num_steps: steps uphill. More steps find a higher loss, or the same.
+      num_steps: steps uphill. More steps are shorter ones, and mostly find a higher loss.
       adaptive: whether perturbations are measured relative to the weights.
       eta: floor under the size of a weight, where adaptive.
       microbatch_size: None for one perturbation for all examples. `m` for one perturbation for each `m`

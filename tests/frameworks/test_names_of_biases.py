@@ -1,4 +1,4 @@
-"""ASAM measures biases as they are, however a framework names and boxes them."""
+"""ASAM measures biases as they are, and SAM-ON finds normalization, however a framework names and boxes them."""
 
 import equinox as eqx
 import haiku as hk
@@ -9,6 +9,7 @@ import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
+from flax.traverse_util import flatten_dict
 
 import optax_sam
 from optax_sam import geometries
@@ -35,6 +36,8 @@ def haiku():
 
 PARAMS = {
     "linen": linen,
+    "linen, paths as keys": lambda: flatten_dict(linen()["params"]),
+    "linen, paths joined": lambda: flatten_dict({"bias_net": linen()["params"]}, sep="/"),
     "linen in boxes": lambda: boxed(nn.with_partitioning),
     "linen in logical boxes": lambda: boxed(nn.with_logical_partitioning),
     "nnx": lambda: nnx.state(nnx.Linear(3, 2, rngs=nnx.Rngs(0))),
@@ -61,6 +64,20 @@ def test_other_names_are_weights_or_hold_the_word(names):
     dual = geometries.elementwise(ETA).steepest(jax.tree.map(jnp.ones_like, params), params).dual
     wanted = [1.0 if "bias" in name else (0.5 + ETA) ** 2 for name in names]
     np.testing.assert_allclose([dual[name][0] for name in names], wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        *((name, True) for name in ("BatchNorm_0", "bn1", "bn_Conv1", "Conv_1_bn", "expand_BN", "stemBn")),
+        *((name, False) for name in ("Conv_1", "subnet", "Dense_0", "ebn", "rubn_2")),
+    ],
+)
+def test_normalization_is_found_by_a_word_of_the_name(name, found):
+    params = {name: {"scale": 1.0}}
+    nested, flat = params, flatten_dict(params)
+    for tree in (nested, flat):
+        assert jax.tree.leaves(jax.tree.map_with_path(optax_sam.is_normalization, tree)) == [found]
 
 
 def test_a_step_on_boxes_is_the_step_without_them():
