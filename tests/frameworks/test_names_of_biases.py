@@ -1,4 +1,4 @@
-"""ASAM measures biases as they are, SAM-ON finds normalization, however a framework names and boxes them."""
+"""ASAM measures biases as they are, SAM-ON finds normalization, whatever a framework calls and boxes."""
 
 import equinox as eqx
 import haiku as hk
