@@ -68,7 +68,8 @@ def sam_on(
 def is_normalization(path: Any, leaf: Any) -> bool:
     """Whether a leaf belongs to a normalization layer, by the names on its path.
 
-    One of them has "norm" in it, or a word that begins with "bn". Words are divided by what is no letter, and by capitals: `bn1`, `conv_bn` and `expandBN` have one.
+    One of them has "norm" in it, or a word that begins with "bn". Words are divided by what is no letter, and
+    by capitals: `bn1`, `conv_bn` and `expandBN` have one.
 
     Args:
       path: keys, as `jax.tree.map_with_path` hands them.
