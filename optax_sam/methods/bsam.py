@@ -222,7 +222,7 @@ def bsam(
 
     Returns:
       A `SharpnessAware` that is a whole optimizer. Its updates are added to the parameters. It needs an
-      oracle.
+      oracle. `aux` gets a leading axis of slices.
 
     Raises:
       ValueError: a number is outside its range. `n` does not divide the batch. `grad_fn` comes in place of an

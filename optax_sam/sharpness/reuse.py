@@ -65,6 +65,9 @@ def _digest(closed: jex.ClosedJaxpr) -> str:
 
 def _inner_constants(jaxpr: Any) -> Iterator[Any]:
     for equation in _equations(jaxpr):
+        for atom in equation.invars:  # arrays are literals where jax_use_simplified_jaxpr_constants is set
+            if isinstance(atom, jex.Literal) and np.ndim(atom.val):
+                yield atom.val
         for value in _read(equation):
             if isinstance(value, jex.ClosedJaxpr):
                 yield from value.consts

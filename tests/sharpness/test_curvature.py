@@ -204,6 +204,29 @@ def test_a_network_with_inner_programs_is_compiled_once():
     assert not compilations
 
 
+@pytest.mark.skipif(
+    not hasattr(jax.config, "jax_use_simplified_jaxpr_constants"), reason="this JAX has no such setting"
+)
+def test_arrays_that_a_trace_holds_as_literals_are_read_anew():
+    """The text of a large one is shortened."""
+    weights = [np.ones(3000, np.float32), np.ones(3000, np.float32)]
+    weights[1][1500] = 3001.0
+    before = jax.config.jax_use_simplified_jaxpr_constants
+    jax.config.update("jax_use_simplified_jaxpr_constants", True)
+    try:
+        found = [
+            sharpness.top_eigenvalues(
+                Partial(lambda w, batch, held=held: batch * w**2 * np.float32(1) * jnp.mean(held)),
+                jnp.array(0.0),
+                ONE,
+            ).values[0]
+            for held in weights
+        ]
+    finally:
+        jax.config.update("jax_use_simplified_jaxpr_constants", before)
+    assert found == pytest.approx([2, 4])
+
+
 def test_losses_that_place_their_rows_on_other_devices_are_told_apart():
     """Their text is the same: a mesh is written without its devices."""
 
