@@ -133,7 +133,6 @@ def _minilm(
         seeds=seeds,
         trials=1,
         refines=False,
-        most_points=16,
         eigenvalue=False,
         folder="tensorflow_datasets",
     )
