@@ -24,6 +24,7 @@ from experiments.settings.defaults import resolved
 from experiments.settings.of_method import MethodSettings
 
 FIRST_TEST_SEED = 100
+MOST_POINTS = 24
 
 OF_METHOD = {field.name for field in dataclasses.fields(MethodSettings)}
 
@@ -75,7 +76,7 @@ def beyond(task: EvidenceTask, candidate: Candidate, tried: Sequence[Point], bes
             found.append(best | {name: float(f"{value * values[-1] / values[-2]:.3g}")})
         elif value == min(seen) and values[0] > 0:
             found.append(best | {name: float(f"{value * values[0] / values[1]:.3g}")})
-    return found[: max(0, task.most_points - len(tried))]
+    return found[: max(0, MOST_POINTS - len(tried))]
 
 
 def finer(task: EvidenceTask, candidate: Candidate, tried: Sequence[Point], best: Point) -> list[Point]:

@@ -21,7 +21,6 @@ class EvidenceTask:
       seeds: of the test.
       trials: seeds of each point of a grid.
       refines: whether points around the best one of the coarse grid are tried.
-      most_points: of a search.
       side_by_side: runs in one program.
       folder: of the data, below the folder that is given on the command line; None reads none.
       labels: FILE.npz:NAME, likewise.
@@ -37,7 +36,6 @@ class EvidenceTask:
     seeds: int = 10
     trials: int = 2
     refines: bool = True
-    most_points: int = 24
     side_by_side: int = 1
     folder: str | None = None
     labels: str | None = None

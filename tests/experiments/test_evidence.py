@@ -51,8 +51,6 @@ def test_a_search_goes_on_while_its_best_point_lies_at_an_edge():
     assert plan.beyond(MNIST1D, sam, tried, inside) == []
     assert plan.beyond(MNIST1D, sam, tried, edge) == [edge | {"learning_rate": 0.05}, edge | {"rho": 1.6}]
     assert plan.beyond(MNIST1D, sam, tried * 2, edge) == []  # no more than 24 points
-    few = dataclasses.replace(MNIST1D, most_points=len(tried) + 1)
-    assert plan.beyond(few, sam, tried, edge) == [edge | {"learning_rate": 0.05}]
     ett = TASKS["etth1_96"]
     zero = {"learning_rate": 0.001, "weight_decay": 0.0}
     assert plan.beyond(ett, CANDIDATES["base"], plan.coarse(ett, CANDIDATES["base"]), zero) == []
