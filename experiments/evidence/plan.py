@@ -3,8 +3,8 @@
 Learning rate and radius (of the base, learning rate and decay) are searched on validation examples: a coarse
 grid of twelve points, up to six around its best, the best one with the base's decay, and more, up to 24,
 while the best one lies at an edge. Where a run takes minutes, the coarse grid has nine points, and none
-around its best follow. The base gets as many points as any method. The test part is
-measured once, with seeds that the search has not seen, the same for every candidate.
+around its best follow. The base gets as many points as any method. The test part is measured once, with seeds
+that the search has not seen, the same for every candidate.
 """
 
 import dataclasses

@@ -63,9 +63,8 @@ class FisherMask(Ascent):
             return self._kept(oracle.mean_squares(oracle.params, self.num_samples))
 
         due = step % self.refresh_steps == 0
-        if _num_live(
-            updates, self.sparsity
-        ):  # the first renewal is made up, where the step that was to have it was lost
+        # The first renewal is made up, where the step that was to have it was lost.
+        if _num_live(updates, self.sparsity):
             due |= ~_any(state.mask)
         mask = oracle.cond(due, renewed, lambda: state.mask)
         return masked(updates, state.mask), MaskState(mask)

@@ -205,7 +205,8 @@ def test_a_network_with_inner_programs_is_compiled_once():
 
 
 @pytest.mark.skipif(
-    not hasattr(jax.config, "jax_use_simplified_jaxpr_constants"), reason="this JAX has no such setting"
+    not hasattr(jax.config, "jax_use_simplified_jaxpr_constants"),
+    reason="this JAX writes no array into a trace as a literal",
 )
 def test_arrays_that_a_trace_holds_as_literals_are_read_anew():
     """The text of a large one is shortened."""
