@@ -64,7 +64,7 @@ class Examples:
       on_surrogate: `bool[]`, whether the surrogate is differentiated. None where that is certain.
       surrogate: the loss function in the place of the user's, or None.
       fraction: how many of the batch's examples these are.
-      num_slices: into how many parts an evaluation is cut.
+      num_slices: into how many parts an evaluation is cut. 0 where it is not: its aux has no axis of slices.
       needs_losses: whether one loss per example is wanted.
       whole_batch: whether every example is to be used in this step.
       is_part: whether they are only a part of what the user's batch holds.
@@ -78,7 +78,7 @@ class Examples:
     on_surrogate: Any = None
     surrogate: ById | None = dataclasses.field(default=None, metadata={"static": True})
     fraction: float = dataclasses.field(default=1.0, metadata={"static": True})
-    num_slices: int = dataclasses.field(default=1, metadata={"static": True})
+    num_slices: int = dataclasses.field(default=0, metadata={"static": True})
     needs_losses: bool = dataclasses.field(default=False, metadata={"static": True})
     whole_batch: bool = dataclasses.field(default=False, metadata={"static": True})
     is_part: bool = dataclasses.field(default=False, metadata={"static": True})
@@ -142,7 +142,7 @@ class Examples:
     def alone(self, row: Any) -> "Examples":
         """One example of the batch, for a loop over them."""
         batch = jax.tree.map(lambda x: x[None], row)
-        return self.but(rows=Rows(batch), total=None, num_slices=1, fraction=self.fraction / (self.size or 1))
+        return self.but(rows=Rows(batch), total=None, num_slices=0, fraction=self.fraction / (self.size or 1))
 
     def split(self, num_slices: int) -> "Slices":
         """Contiguous slices, with a leading axis of `num_slices`."""

@@ -30,6 +30,10 @@ class Evaluation(NamedTuple):
     norm: Any = None
     shares: Any = None
 
+    def as_only_slice(self) -> "Evaluation":
+        """The same as one slice: with the axis of slices that several have."""
+        return self._replace(aux=jax.tree.map(lambda x: x[None], self.aux), shares=jnp.ones([1]))
+
 
 class Arguments(NamedTuple):
     """What every pass of a step is given, whole.

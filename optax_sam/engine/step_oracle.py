@@ -185,8 +185,9 @@ class StepOracle:
         """The full gradient at `point`, whose norm the caller will see to."""
         meter.spend(self.examples.fraction)
         ask = self.given.objective.evaluate
-        if self.examples.num_slices == 1:
-            return ask(point, self.examples, self.given.arguments)
+        if self.examples.num_slices <= 1:
+            found = ask(point, self.examples, self.given.arguments)
+            return found.as_only_slice() if self.examples.num_slices else found
 
         def on_slice(examples):
             found = ask(point, examples, self.given.arguments)
@@ -202,7 +203,7 @@ class StepOracle:
         """One loss per example at `point`, `float[batch]`. Costs a forward pass."""
         meter.spend(0.0)
         ask = self.given.objective.losses_at
-        if self.examples.num_slices == 1:
+        if self.examples.num_slices <= 1:
             return ask(point, self.examples, self.given.arguments)
 
         number = self.examples.num_slices
@@ -228,7 +229,7 @@ class StepOracle:
             is_leaf=trees.is_masked,
         )
         ask = self.given.objective.hessian_product
-        if self.examples.num_slices == 1:
+        if self.examples.num_slices <= 1:
             found = ask(point, full, self.examples, self.given.arguments)
         else:
             found, _ = self._in_slices(lambda part: (ask(point, full, part, self.given.arguments), None))
@@ -238,7 +239,7 @@ class StepOracle:
     def gradient_norms(self, point: Params) -> jax.Array:
         """The norm of each example's gradient, `float[batch]`. Costs one gradient of these examples."""
         meter.spend(self.examples.fraction)
-        size = None if self.examples.num_slices == 1 else (self.size or 1) // self.examples.num_slices
+        size = None if self.examples.num_slices <= 1 else (self.size or 1) // self.examples.num_slices
         losses, scale = self._losses().alone(self.examples, self.given.arguments), self._scale_of_one()
         if scale is None:
             return per_example.gradient_norms(losses, point, self.batch, microbatch_size=size)

@@ -92,6 +92,17 @@ class ScaleByAdaSAM(Ascent):
         return trees.cast_like(scaled, updates), new
 
 
+@dataclasses.dataclass(frozen=True)
+class Conjugated(Ascent):
+    """JAX's gradient of a complex leaf is the conjugate of the uphill direction: updates are turned."""
+
+    asks_anew: ClassVar[bool] = False
+
+    def update(self, updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+        del params, extra_args
+        return trees.conjugate(updates), state
+
+
 def adasam(
     learning_rate: NotNegative,
     rho: Radius = 0.05,
@@ -126,6 +137,7 @@ def adasam(
     Guarantees:
       It is `optax.chain(sam(rho), scale_by_adasam(b1, b2, epsilon), scale_by_learning_rate(...))`. To skip
       steps that are not finite, write that chain with `optax.apply_if_finite` around what follows `sam`.
+      The updates of complex leaves are the conjugates of that chain's, and so go downhill.
 
     Example:
       >>> import optax_sam
@@ -141,4 +153,4 @@ def adasam(
     """
     checks.number_or_schedule("learning_rate", learning_rate, low=0)
     descent = in_proportion(scaled(learning_rate, -1))
-    return followed_by(sam(rho), chained(scale_by_adasam(b1, b2, epsilon), descent))
+    return followed_by(sam(rho), chained(scale_by_adasam(b1, b2, epsilon), descent, transformation(Conjugated())))

@@ -32,7 +32,7 @@ class Accumulated(Wrapper):
         return self.inner.finish(grads, begun, state, params, self._in_slices(given), perturb)
 
     def _in_slices(self, given: Given) -> Given:
-        number = given.examples.num_slices * self.num_microbatches
+        number = max(given.examples.num_slices, 1) * self.num_microbatches
         return given.but(examples=given.examples.but(num_slices=number))
 
 
@@ -41,8 +41,8 @@ def accumulated(method: SharpnessAware, num_microbatches: Count) -> SharpnessAwa
 
     `B_1, ..., B_n` are contiguous slices of the examples. Every gradient of the step is taken as
     `g = sum_i a_i grad L(w, B_i)`, one slice after the other, with `a_i` the part of slice `i` in all
-    weights. This is the gradient of the whole batch, and so there is one perturbation. Of several slices
-    `aux` gets a leading axis of slices. (`per_microbatch` gives every slice a perturbation of its own.)
+    weights. This is the gradient of the whole batch, and so there is one perturbation. `aux` gets a leading
+    axis of slices. (`per_microbatch` gives every slice a perturbation of its own.)
 
     Args:
       method: any sharpness-aware method.

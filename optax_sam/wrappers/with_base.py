@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from optax_sam.arithmetic import trees
@@ -91,6 +92,14 @@ class Decoupled(FollowedBy):
 
     learning_rate: ScalarOrSchedule
 
+    def init(self, params: Any) -> Any:
+        if any(map(jnp.iscomplexobj, jax.tree.leaves(trees.plain(params)))):
+            raise ValueError(
+                "params has complex leaves, whose gradients `base` may turn downhill or not: give `decoupled` "
+                "their real and imaginary parts as leaves of their own."
+            )
+        return super().init(params)
+
     def update(self, updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
         if params is None:
             raise ValueError("params=None: pass the parameters, update(grads, state, params, ...).")
@@ -127,7 +136,7 @@ def decoupled(
 
     Raises:
       TypeError: `method` is none of this library's, or `base` is no Optax transformation.
-      ValueError: `learning_rate` is negative.
+      ValueError: `learning_rate` is negative. A parameter is complex.
 
     Cost:
       That of `method` and `base`.

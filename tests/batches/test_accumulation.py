@@ -70,6 +70,25 @@ def test_mean_losses_and_aux_of_slices():
     np.testing.assert_array_equal(aux["label"], BATCH["label"].reshape(4, 4))
 
 
+@pytest.mark.parametrize("slices", [1, 4])
+@pytest.mark.parametrize(
+    "sliced",
+    [
+        optax_sam.accumulated,
+        optax_sam.per_microbatch,
+        lambda method, n: optax_sam.accumulated(optax_sam.accumulated(method, n), 1),
+        lambda method, n: optax_sam.accumulated(optax_sam.accumulated(method, 1), n),
+    ],
+    ids=["accumulated", "per_microbatch", "one slice of slices", "slices of one slice"],
+)
+def test_one_slice_has_the_axis_of_slices_as_several_have(sliced, slices):
+    method = sliced(optax_sam.sam(), slices)
+    with_labels = lambda p, b: (losses(p, b), b["label"])
+    ask = method.value_and_grad(with_labels, has_aux=True)
+    (_, labels), _, _ = ask(init_params(), BATCH, state=method.init(init_params()))
+    np.testing.assert_array_equal(labels, BATCH["label"].reshape(slices, -1))
+
+
 @pytest.mark.parametrize("order", ["slices of parts", "parts of slices"])
 def test_accumulation_and_slices_compose(order):
     m_sam, sam = optax_sam.per_microbatch(optax_sam.sam(0.2), 2), optax_sam.sam(0.2)

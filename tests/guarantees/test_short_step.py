@@ -188,3 +188,18 @@ def test_a_typed_key_among_the_parameters_stays_where_a_mask_hides_it_from_the_b
     assert jnp.array_equal(jax.random.key_data(got["k"]), jax.random.key_data(params["k"]))
     with pytest.raises(TypeError, match=r"^params\['k'\] is a typed key.* optax.masked"):
         optax_sam.step(alone, of_rows)(params, alone.init(params), rows)
+
+
+@pytest.mark.parametrize("make", WHOLE.values(), ids=WHOLE)
+def test_whole_optimizers_go_downhill_in_both_parts_of_a_complex_leaf(make):
+    tx, params = make(), {"w": jnp.array([1.0 + 2.0j, -0.5 - 0.3j])}
+    far = lambda p, b: jnp.square(b["image"][:, 0]) * jnp.sum(jnp.abs(p["w"]) ** 2)
+    step = jax.jit(optax_sam.step(tx, far))
+    after, _, _ = step(params, tx.init(params), make_batch())
+    for part in (jnp.real, jnp.imag):
+        assert (jnp.abs(part(after["w"])) < jnp.abs(part(params["w"]))).all()
+
+
+def test_decoupled_refuses_a_complex_leaf_since_its_base_may_turn_gradients():
+    with pytest.raises(ValueError, match="params has complex leaves.*leaves of their own"):
+        optax_sam.decoupled(optax_sam.wsam(), optax.sgd(0.1), 0.1).init({"w": jnp.ones(2, complex)})
