@@ -153,4 +153,6 @@ def adasam(
     """
     checks.number_or_schedule("learning_rate", learning_rate, low=0)
     descent = in_proportion(scaled(learning_rate, -1))
-    return followed_by(sam(rho), chained(scale_by_adasam(b1, b2, epsilon), descent, transformation(Conjugated())))
+    return followed_by(
+        sam(rho), chained(scale_by_adasam(b1, b2, epsilon), descent, transformation(Conjugated()))
+    )
