@@ -95,8 +95,8 @@ class Decoupled(FollowedBy):
     def init(self, params: Any) -> Any:
         if any(map(jnp.iscomplexobj, jax.tree.leaves(trees.plain(params)))):
             raise ValueError(
-                "params has complex leaves, whose gradients `base` may turn downhill or not: give `decoupled` "
-                "their real and imaginary parts as leaves of their own."
+                "params has complex leaves, whose gradients `base` may turn downhill or not: give "
+                "`decoupled` their real and imaginary parts as leaves of their own."
             )
         return super().init(params)
 
