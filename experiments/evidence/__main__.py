@@ -74,8 +74,9 @@ def evidence(settings: EvidenceSettings) -> None:
     check_known(candidates, CANDIDATES)
     for name in candidates:
         if name not in candidates_of(task):
+            needed = "adapters" if CANDIDATES[name].of_adapters else "wrong labels"
             raise SettingsError(
-                f"{name} is for tasks with adapters, which {settings.task} has not: leave it out"
+                f"{name} is for tasks with {needed}, which {settings.task} has not: leave it out"
             )
     if settings.data is None and task.folder == "ett":
         raise SettingsError(f"{settings.task} reads files: give the folder of {task.folder}/ as --data")

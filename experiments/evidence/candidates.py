@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from experiments.data import with_defaults
 from experiments.evidence.tasks import EvidenceTask
 
 Point = dict[str, Any]
@@ -22,6 +23,7 @@ class Candidate:
       rate_scale: times the learning rates of the others: of a method whose descent has another length.
       passes: times the epochs of the others.
       of_adapters: whether it is for tasks that train adapters alone.
+      of_wrong_labels: whether it is for tasks with wrong labels alone.
     """
 
     title: str
@@ -33,6 +35,7 @@ class Candidate:
     rate_scale: float = 1.0
     passes: int = 1
     of_adapters: bool = False
+    of_wrong_labels: bool = False
 
     def grid(self, task: EvidenceTask) -> dict[str, tuple[float, ...]]:
         """The axes of the coarse grid."""
@@ -53,6 +56,9 @@ CANDIDATES = {
     "twice": Candidate("base, twice the epochs", "sgd", number=None, passes=2),
     "averaged": Candidate("average of weights", "averaged", "average_steps", (10.0, 30.0, 100.0, 300.0)),
     "ham": Candidate("HAM", "ham", "mirror_strength", (2.0, 10.0, 50.0, 200.0)),
+    "last_layer_l2": Candidate(
+        "L2 of the last layer", "last_layer_l2", "penalty", (1e-3, 3e-3, 1e-2, 3e-2), of_wrong_labels=True
+    ),
     "ausam": Candidate("AUSAM", "ausam"),
     "vsam": Candidate("vSAM", "vsam", scale=2.0),
     "rst": Candidate("RST", "rst", scale=1.5),
@@ -72,4 +78,9 @@ CANDIDATES = {
 def candidates_of(task: EvidenceTask) -> tuple[str, ...]:
     """Those that a task can be trained with."""
     adapted = task.setup.adapter_rank is not None
-    return tuple(name for name, each in CANDIDATES.items() if adapted or not each.of_adapters)
+    wrong = task.labels is not None or bool(with_defaults(task.setup).label_noise)
+    return tuple(
+        name
+        for name, each in CANDIDATES.items()
+        if adapted >= each.of_adapters and wrong >= each.of_wrong_labels
+    )

@@ -10,7 +10,7 @@ import optax
 
 import optax_sam
 from experiments.data.kinds import kind_of
-from experiments.methods import adapters, baselines, compositions
+from experiments.methods import adapters, baselines, compositions, last_layer
 from experiments.methods.rules import RULES
 from experiments.settings import Settings, SettingsError, flag
 
@@ -84,7 +84,11 @@ DEMO = ("sgd", "sam", "momentum_sam", "rst", "grst", "vsam", "pugd", "tsam", "au
 OF_ADAPTERS: dict[str, Factory] = {"flat_lora": adapters.flat_lora, "bi_lora": adapters.bi_lora}
 
 # Variants of the base optimizer, which take one gradient.
-BASELINES: dict[str, Factory] = {"averaged": baselines.averaged, "ham": baselines.ham} | OF_ADAPTERS
+BASELINES: dict[str, Factory] = {
+    "averaged": baselines.averaged,
+    "ham": baselines.ham,
+    "last_layer_l2": last_layer.last_layer_l2,
+} | OF_ADAPTERS
 
 # They stand in the place of SGD, not before it.
 WHOLE_OPTIMIZERS = ("decoupled_wsam", "adasam", "bsam")
@@ -116,6 +120,7 @@ TRACED = (
     "average_steps",
     "mirror_strength",
     "mirror_decay",
+    "penalty",
     "constant",
 )
 

@@ -41,6 +41,7 @@ NAMES = {
     "adaptive_rst": "ASAM + RST",
     "sharded_gsam": "GSAM in slices",
     "averaged": "average of weights",
+    "last_layer_l2": "L2 of the last layer",
     "flat_lora": "Flat-LoRA",
     "bi_lora": "Bi-LoRA",
 }

@@ -19,6 +19,7 @@ from experiments import methods
 from experiments.data.arrays import Batch, rows
 from experiments.methods.adapters import NOISE_SCALE, noise_at
 from experiments.methods.baselines import AveragedState
+from experiments.methods.last_layer import penalty_of, with_penalty
 from experiments.methods.optimizers import base_optimizer, schedule_of
 from experiments.models.adapted import completed
 from experiments.models.network import Network
@@ -149,11 +150,14 @@ class Trainer:
         noise = inputs.numbers.get("noise_scale", NOISE_SCALE)
         noise = noise_at(self.settings.method, noise, state.step, self.settings.epochs * self.steps_per_epoch)
         network = completed(self.network, inputs.examples.frozen, noise)
+        penalty = penalty_of(self.settings.method, inputs.numbers)
 
         def losses(params: Any, batch: Batch) -> tuple[jax.Array, Any]:
             given = batch[self.task.inputs]
-            outputs, batch_stats = network.apply(params, state.batch_stats, given, network_key)
+            apply = with_penalty(network.apply, penalty)
+            (outputs, batch_stats), extra = apply(params, state.batch_stats, given, network_key)
             values = self.task.losses(outputs, batch)
+            values = values if extra is None else values + extra
             if decay is not None:
                 values = values + 0.5 * decay * optax.tree.norm(params, squared=True)
             return values, batch_stats

@@ -135,6 +135,8 @@ class MethodSettings:
     """How strongly weights grow or shrink along their gradient (ham)."""
     mirror_decay: float | None = None
     """How fast weights shrink in proportion to themselves (ham)."""
+    penalty: float | None = None
+    """Weight of the squares of the last layer and of its inputs (last_layer_l2)."""
 
     # Which examples
     fraction: float | None = None

@@ -279,6 +279,14 @@ def test_methods_of_adapters_are_for_tasks_with_adapters():
     assert sum(name.endswith("_adapter") for name in TASKS) == 4
 
 
+def test_the_penalty_against_wrong_labels_is_for_tasks_that_have_some():
+    wrong = {name for name, task in TASKS.items() if "last_layer_l2" in candidates_of(task)}
+    assert wrong == {
+        name for name, task in TASKS.items() if "random labels" in task.title or "wrong" in task.title
+    }
+    assert {"digits", "cifar10n_worse", "trec"} <= wrong
+
+
 def test_horizons_share_the_search_of_the_first(tmp_path):
     write(tmp_path, "etth1_96", {"base": [0.4] * 9, "sam": [0.38] * 9}, {"base": 1.0, "sam": 2.0})
     rows = [json.loads(line) for line in (tmp_path / "etth1_96.jsonl").read_text().splitlines()]
