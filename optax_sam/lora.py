@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam.arithmetic import trees
+from optax_sam.arithmetic import random_trees, trees
 from optax_sam.arithmetic.ghost_rules import Rows, norm_of, norm_of_arrays
 from optax_sam.arithmetic.random_bits import for_large_arrays
 from optax_sam.engine import checks
@@ -61,7 +61,7 @@ def adapter(key: jax.Array, inputs: Count, outputs: Count, rank: Count, dtype: A
     """
     for name, value in (("inputs", inputs), ("outputs", outputs), ("rank", rank)):
         checks.integer(name, value, low=1)
-    a = jax.random.normal(key, (inputs, rank), dtype) / inputs**0.5
+    a = random_trees.normal(key, (inputs, rank), dtype, deviation=inputs**-0.5)
     return Adapter(a, jnp.zeros((rank, outputs), dtype))
 
 

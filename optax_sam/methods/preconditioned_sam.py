@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from optax_sam.engine.aliases import OptState, Params
 from optax_sam.engine.assembly import SharpnessAware, sharpness_aware
-from optax_sam.engine.hyperparameters import FixedNotNegative, FixedProbability, Radius
+from optax_sam.engine.hyperparameters import FixedPositive, FixedProbability, Radius
 from optax_sam.pieces.ascents import to_radius
 from optax_sam.pieces.directions import preconditioned
 
@@ -12,7 +12,7 @@ from optax_sam.pieces.directions import preconditioned
 def preconditioned_sam(
     rho: Radius = 0.05,
     decay: FixedProbability = 0.999,
-    epsilon: FixedNotNegative = 1e-8,
+    epsilon: FixedPositive = 1e-8,
     read_second_moment: Callable[[OptState], Params] | None = None,
 ) -> SharpnessAware:
     """Preconditioned SAM: climbs along the gradient as Adam divides it.
@@ -26,7 +26,7 @@ def preconditioned_sam(
     Args:
       rho: radius, in the L2 norm over all parameters. A number or a schedule of the step.
       decay: of the method's own `v`, from 0 to 1, used where the base optimizer has none.
-      epsilon: 0 or more, in the units of the gradient.
+      epsilon: above 0, in the units of the gradient.
       read_second_moment: `read_second_moment(opt_state)` returns the base optimizer's second moment, a tree
         like the parameters. None searches for it by name.
 
@@ -34,7 +34,7 @@ def preconditioned_sam(
       A `SharpnessAware` transformation, to stand first in an `optax.chain`. It needs an oracle.
 
     Raises:
-      ValueError: `rho` or `epsilon` is negative, or `decay` outside [0, 1]. `grad_fn`, or an oracle made by
+      ValueError: `rho` is negative, `epsilon` not above 0, or `decay` outside [0, 1]. `grad_fn`, or an oracle made by
         hand, comes in place of the step's oracle. In a step, `opt_state` holds several second moments, or
         `read_second_moment` returns another tree.
 

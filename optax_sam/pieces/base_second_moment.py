@@ -11,7 +11,7 @@ from optax_sam.arithmetic import trees
 from optax_sam.engine import checks
 from optax_sam.engine import state as states
 from optax_sam.engine.aliases import Grads, OptState, Params
-from optax_sam.engine.hyperparameters import FixedNotNegative, FixedProbability, Scalar
+from optax_sam.engine.hyperparameters import FixedPositive, FixedProbability, Scalar
 from optax_sam.pieces.base_momentum import as_read, found_in_base, refuse_several
 from optax_sam.pieces.bases import Direction, Step
 
@@ -45,7 +45,8 @@ class Preconditioned(Direction):
 
         def on_leaf(u, v):
             root = jnp.sqrt(jnp.real(v).astype(jnp.real(u).dtype))
-            return trees.divide(u, root + jnp.asarray(self.epsilon).astype(root.dtype))
+            epsilon = jnp.asarray(self.epsilon).astype(root.dtype)
+            return trees.divide(u, root + jnp.maximum(epsilon, jnp.finfo(root.dtype).tiny))
 
         # Of length one before and after: neither the quotient nor its cast overflows.
         unit = trees.divide(trees.widen(step.grads), step.first.norm)
@@ -72,7 +73,7 @@ class Preconditioned(Direction):
 
 def preconditioned(
     decay: FixedProbability = 0.999,
-    epsilon: FixedNotNegative = 1e-8,
+    epsilon: FixedPositive = 1e-8,
     read_second_moment: Callable[[OptState], Params] | None = None,
 ) -> Preconditioned:
     """`g / (sqrt(v) + epsilon)`: the gradient as Adam divides it, `v` the base's second moment.
@@ -84,7 +85,7 @@ def preconditioned(
 
     Args:
       decay: from 0 to 1, of its own.
-      epsilon: 0 or more, in the units of the gradient.
+      epsilon: above 0, in the units of the gradient.
       read_second_moment: `read_second_moment(opt_state)` returns the base optimizer's second moment, a tree
         like the parameters, in place of the search by name. Then the direction keeps none of its own.
 
@@ -93,7 +94,7 @@ def preconditioned(
         the oracle was made by hand, and `opt_state` is out of sight.
     """
     checks.number("decay", decay, low=0, high=1)
-    checks.number("epsilon", epsilon, low=0)
+    checks.positive("epsilon", epsilon)
     if read_second_moment is not None:
         checks.function(
             "read_second_moment",

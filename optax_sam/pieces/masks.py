@@ -6,7 +6,7 @@ the whole radius.
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -316,15 +316,26 @@ def _comparable(leaf: jax.Array) -> jax.Array:
     return sharding.replicated(leaf).ravel().astype(jnp.float32)
 
 
-def _largest_leaves(scores: Any, wanted: float) -> Any:
+def _largest_leaves(scores: Any, wanted: int) -> Any:
     """Masks of whole leaves, the largest means first, until `wanted` entries are kept."""
     leaves, treedef = jax.tree.flatten(scores)
-    sizes = jnp.asarray([x.size for x in leaves], jnp.float32)
     means = jnp.asarray([jnp.mean(_comparable(x)) if x.size else -jnp.inf for x in leaves])
-    order = jnp.argsort(-means, stable=True)
-    before = jnp.cumsum(sizes[order]) - sizes[order]
-    kept = jnp.zeros([len(leaves)], bool).at[order].set(before < wanted)
+    kept = first_until([x.size for x in leaves], jnp.argsort(-means, stable=True), wanted)
     return jax.tree.unflatten(treedef, [jnp.broadcast_to(kept[n], x.shape) for n, x in enumerate(leaves)])
+
+
+def first_until(sizes: Sequence[int], order: jax.Array, wanted: int) -> jax.Array:
+    """`bool[n]`: what is taken in `order`, until the sizes add up to `wanted`.
+
+    The sums may be beyond int32 and beyond what float32 counts: they are kept as two digits.
+    """
+    digits = jnp.asarray([divmod(size, 2**16) for size in sizes], jnp.int32)
+    first, second = digits.reshape(-1, 2)[order].T
+    first, second = jnp.cumsum(first) - first, jnp.cumsum(second) - second
+    first, second = first + second // 2**16, second % 2**16
+    wanted_first, wanted_second = divmod(wanted, 2**16)
+    before = (first < wanted_first) | ((first == wanted_first) & (second < wanted_second))
+    return jnp.zeros([len(sizes)], bool).at[order].set(before)
 
 
 def _largest_of_groups(scores: jax.Array, kept: int, group: int, outputs_first: bool) -> jax.Array:

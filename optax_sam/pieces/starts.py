@@ -80,7 +80,7 @@ class AtRandom(Start):
     def begin(self, state: Any, step: Step, climb: Climber) -> Began:
         del climb
         normal, uniform = jax.random.split(step.key)
-        z = random_trees.standard_normal(normal, trees.hidden_as_in(state, step.params))
+        z = trees.widen(random_trees.standard_normal(normal, trees.hidden_as_in(state, step.params)))
         norm = trees.norm(z)
         radius = jnp.asarray(self.radius).astype(norm.dtype)
         if self.noise == "gaussian":
@@ -88,7 +88,7 @@ class AtRandom(Start):
         else:
             length = radius * jax.random.uniform(uniform, dtype=norm.dtype) ** 1e-8
         unit = trees.divide(z, norm)
-        noise = trees.map_wide(lambda x: trees.times(length, x), unit)
+        noise = trees.map_inexact(lambda x: trees.times(length, x), unit)
         return Began(trees.add_perturbation(step.params, noise), step.oracle)
 
 

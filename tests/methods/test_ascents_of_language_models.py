@@ -157,6 +157,20 @@ def test_a_constant_second_moment_leaves_sam():
     close(run.params, train_small(optax_sam.sam(0.1)).params)
 
 
+@pytest.mark.parametrize("epsilon", [1e-8, 1e-30, 1e-50])
+def test_an_entry_without_a_second_moment_takes_the_radius_however_small_epsilon(epsilon):
+    """A divisor that float32 rounds to zero is no reason to leave the entry out."""
+    losses = lambda w, x: x * w[1] + w[0] ** 2
+    method = optax_sam.preconditioned_sam(0.1, epsilon=epsilon)
+    tx, w = optax.chain(method, optax.adam(1e-3)), jnp.ones(2)
+    step, state = jax.jit(optax_sam.step(tx, losses)), tx.init(w)
+    with jax.numpy_dtype_promotion("standard"):  # for Adam
+        for batch in (jnp.zeros(1), jnp.ones(1)):
+            w, state, _ = step(w, state, batch)
+    info = optax_sam.info(state)
+    np.testing.assert_allclose([info["perturbation_norm"], info["sharpness"]], 0.1, rtol=1e-3)
+
+
 def test_where_the_second_moment_is():
     where = optax_sam.directions.where_second_moment_is
     method = optax_sam.preconditioned_sam(0.1)

@@ -10,6 +10,7 @@ import pytest
 
 import optax_sam
 from optax_sam import ascents, directions, gates
+from optax_sam.pieces.masks import first_until
 from tests.problem import init_params, losses, make_batch
 
 
@@ -93,3 +94,21 @@ def test_groups_of_inputs_with_the_outputs_first_are_those_of_the_transposed_mat
     for name, axes in turned.items():
         np.testing.assert_array_equal(masks[0][name].transpose(axes), masks[1][name])
     np.testing.assert_array_equal(masks[0]["dense"].reshape(6, 2, 4).sum(-1), 2)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "wanted", "kept"),
+    [
+        ([4097**2] * 6, 3 * 4097**2, 3),  # float32 counts up to 2^24
+        ([4097**2] * 6, 3 * 4097**2 + 1, 4),
+        ([20_000_001] * 300, 150 * 20_000_001, 150),  # int32 up to 2^31
+        ([3 * 2**30, 1, 5], 3 * 2**30 + 1, 2),
+        ([7, 0, 3], 7, 1),
+        ([7, 0, 3], 0, 0),
+        ([], 0, 0),
+    ],
+)
+def test_leaves_are_kept_until_their_entries_are_enough(sizes, wanted, kept):
+    order = jnp.arange(len(sizes))[::-1]
+    taken = first_until(sizes[::-1], order, wanted)
+    assert int(taken.sum()) == kept and bool((taken[::-1][:kept]).all())
