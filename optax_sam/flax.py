@@ -1,11 +1,13 @@
 """Adapters for Flax: `import optax_sam.flax`. The rest of the package does not need Flax."""
 
 import dataclasses
+import difflib
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from jax.tree_util import Partial
 
@@ -37,6 +39,7 @@ def apply_gradients(train_state: Any, *, grads: Any, **arguments: Any) -> Any:
     Raises:
       ValueError: see `update`. `oracle` and `grad_fn` are both missing, for example. Or `grads` holds the
         scales of FP8 layers.
+      TypeError: a keyword is nearly the name of a field.
 
     Example:
       >>> import jax.numpy as jnp, optax, optax_sam.flax
@@ -60,6 +63,9 @@ def apply_gradients(train_state: Any, *, grads: Any, **arguments: Any) -> Any:
     fields = {field.name for field in dataclasses.fields(train_state)}
     replaced = {name: value for name, value in arguments.items() if name in fields}
     extra = {name: value for name, value in arguments.items() if name not in fields}
+    for name in extra:
+        if meant := difflib.get_close_matches(name, fields, 1, cutoff=0.8):
+            raise TypeError(f"{name} is no field of train_state: {meant[0]} is one, so write {meant[0]}=.")
     tx = train_state.tx
     update = optax.with_extra_args_support(tx).update
     bound = optax.GradientTransformation(tx.init, functools.partial(update, **extra))
@@ -87,7 +93,8 @@ def from_0_1(saved: Any) -> Any:
         return saved
     if set(saved) == {"inner", "evaluations"}:
         return from_0_1(saved["inner"])
-    return {key: from_0_1(value) for key, value in saved.items() if key != "evaluations"}
+    is_count = lambda key, value: key == "evaluations" and np.ndim(value) == 0  # noqa: E731
+    return {key: from_0_1(value) for key, value in saved.items() if not is_count(key, value)}
 
 
 def nnx_value_and_grad(

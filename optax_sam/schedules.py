@@ -69,11 +69,12 @@ def cosine_at_end(value: FixedNotNegative, total_steps: Count, start: Share = 0.
     checks.number("value", value, low=0)
     checks.static_number("start", start, 0, 1)
     checks.integer("total_steps", total_steps, low=1)
-    first = shares.down(start, total_steps)
-    falling = optax.cosine_decay_schedule(1.0, max(total_steps - first, 1))
+    first = float(start) * total_steps
+    length = max(total_steps - first, 1e-6)
 
     def schedule(step):
-        part = falling(jnp.maximum(jnp.asarray(step, float) - first, 0))
+        fallen = jnp.clip((jnp.asarray(step, float) - first) / length, 0, 1)
+        part = (1 + jnp.cos(jnp.pi * fallen)) / 2
         return value * jnp.where(jnp.asarray(step) >= total_steps, 0.0, part)
 
     return schedule

@@ -1,7 +1,7 @@
 """Weighted means of trees over the parts of a whole, in a loop or at once.
 
-Inexact leaves are averaged in float32 or wider. Of all others the first part's stands for all. A part
-of share 0 (padding alone) counts nothing, whatever came of it.
+Inexact leaves are averaged in float32 or wider. Of all others those of the first part that counts stand for
+all. A part of share 0 (padding alone) counts nothing, whatever came of it.
 """
 
 from collections.abc import Callable
@@ -42,6 +42,11 @@ def shares_within(outer: jax.Array, inner: jax.Array | None) -> jax.Array:
     return outer if inner is None else (outer[:, None] * sharding.replicated(inner)).reshape(-1)
 
 
+def first_of(shares: jax.Array) -> jax.Array:
+    """`int32[]`, the number of the first part that counts."""
+    return jnp.argmax(shares != 0).astype(jnp.int32)
+
+
 def weighted(share: Any, tree: Any) -> Any:
     """`share * tree` for inexact leaves, in float32 or wider; zeros where the share is zero."""
     share = jnp.asarray(share)
@@ -72,7 +77,7 @@ def mean(shares: jax.Array, stacked: Any) -> Any:
 
     def on_leaf(x):
         if not trees.is_inexact(x):
-            return sharding.replicated(x)[0]
+            return sharding.replicated(x)[first_of(shares)]
         wide = x.astype(trees.accumulator_dtype(x.dtype))
         column = shares.astype(wide.dtype).reshape(-1, *(1,) * (x.ndim - 1))
         column = sharding.split_as(column, x)
@@ -87,10 +92,13 @@ def mean_by_scan(
     """`function` of one part after the other: the mean of its first results, its second ones stacked."""
     shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], parts))[0]
 
+    first = first_of(shares)
+
     def step(total, part):
         number, share, rows = part
         averaged, stacked = function(rows)
-        return add(total, share, averaged, number == 0), stacked
+        return add(total, share, averaged, number == first), stacked
 
-    total, stacked = lax.scan(step, zeros_like(shapes), (jnp.arange(len(shares)), shares, parts))
+    numbers = jnp.arange(len(shares), dtype=jnp.int32)
+    total, stacked = lax.scan(step, zeros_like(shapes), (numbers, shares, parts))
     return trees.cast_like(total, shapes), stacked

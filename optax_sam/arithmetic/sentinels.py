@@ -3,7 +3,8 @@
 The jaxpr is walked up to where the array meets the parameters. Where it is added to what is made of them, no
 derivative multiplies with it, and an infinity is as harmless in the gradient as in the function. So it is
 where a function comes between that is finite at infinity, as `exp(-inf)` is. Where it is compared, or sorted
-by, any value may be meant. All else counts as contents.
+by, shifted and scaled as it may be, any value may be meant. So it is where anything that is made of it is
+asked for NaN. All else counts as contents.
 """
 
 import enum
@@ -27,20 +28,25 @@ class _Made(NamedTuple):
     """What a variable is made of.
 
     Attributes:
-      views: the arrays whose entries it has as they are.
+      views: the arrays whose entries it has, shifted and scaled by constants.
+      tested: the arrays that are tested where it is: all but those of which it has the largest entry, since
+        `logsumexp` tests that.
       arrays: all arrays that it is made of, up to where they meet the parameters.
       moves: whether it depends on the parameters.
     """
 
     views: frozenset[int] = frozenset()
+    tested: frozenset[int] = frozenset()
     arrays: frozenset[int] = frozenset()
     moves: bool = False
 
     def joined(self, other: "_Made") -> "_Made":
-        return _Made(self.views | other.views, self.arrays | other.arrays, self.moves or other.moves)
+        views, tested, arrays = (one | another for one, another in zip(self[:3], other[:3], strict=True))
+        return _Made(views, tested, arrays, self.moves or other.moves)
 
 
-_COMPARISONS = frozenset("eq ne lt le gt ge is_finite sort top_k approx_top_k argmax argmin".split())
+_COMPARISONS = frozenset("is_nan eq ne lt le gt ge is_finite sort top_k approx_top_k argmax argmin".split())
+_SHIFTS_AND_SCALES = frozenset("neg abs add sub mul div".split())
 _TAMING = frozenset("exp exp2 logistic tanh erf erfc sign atan".split())
 """What makes an infinity finite, or may do so."""
 _VIEWS = frozenset(
@@ -57,7 +63,7 @@ def meant(jaxpr: jex.Jaxpr, is_param: Sequence[bool], is_array: Sequence[bool]) 
     """For each input of a function, what of it may be a sign; nothing of what is no array of interest."""
     walk = _Walk(set(), set())
     pairs = enumerate(zip(is_param, is_array, strict=True))
-    walk.through(jaxpr, [_Made(frozenset([n] * a), frozenset([n] * a), moves=p) for n, (p, a) in pairs])
+    walk.through(jaxpr, [_Made(*[frozenset([n] * a)] * 3, moves=p) for n, (p, a) in pairs])
 
     def of_input(number, is_array):
         if number in walk.compared:
@@ -95,12 +101,14 @@ class _Walk(NamedTuple):
         if name == "cond":
             found = [self.through(branch, given[1:]) for branch in equation.params["branches"]]
             return [_all(parts) for parts in zip(*found, strict=True)]
-        return [self._simple(name, given)] * len(equation.outvars)
+        is_nan = name == "ne" and equation.invars[0] is equation.invars[1]
+        return [self._simple("is_nan" if is_nan else name, given)] * len(equation.outvars)
 
     def _simple(self, name: str, given: list[_Made]) -> _Made:
         whole = _all(given)
         if name in _COMPARISONS:
-            self.compared.update(whole.views)
+            tested = {"is_nan": whole.arrays, "is_finite": whole.tested}
+            self.compared.update(tested.get(name, whole.views))
             return _Made(moves=whole.moves)
         if name == "div":  # what is divided by an infinity is zero
             whole = given[0].joined(_Made(moves=given[1].moves))
@@ -110,7 +118,9 @@ class _Walk(NamedTuple):
             if name not in _SUMS:
                 self.multiplied.update(whole.arrays)
             return _Made(moves=True)
-        return whole if name in _VIEWS else _Made(arrays=whole.arrays)
+        if name in _VIEWS or (name in _SHIFTS_AND_SCALES and sum(bool(x.arrays) for x in given) == 1):
+            return whole
+        return whole._replace(views=frozenset(), tested=whole.tested if name != "reduce_max" else frozenset())
 
     def _scan(self, equation: jex.JaxprEqn, given: list[_Made]) -> list[_Made]:
         first, number = parts_of_scan(equation)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 OF_EQUINOX = (
     " Of an Equinox model the parameters are params, static = eqx.partition(model, eqx.is_inexact_array), "
@@ -13,13 +14,19 @@ OF_EQUINOX = (
 
 
 def as_arrays(name: str, tree: Any) -> Any:
-    """The tree as arrays; refuses a leaf that is none, by its place."""
+    """The tree as arrays; refuses a leaf that is none, by its place.
+
+    A weak type of a parameter becomes a strong one, as it does in an update: else the first pass of the first
+    step would compute in other dtypes than all later ones.
+    """
 
     def on_leaf(path, x):
         try:
-            return jnp.asarray(x)
+            array = jnp.asarray(x)
         except TypeError as error:
             raise _refused(name, path, x) from error
+        is_weak = name == "params" and array.weak_type
+        return lax.convert_element_type(array, array.dtype) if is_weak else array
 
     return jax.tree.map_with_path(on_leaf, tree)
 

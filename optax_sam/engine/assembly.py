@@ -19,7 +19,7 @@ from optax_sam.engine import state as states
 from optax_sam.engine.aliases import Grads, Params
 from optax_sam.engine.arrays import like_arrays
 from optax_sam.engine.hyperparameters import Scalar, Seed
-from optax_sam.engine.meter import Spent, metered, spend
+from optax_sam.engine.meter import Spent, judge, metered, spend
 from optax_sam.engine.objective import Evaluation
 from optax_sam.engine.state import SharpnessAwareState
 from optax_sam.engine.step_oracle import Given, StepOracle
@@ -205,8 +205,7 @@ class Assembly(Method):
             step = step._replace(perturbed=there)
             descent = self.combination.combine(step._replace(kind="combination"))
             checks.like_params("combination", self.combination, descent, step.grads)
-            if descent is not there.grads and descent is not step.grads:
-                spend(0.0, trees.all_finite(descent))
+            judge(descent, step.grads, descent is there.grads or descent is step.grads)
             step = step._replace(descent=descent)
             new = {
                 "start": self.start.update(state.start, step._replace(kind="start")),
@@ -234,8 +233,7 @@ class Assembly(Method):
             recalled = self.reuse.recall(state.reuse, step._replace(kind="reuse"))
             descent, reuse = checks.pair("reuse", self.reuse, recalled, "(descent, state)")
             checks.like_params("reuse", self.reuse, descent, step.grads)
-            if descent is not step.grads:
-                spend(0.0, trees.all_finite(descent))
+            judge(descent, step.grads, descent is step.grads)
             step = step._replace(descent=descent)
             new = {
                 "direction": self.direction.write(state.direction, step._replace(kind="direction")),

@@ -20,6 +20,8 @@ def number(
             raise ValueError(f"{name} has shape {value.shape}: pass one number.")
         if not any(jax.numpy.issubdtype(value.dtype, kind) for kind in (np.integer, np.floating)):
             raise TypeError(f"{name} has dtype {value.dtype}: pass a real number.")
+        if np.issubdtype(value.dtype, np.unsignedinteger):
+            raise TypeError(f"{name} has dtype {value.dtype}, which has no numbers below 0: pass a float.")
         if not is_readable(value):
             return
     elif isinstance(value, bool) or not isinstance(value, int | float):
@@ -30,6 +32,16 @@ def number(
         raise ValueError(f"{name}={value!r} is infinite: pass a finite number.")
     if not low <= float(value) <= high:
         raise ValueError(f"{name}={value!r} is outside [{low:g}, {high:g}]: {_repair(low, high)}.")
+
+
+def long_decay(name: str, value: Any) -> None:
+    """As `number` from 0 to 1, close to 1: 0.999 is 1 in bfloat16."""
+    number(name, value, low=0, high=1)
+    if isinstance(value, jax.Array | np.ndarray | np.generic) and value.dtype.itemsize < 4:
+        raise TypeError(
+            f"{name} has dtype {value.dtype}, in which 0.999 is 1: pass a float, or "
+            "optax.inject_hyperparams(..., hyperparam_dtype=jnp.float32)."
+        )
 
 
 def number_or_schedule(
@@ -128,6 +140,8 @@ def seed(value: Any) -> None:
             )
     elif isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"seed={value!r} is {_article(value, 'integer')}: pass an integer.")
+    elif jax.dtypes.canonicalize_dtype(np.int64).itemsize == 4 and not -(2**31) <= int(value) < 2**32:
+        raise ValueError(f"seed={value!r} has more than 32 bits, of which JAX reads 32: pass a smaller one.")
 
 
 def key(name: str, value: Any) -> None:

@@ -192,7 +192,8 @@ class Examples:
         """Whether both have the same losses of the same examples."""
         mine, others = (jax.tree.leaves((e.rows.batch, e.rows.weights)) for e in (self, other))
         same_rows = len(mine) == len(others) and all(x is y for x, y in zip(mine, others, strict=True))
-        return same_rows and self.surrogate == other.surrogate
+        same_loss = self.surrogate == other.surrogate and self.on_surrogate is other.on_surrogate
+        return same_rows and same_loss
 
 
 def spare_row(batch: Any, weights: jax.Array, params: Any) -> tuple[list[Any], jax.Array]:

@@ -10,10 +10,11 @@ import contextvars
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
-from optax_sam.arithmetic import sharding
+from optax_sam.arithmetic import sharding, trees
 
 try:
     from jax.extend.core import get_opaque_trace_state
@@ -94,6 +95,20 @@ def spend(gradients: Any, finite: Any = True) -> None:
             "oracle.hessian_product for grad."
         )
     meter.spent = meter.spent.plus(Spent(gradients, finite))
+
+
+def judge(descent: Any, grads: Any, is_known: bool) -> None:
+    """Whether a descent is finite in the dtypes of the gradient, in which it is given.
+
+    Args:
+      descent: a tree like the gradient, perhaps in wider dtypes.
+      grads: the gradient.
+      is_known: whether it has been judged in its own dtypes.
+    """
+    given = trees.cast_like(descent, grads)
+    is_cast = any(x.dtype != y.dtype for x, y in zip(*map(jax.tree.leaves, (given, descent)), strict=True))
+    if is_cast or not is_known:
+        spend(0.0, trees.all_finite(given))
 
 
 def scan(function: Callable[..., Any], init: Any, xs: Any = None, length: int | None = None) -> Any:

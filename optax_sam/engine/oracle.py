@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from optax_sam.arithmetic import sharding, trees
 from optax_sam.engine import checks
@@ -104,7 +105,7 @@ class Oracle(metaclass=_OfOneTrace):
         object.__setattr__(self, "batch", as_arrays("batch", self.batch))
         for name in ("indices", "weights", "loss_scale"):
             if (value := getattr(self, name)) is not None:
-                object.__setattr__(self, name, jnp.asarray(value))
+                object.__setattr__(self, name, jnp.asarray(_within_32_bits(value)))
         check_rows(Rows(self.batch, self.indices, self.weights))
         if self.weights is not None:  # they are summed
             is_float = jnp.issubdtype(self.weights.dtype, jnp.floating)
@@ -131,6 +132,14 @@ class Oracle(metaclass=_OfOneTrace):
             )
 
         return Losses(self.losses, self.has_aux, rest)
+
+
+def _within_32_bits(value: Any) -> Any:
+    """Numbers beyond 32 bits stay beyond all examples: JAX would keep their last 32 bits."""
+    if not isinstance(value, np.ndarray) or not np.issubdtype(value.dtype, np.integer):
+        return value
+    limits = np.iinfo(jax.dtypes.canonicalize_dtype(value.dtype))
+    return np.clip(value, limits.min, limits.max)
 
 
 class Started(NamedTuple):

@@ -129,6 +129,8 @@ class StepOracle:
 
     def mean(self, values: jax.Array) -> jax.Array:
         """The mean of `values` (`float[batch]`) over these examples, by their weights."""
+        values = jnp.asarray(values)
+        values = values if trees.is_inexact(values) else values.astype(float)
         return weighted_mean(values, self.weights, self.given.params)
 
     def with_losses(self) -> "StepOracle":

@@ -181,7 +181,7 @@ class Method(abc.ABC):
           **extra_args: accepted and ignored.
 
         Returns:
-          The sharpness-aware gradient, with the dtypes of `updates`, and the new state.
+          The sharpness-aware gradient, with the dtypes of the first one, and the new state.
 
         Raises:
           ValueError: `params` is missing. Not exactly one of `oracle` and `grad_fn` is given. The method
@@ -240,8 +240,7 @@ class Method(abc.ABC):
         full = params if oracle.params is None else oracle.params
         given = given_by(oracle, full, opt_state) if step is None else step.given
         begun = self.begin(decided, given)
-        first = trees.like_masked(visible, begun.first.grads)
-        return trees.cast_like(first, grads), begun, given
+        return trees.like_masked(visible, begun.first.grads), begun, given
 
 
 def given_by_function(grad_fn: Any, params: Params, arrays: Params) -> Given:

@@ -51,8 +51,8 @@ def scale_by_adasam(
       b2: decay of the second moment, from 0 to 1.
       epsilon: above 0. The square root of the first maximum.
     """
-    checks.number("b1", b1, low=0, high=1)
-    checks.number("b2", b2, low=0, high=1)
+    checks.long_decay("b1", b1)
+    checks.long_decay("b2", b2)
     checks.positive("epsilon", epsilon)
     return transformation(ScaleByAdaSAM(b1, b2, epsilon))
 

@@ -171,6 +171,7 @@ class BSAM(Method):
         mean = trees.map_inexact(momentum, old.mean_gradient, perturbed, trees.widen(params))
         updates = trees.map_inexact(lambda m, s: -trees.times(rate, m) / s.astype(m.dtype), mean, old.scale)
         updates = jax.tree.map(lambda u, g: u if trees.is_inexact(g) else jnp.zeros_like(g), updates, grads)
+        updates = trees.cast_like(updates, grads)
         spent = begun.spent.plus(Spent(0.0, trees.all_finite(updates)))
         new = state._replace(
             step=jnp.asarray(optax.safe_increment(state.step)),
@@ -179,7 +180,7 @@ class BSAM(Method):
             ),
             diagnostics=states.diagnostics(state.diagnostics, spent, perturbed=True, **found.measured),
         )
-        return Outcome(trees.cast_like(updates, grads), new, found.measured["perturbed_loss"])
+        return Outcome(updates, new, found.measured["perturbed_loss"])
 
 
 def bsam(
@@ -252,7 +253,7 @@ def bsam(
     for name, value in (("learning_rate", learning_rate), ("rho", rho)):
         checks.number_or_schedule(name, value, low=0)
     for name, value in (("b1", b1), ("b2", b2)):
-        checks.number(name, value, low=0, high=1)
+        checks.long_decay(name, value)
     checks.static_number("prior_precision", prior_precision, low=0)
     checks.number("damping", damping, low=0)
     checks.positive("initial_scale", initial_scale)

@@ -30,6 +30,8 @@ class OfRareClasses:
                 f"labels returned the shape {labels.shape} and the dtype {labels.dtype}: return the class of "
                 "each example, int[batch]."
             )
+        if labels.dtype.itemsize < 4:  # 256 classes are no number of 8 bits
+            labels = labels.astype(jnp.int32)
         of_class = self.weight * (1 - jnp.asarray(self.shares)) ** self.gamma
         found = of_class.at[labels].get(out_sharding=jax.typeof(labels).sharding)
         known = (labels >= 0) & (labels < len(self.shares))

@@ -34,9 +34,9 @@ def preconditioned_sam(
       A `SharpnessAware` transformation, to stand first in an `optax.chain`. It needs an oracle.
 
     Raises:
-      ValueError: `rho` is negative, `epsilon` not above 0, or `decay` outside [0, 1]. `grad_fn`, or an oracle made by
-        hand, comes in place of the step's oracle. In a step, `opt_state` holds several second moments, or
-        `read_second_moment` returns another tree.
+      ValueError: `rho` is negative, `epsilon` not above 0, or `decay` outside [0, 1]. `grad_fn`, or an oracle
+        made by hand, comes in place of the step's oracle. In a step, `opt_state` holds several second
+        moments, or `read_second_moment` returns another tree.
 
     Cost:
       2 gradients per step; one parameter-sized buffer.

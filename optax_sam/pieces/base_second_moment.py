@@ -93,7 +93,7 @@ def preconditioned(
       ValueError: in a step, `opt_state` holds several such trees, and `read_second_moment` must choose. Or
         the oracle was made by hand, and `opt_state` is out of sight.
     """
-    checks.number("decay", decay, low=0, high=1)
+    checks.long_decay("decay", decay)
     checks.positive("epsilon", epsilon)
     if read_second_moment is not None:
         checks.function(

@@ -64,16 +64,25 @@ class FisherMask(Ascent):
 
         due = step % self.refresh_steps == 0
         # The first renewal is made up, where the step that was to have it was lost.
-        if _num_live(updates, self.sparsity):
+        if self._keeps_some(updates):
             due |= ~_any(state.mask)
         mask = oracle.cond(due, renewed, lambda: state.mask)
         return masked(updates, state.mask), MaskState(mask)
+
+    def _keeps_some(self, updates: Any) -> bool:
+        size = _size(updates)
+        wanted = {"unstructured": _num_live(updates, self.sparsity), "structured": self._wanted(size)}
+        return wanted.get(self.pattern, size) > 0
+
+    def _wanted(self, size: int) -> int:
+        """Of how many entries the leaves are kept."""
+        return size - shares.down(self.sparsity, size)
 
     def _kept(self, fisher: Any) -> Any:
         if self.pattern == "unstructured":
             return _largest(fisher, _num_live(fisher, self.sparsity))
         if self.pattern == "structured":
-            return _largest_leaves(fisher, _size(fisher) - shares.down(self.sparsity, _size(fisher)))
+            return _largest_leaves(fisher, self._wanted(_size(fisher)))
         kept, group = check_pattern(self.pattern)
         return jax.tree.map(lambda x: _largest_of_groups(x, kept, group, self.outputs_first), fisher)
 

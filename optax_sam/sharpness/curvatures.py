@@ -111,14 +111,14 @@ class EmpiricalFisher(Curvature):
 
     def product(self, point: Point, batch: Any, number: Any, vector: Floats) -> Floats:
         del number
-        size = size_of(batch)
+        size = size_of(batch) or 0
 
         def losses_at(floats):
             losses = alone(self.loss_fn, point.params(floats), batch)
             return checked(losses, size, "EmpiricalFisher is made of single examples' gradients")
 
         _, along = jax.jvp(losses_at, (point.floats,), (tangent(vector, point),))
-        return trees.widen(jax.vjp(losses_at, point.floats)[1](along / size)[0])
+        return pulled_back(losses_at, point, along, size)
 
 
 @jax.tree_util.register_dataclass
@@ -172,28 +172,28 @@ class Fisher(Curvature):
                 f"outputs returned the shapes {shapes} for {size} examples: return the examples on the first "
                 f"axis."
             )
-        bent = jax.tree.map(jnp.zeros_like, outputs)
+        bent = jax.tree.map(jnp.zeros_like, trees.widen(outputs))
         key = jax.random.fold_in(jax.random.key(self.seed), number)
         for nth in range(self.num_draws):
             drawn = self.draw(jax.random.fold_in(key, nth), outputs, batch)
             bent = jax.tree.map(jnp.add, bent, self._bent(outputs, change, drawn, size))
-        bent = jax.tree.map(lambda x: x / (size * self.num_draws), bent)
-        return trees.widen(jax.vjp(outputs_at, point.floats)[1](bent)[0])
+        return pulled_back(outputs_at, point, bent, size * self.num_draws)
 
     def _bent(self, outputs: Any, change: Any, drawn: Any, size: int) -> Any:
         """Each example's gradient by its outputs, times its inner product with their change."""
 
         def total(outputs):
             losses = alone(self.losses, outputs, drawn)
-            return jnp.sum(checked(losses, size, "Fisher is made of single examples' gradients"))
+            losses = checked(losses, size, "Fisher is made of single examples' gradients")
+            return jnp.sum(trees.widen(losses))
 
-        gradient = jax.grad(total)(outputs)
+        gradient, change = trees.widen((jax.grad(total)(outputs), change))
 
         def along(g, c):
             return jnp.sum((g * c).reshape(g.shape[0], -1), axis=1)
 
         inner = functools.reduce(jnp.add, jax.tree.leaves(jax.tree.map(along, gradient, change)))
-        return jax.tree.map(lambda g: g * inner.reshape([-1] + [1] * (g.ndim - 1)).astype(g.dtype), gradient)
+        return jax.tree.map(lambda g: g * inner.reshape([-1] + [1] * (g.ndim - 1)), gradient)
 
 
 @jax.tree_util.register_dataclass
@@ -255,6 +255,23 @@ class FiniteDifferences(Curvature):
         """The step, or the default for these parameters."""
         rounding = max(float(jnp.finfo(x.dtype).eps) for x in point.floats)
         return float(np.cbrt(rounding)) if self.step is None else float(self.step)
+
+
+def pulled_back(function: Callable[[Floats], Any], point: Point, cotangent: Any, count: int) -> Floats:
+    """`J^T c / count`, `J` the derivative of a function of the floats.
+
+    The outputs may be in half precision, where `c / count` vanishes or a sum of `c` overflows. So `c` comes
+    in units in which its entries add up to a few thousand at most.
+    """
+    wide = trees.widen(cotangent)
+    sizes = [jnp.abs(x) for x in jax.tree.leaves(wide)]
+    largest = functools.reduce(jnp.maximum, [jnp.max(x, initial=0) for x in sizes])
+    safe = jnp.where(largest > 0, largest, jnp.ones_like(largest))
+    unit = safe * jnp.maximum(1, sum(jnp.sum(x / safe) for x in sizes) / 4096)
+    outputs, pull = jax.vjp(function, point.floats)
+    given = jax.tree.map(lambda x, like: (x / unit.astype(x.dtype)).astype(like.dtype), wide, outputs)
+    found = trees.widen(pull(given)[0])
+    return [trees.times(unit / count, x) for x in found]
 
 
 def tangent(vector: Floats, point: Point) -> Floats:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -76,32 +76,59 @@ def diagonal(
     checks.seed(seed)
     problem = Problem.of(loss_fn, params, batches)
     problem.finite_loss()
-    mean = [jnp.zeros_like(x) for x in products.signs(problem, seed, 0)]
-    squares = [jnp.zeros_like(x) for x in mean]
+    zeros = [jnp.zeros_like(x) for x in products.signs(problem, seed, 0)]
+    found = [_Entries(x, x, jnp.full([], _LEAST, jnp.int32)) for x in zeros]
     with shown(progress, "diagonal", problem.count and problem.count * num_products) as steps:
         for number in range(num_products):
             probe = products.signs(problem, seed, number)
             (image,) = products.times(problem, [probe], steps)
-            mean, squares = _with(mean, squares, probe, image, float(number + 1))
-    check_product(float(norm(mean)))
+            found = _with(found, probe, image, float(number + 1))
+    check_product(float(norm([x.mean for x in found])))
+    errors = _errors(found, float(num_products), float(num_products - 1))
     point = problem.point
-    errors = _errors(squares, float(num_products), float(num_products - 1))
-    return Diagonal(point.vector(mean), point.vector(errors), num_products)
+    return Diagonal(point.vector([x.mean for x in found]), point.vector(errors), num_products)
+
+
+class _Entries(NamedTuple):
+    """What is known of a leaf's entries.
+
+    Attributes:
+      mean: of the samples.
+      squares: the sum of the squares of their deviations, in units in which they are numbers.
+      exponent: `int32[]`, of the unit, a power of two.
+    """
+
+    mean: jax.Array
+    squares: jax.Array
+    exponent: jax.Array
+
+
+_LEAST = -120
+"""Of an exponent: its power and the inverse of that are numbers in float32."""
 
 
 @jax.jit
-def _with(mean: Floats, squares: Floats, probe: Floats, image: Floats, count: Any) -> tuple[Floats, Floats]:
-    """Mean and summed squares of the deviations, one sample later."""
+def _with(found: list[_Entries], probe: Floats, image: Floats, count: Any) -> list[_Entries]:
+    """The same, one sample later."""
 
-    def on_leaf(m, q, s, x):
-        sample = s * x
+    def on_leaf(entries, s, x):
+        (m, q, before), sample = entries, s * x
         new = m + (sample - m) / jnp.asarray(count, m.dtype)
-        return new, q + (sample - m) * (sample - new)
+        largest = jnp.max(jnp.abs(x))
+        exponent = jnp.where(largest > 0, jnp.frexp(largest)[1], before)
+        exponent = jnp.clip(exponent, before, -_LEAST)
+        one = jnp.ones([], m.dtype)
+        smaller, inverse = jnp.ldexp(one, before - exponent), jnp.ldexp(one, -exponent)
+        q = q * smaller * smaller + ((sample - m) * inverse) * ((sample - new) * inverse)
+        return _Entries(new, q, exponent)
 
-    pairs = [on_leaf(*each) for each in zip(mean, squares, probe, image, strict=True)]
-    return [new for new, _ in pairs], [q for _, q in pairs]
+    return [on_leaf(*each) for each in zip(found, probe, image, strict=True)]
 
 
 @jax.jit
-def _errors(squares: Floats, count: Any, freedom: Any) -> Floats:
-    return [jnp.sqrt(q / jnp.asarray(count * freedom, q.dtype)) for q in squares]
+def _errors(found: list[_Entries], count: Any, freedom: Any) -> Floats:
+    def on_leaf(entries):
+        root = jnp.sqrt(entries.squares / jnp.asarray(count * freedom, entries.squares.dtype))
+        return jnp.ldexp(root, entries.exponent)
+
+    return [on_leaf(entries) for entries in found]

@@ -103,7 +103,8 @@ def gradient_noise(
     spread = square - mean_norm**2
     if spread < ALIKE * square:  # single precision has lost the digits of the difference
         away = problem.program(_norms_in(microbatch_size, centred=True))
-        spread = np.mean(np.concatenate([away(problem.point, batch, mean) for batch, _ in problem]) ** 2)
+        far = [np.asarray(away(problem.point, batch, mean), float) for batch, _ in problem]
+        spread = np.mean(np.concatenate(far) ** 2)
     variance = float(norms.size / (norms.size - 1) * spread)
     scale = variance / mean_norm**2 if mean_norm else float("inf" if variance else "nan")
     return GradientNoise(variance, mean_norm, scale, norms)

@@ -13,6 +13,8 @@ from optax_sam.arithmetic import random_trees, trees
 from optax_sam.engine import checks
 from optax_sam.engine.losses import mean_loss
 from optax_sam.pieces import geometries
+from optax_sam.sharpness.curvatures import Curvature
+from optax_sam.sharpness.parts import OnPart
 from optax_sam.sharpness.problem import (
     Floats,
     NotFiniteError,
@@ -81,8 +83,10 @@ def _as_filters(params: Floats, noise: Floats) -> Floats:
     def on_leaf(w, z):
         if w.ndim < 2:
             return jnp.zeros_like(z)
-        ratio = geometries.filter_norms(w) / jnp.maximum(geometries.filter_norms(z), jnp.finfo(z.dtype).tiny)
-        return ratio.astype(z.dtype) * z
+        largest = jnp.max(jnp.abs(w), initial=0)  # squares of small or large weights are no numbers
+        unit = jnp.where(largest > 0, largest, jnp.ones_like(largest))
+        length = jnp.maximum(geometries.filter_norms(z), jnp.finfo(z.dtype).tiny)
+        return unit * (geometries.filter_norms(w / unit) / length).astype(z.dtype) * z
 
     return [on_leaf(w, z) for w, z in zip(trees.widen(params), noise, strict=True)]
 
@@ -154,6 +158,11 @@ def landscape(
     axis = _axis(span, num_points)
     if statistics is not None:
         checks.function("statistics", statistics, "statistics(params, batch) -> tree of arrays")
+        if isinstance(loss_fn, Curvature):
+            raise ValueError(
+                f"loss_fn is a {type(loss_fn).__name__}, which passes no statistics on: a landscape is of "
+                "the losses alone, so pass these, loss_fn(params, batch, statistics)."
+            )
     passes = 1 if statistics is None else 2
     total = problem.count and passes * problem.count * num_points ** len(vectors)
     at = _loss_function(problem, statistics)
@@ -190,6 +199,8 @@ def _loss_function(
     """The mean loss at any point, its own batch statistics behind it."""
     if statistics is None:
         return lambda point: problem.at(point).mean(loss_at)
+    if isinstance(problem.loss_fn, OnPart):
+        statistics = OnPart(statistics, problem.loss_fn.others)
     of_statistics = Problem(statistics, problem.point, problem.batches)
 
     def at(point):

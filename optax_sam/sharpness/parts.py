@@ -15,19 +15,19 @@ from optax_sam.sharpness.curvatures import Curvature
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class OnPart:
-    """A loss function of a part of the parameters, the others held.
+    """A function of a part of the parameters, the others held.
 
     Attributes:
-      loss_fn: of all parameters.
+      loss_fn: the function of all parameters, such as a loss.
       others: the parameters, hidden where the part is.
     """
 
     loss_fn: Any
     others: Any
 
-    def __call__(self, part: Any, batch: Any) -> Any:
-        """What the loss function returns."""
-        return self.loss_fn(trees.filled(part, self.others), batch)
+    def __call__(self, part: Any, *args: Any) -> Any:
+        """What the function returns: for a batch, or for what else it takes."""
+        return self.loss_fn(trees.filled(part, self.others), *args)
 
 
 def of_part(

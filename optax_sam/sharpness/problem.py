@@ -93,14 +93,19 @@ def _refuse_traced(name: str, tree: Any) -> None:
 
 
 def floats_of(name: str, tree: Any, point: Point) -> Floats:
-    """The float leaves of a tree like the parameters, in float32 or wider."""
+    """The float leaves of a tree like the parameters, in float32 or wider. Integers there become floats."""
     leaves, treedef = jax.tree.flatten(trees.plain(tree))
     shapes = [np.shape(x) for x in jax.tree.leaves(point.params())]
     if treedef != point.treedef or [np.shape(x) for x in leaves] != shapes:
         found = jax.tree.map(np.shape, trees.plain(tree))
         raise ValueError(f"{name} has the shapes {found}, unlike params: pass a tree like params.")
     chosen = [jnp.asarray(x) for x, f in zip(leaves, point.is_float, strict=True) if f]
-    return trees.widen(chosen)
+    if any(map(jnp.iscomplexobj, chosen)):
+        raise ValueError(f"{name} is complex, unlike params: pass its real and imaginary part one by one.")
+    floats = [
+        x if trees.is_inexact(x) else x.astype(w.dtype) for x, w in zip(chosen, point.floats, strict=True)
+    ]
+    return trees.widen(floats)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -159,7 +164,7 @@ class Problem:
         """Each batch, and how many examples it has."""
         number = -1
         for number, batch in enumerate(self.batches if self.is_many else [self.batches]):
-            batch = as_arrays(f"batch {number}", batch)
+            batch = as_arrays(f"batch {number}", jax.tree.map(_kept, batch))
             check_rows(Rows(batch))
             size = size_of(batch)
             if size is None:
@@ -248,6 +253,11 @@ class Problem:
     def gradient(self) -> Floats:
         """The gradient of the mean loss."""
         return self.mean(gradient_at)
+
+
+def _kept(x: Any) -> Any:
+    """A copy of an array of NumPy: a loader may fill it anew while it is still on its way to the device."""
+    return x.copy() if isinstance(x, np.ndarray) else x
 
 
 def _rows(batch: Any, first: int, last: int) -> Any:

@@ -169,6 +169,7 @@ class SpectralDensity:
         Returns:
           `(grid, density)`. The density integrates to one.
         """
+        checks.optional_positive("width", width)
         low, high = self.nodes.min(), self.nodes.max()
         if width is None:
             width = (high - low) / 100 or 1e-3 * max(abs(high), 1e-30)

@@ -122,10 +122,14 @@ def normalized_logits(logits: jax.Array) -> jax.Array:
       Modern Look at the Relationship between Sharpness and Generalization
       <https://arxiv.org/abs/2302.07011>`_, 2023.
     """
-    centred = logits - jnp.mean(logits, axis=-1, keepdims=True)
+    wide = trees.widen(logits)
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(wide), axis=-1, keepdims=True))
+    wide = trees.divide(wide, largest)
+    wide = wide - wide[..., :1]  # zeros where all are equal, without rounding
+    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
     square = jnp.sum(jnp.square(centred), axis=-1, keepdims=True)
     inverse = jnp.where(square > 0, jax.lax.rsqrt(jnp.where(square > 0, square, jnp.ones_like(square))), 0)
-    return centred * inverse
+    return (centred * inverse).astype(logits.dtype)
 
 
 def checkpoints(num_steps: int) -> list[int]:

@@ -70,8 +70,9 @@ class OverDraws(Wrapper):
         if self.num_draws > 1:  # `jax.disable_jit` knows no empty loop
             carry, _ = lax.scan(one_more, carry, jnp.arange(1, self.num_draws))
         descent, _, _, (mean, flags), cost = carry
-        new = self.settle(merged(state, trees.cast_like(mean, state), flags, cost), state)
-        return Outcome(trees.cast_like(descent, grads), new._replace(key=state.key), first.loss)
+        new = merged(state, trees.cast_like(mean, state), flags, cost)
+        new = new._replace(key=state.key)  # and not that of the first draw
+        return Outcome(trees.cast_like(descent, grads), self.settle(new, state), first.loss)
 
     def _begin(self, number: Any, state: SharpnessAwareState, given: Given) -> Begun:
         """The first gradient of one draw, with its own random numbers."""

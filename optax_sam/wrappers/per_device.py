@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -77,11 +78,14 @@ class PerDevice(PerSlice):
         function = self._alone(function)
 
         def on_device(parts, shared):
-            share, part = _only(parts)
+            (share, part), (first, shared) = _only(parts), shared
             averaged, summed = function(part, shared)
-            averaged = jax.tree.map(self._sum, means.weighted(share, averaged), averaged)
+            is_first = lax.axis_index(self.axis_name) == first
+            sum_of = functools.partial(self._sum, is_first)
+            averaged = jax.tree.map(sum_of, means.weighted(share, averaged), averaged)
             return averaged, lax.psum(summed, self.axis_name)
 
+        shared = means.first_of(shares), shared
         return self._on_every_device(on_device, PartitionSpec())((shares, parts), shared)
 
     def _alone(self, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -128,16 +132,15 @@ class PerDevice(PerSlice):
 
         return placed
 
-    def _sum(self, weighted: jax.Array, found: jax.Array) -> jax.Array:
-        """The sum over devices of inexact leaves; the first device's of all others."""
+    def _sum(self, is_first: jax.Array, weighted: jax.Array, found: jax.Array) -> jax.Array:
+        """The sum over devices of inexact leaves; those of the first device that counts of all others."""
         if trees.is_inexact(found):
             return lax.psum(weighted, self.axis_name).astype(found.dtype)
         if trees.is_key(found.dtype):
-            data = self._sum(weighted, jax.random.key_data(found))
+            data = self._sum(is_first, weighted, jax.random.key_data(found))
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(found))
         is_narrow = found.dtype == bool or jnp.iinfo(found.dtype).bits < 32  # as devices do not add
         dtype = jnp.int32 if is_narrow else found.dtype
-        is_first = lax.axis_index(self.axis_name) == 0
         number = jnp.where(is_first, found.astype(dtype), jnp.zeros_like(found, dtype))
         return lax.psum(number, self.axis_name).astype(found.dtype)
 

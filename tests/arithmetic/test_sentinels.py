@@ -37,6 +37,25 @@ CASES = {
     ),
     "asked for": (lambda w, x: jnp.where(jnp.isnan(x), 0.0, w * x), Meant.ANYTHING),
     "compared": (lambda w, x: jnp.where(x[:, None] >= x[None], w, 0.0).sum(1), Meant.ANYTHING),
+    "asked for in what is made of it": (
+        lambda w, x: jnp.where(jnp.isnan(jnp.linalg.norm(x)), 0.0, w * x),
+        Meant.ANYTHING,
+    ),
+    "its largest entry is asked for NaN": (
+        lambda w, x: jnp.where(jnp.isnan(jnp.max(x)), 0.0, w * x),
+        Meant.ANYTHING,
+    ),
+    "a sum is tested": (lambda w, x: jnp.where(jnp.isfinite(x.sum()), w * x, 0.0), Meant.ANYTHING),
+    "infinities": (lambda w, x: jnp.where(jnp.isinf(x), 0.0, w * x), Meant.ANYTHING),
+    "shifted, scaled and compared": (
+        lambda w, x: jnp.where(jnp.abs(2 * x - 1) / 3 > 1e9, 0.0, w * x),
+        Meant.ANYTHING,
+    ),
+    "sorted by in other units": (lambda w, x: w[jnp.argsort(-x / 10)], Meant.ANYTHING),
+    "its spread is compared with zero": (
+        lambda w, x: w * x / jnp.where(x.std() == 0, 1.0, x.std()),
+        Meant.NOTHING,
+    ),
     "a norm is compared": (lambda w, x: w * jnp.maximum(jnp.sum(x), 1.0), Meant.NOTHING),
     "its largest entry is compared": (lambda w, x: w * jax.nn.logsumexp(x), Meant.NOTHING),
 }

@@ -218,6 +218,34 @@ def test_a_mask_of_infinities_or_nan_keeps_its_meaning(name, content):
         assert_trees_close(oracle.value_and_grad(PARAMS), wanted, rtol=1e-5, atol=1e-6)
 
 
+TESTS_OF_FEATURES = {
+    "a sum": (lambda x: jnp.isnan(x.sum(-1)), np.nan),
+    "the largest": (lambda x: jnp.isnan(jnp.max(jnp.clip(2 * x - 1, -9.0, 9.0), axis=-1)), np.nan),
+    "a norm": (lambda x: ~jnp.isfinite(jnp.linalg.norm(x, axis=-1)), np.inf),
+    "smaller units": (lambda x: ~(jnp.abs(x[:, 0] / 10) < 1e9), np.nan),
+    "larger units": (lambda x: jnp.abs(10 * x[:, 0]) > 1e9, np.inf),
+    "infinities": (lambda x: jnp.isinf(x[:, 0]), np.inf),
+}
+
+
+@pytest.mark.parametrize("name", TESTS_OF_FEATURES)
+def test_features_that_are_tested_before_they_meet_parameters_stay(name):
+    """The loss finds its own mask in the features."""
+    is_padding, content = TESTS_OF_FEATURES[name]
+
+    def losses(params, x):
+        valid = ~is_padding(x)
+        h = jnp.tanh((jnp.where(valid[:, None], x, 0.0) @ params)[:, 0])
+        mean = jnp.where(valid, h, 0.0).sum() / valid.astype(h.dtype).sum()
+        return jnp.where(valid, jnp.square(h - mean), 0.0)
+
+    inputs = jnp.asarray(INPUTS, jnp.float32)
+    wanted = jax.value_and_grad(lambda params: jnp.mean(losses(params, inputs)))(PARAMS)
+    padded = jnp.concatenate([inputs, jnp.full((2, 3), content)])
+    oracle = optax_sam.Oracle(losses, padded, weights=weights_of(2))
+    assert_trees_close(oracle.value_and_grad(PARAMS), wanted, rtol=1e-5, atol=1e-6)
+
+
 @jax.custom_vjp
 def scaled_by_the_mean(z, mask):
     return z

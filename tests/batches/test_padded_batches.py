@@ -1,13 +1,16 @@
 """Batches filled up with examples of weight 0: in halves, in what is remembered, among the first examples."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType
 
 import optax_sam
-from optax_sam import ascents, selections, starts
+from optax_sam import ascents, gates, selections, starts
 from optax_sam.arithmetic.trees import map_inexact
 from optax_sam.engine.state import REMEMBERED
 from tests.problem import assert_trees_close, init_params, losses, make_batch, make_indices
@@ -99,3 +102,38 @@ def test_a_fisher_mask_is_that_of_the_first_real_examples(num_samples):
         masks.append(np.concatenate([np.ravel(x) for x in jax.tree.leaves(state.ascent)]))
     assert 0 < masks[0].sum() < masks[0].size
     np.testing.assert_array_equal(*masks)
+
+
+FIRST_IS_PADDING = {
+    "friendly_sam": lambda: optax_sam.friendly_sam(0.2),
+    "vsam": lambda: optax_sam.vsam(0.2, window=4, slices=2),
+    "sparse_sam": lambda: optax_sam.sparse_sam(0.3, 0.5, refresh_steps=2),
+    "looksam": lambda: optax_sam.looksam(0.2, every_k=2),
+    "an interval": lambda: optax_sam.sharpness_aware(
+        ascents.chained(ascents.to_radius(0.1), ascents.times_interval()), gate=gates.every(2)
+    ),
+    "momentum_sam": lambda: optax_sam.momentum_sam(0.2),
+}
+
+
+@pytest.mark.parametrize("name", FIRST_IS_PADDING)
+@pytest.mark.parametrize("form", ["scan", "vmap", "per_device"])
+def test_a_first_slice_of_padding_alone_is_as_good_as_a_last_one(name, form):
+    """Flags, counts and masks are those of the first slice that counts."""
+    method = FIRST_IS_PADDING[name]()
+    if form == "per_device":
+        sliced = optax_sam.per_device(method, "batch")
+        mesh = jax.make_mesh((2,), ("batch",), axis_types=(AxisType.Auto,))
+    else:
+        sliced, mesh = optax_sam.per_microbatch(method, 2, loop=form), None
+    tx, found = optax.chain(sliced, optax.sgd(0.1, momentum=0.9)), []
+    step = jax.jit(optax_sam.step(tx, losses))
+    for order in (np.arange(16), np.r_[8:16, 0:8]):
+        params, state = init_params(), tx.init(init_params())
+        with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+            for number in range(5):
+                batch = jax.tree.map(lambda x: x[order], make_batch(number))
+                weights = jnp.asarray(order < 8, jnp.float32)
+                params, state, _ = step(params, state, batch, weights=weights)
+        found.append((params, state[0]))
+    assert_trees_close(*found, rtol=1e-4, atol=1e-6)

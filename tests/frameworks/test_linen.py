@@ -233,6 +233,19 @@ def test_scales_of_fp8_layers_are_refused_by_name():
             optax_sam.flax.apply_gradients(state, grads=params, **given)
 
 
+@pytest.mark.parametrize(("wrong", "right"), [("opt_stat", "opt_state"), ("apply_fun", "apply_fn")])
+def test_a_keyword_that_is_nearly_a_field_is_asked_about(wrong, right):
+    state = TrainState.create(apply_fn=None, params={"w": jnp.ones(4)}, tx=optax.sgd(0.1))
+    with pytest.raises(TypeError, match=f"{wrong} is no field of train_state.*{right}="):
+        optax_sam.flax.apply_gradients(state, grads=state.params, **{wrong: 1})
+
+
+def test_a_parameter_may_be_called_as_an_old_count():
+    saved = {"ascent": {"inner": {}, "evaluations": 1.0}, "direction": {"evaluations": np.ones(3)}}
+    found = optax_sam.flax.from_0_1(saved)
+    assert found["ascent"] == {} and found["direction"]["evaluations"].shape == (3,)
+
+
 def test_an_optimizer_that_needs_the_loss_gets_it():
     tx = optax.chain(optax_sam.sam(), optax.polyak_sgd())
     state = TrainState.create(apply_fn=None, params={"w": jnp.ones(4)}, tx=tx)

@@ -92,7 +92,10 @@ def test_a_budget_falls_along_a_cosine_to_zero_at_the_end():
     sudden = schedules.cosine_at_end(2.0, 10, start=1.0)
     np.testing.assert_allclose([sudden(t) for t in (9, 10, 11)], [2, 0, 0], atol=1e-6)
     late = schedules.cosine_at_end(2.0, 100, start=0.29)  # 0.29 * 100 is a little less than 29
-    assert late(29) == 2 and late(30) < 2
+    np.testing.assert_allclose(late(29), 2, rtol=1e-6)
+    assert late(30) < late(29)
+    between = schedules.cosine_at_end(2.0, 10, start=0.85)  # from 8.5 on
+    np.testing.assert_allclose([between(8), between(9)], [2, 1.5], rtol=1e-5)
 
 
 # The steps from one perturbed step to the next.

@@ -43,6 +43,9 @@ def test_zsharp_keeps_as_many_entries_as_its_quantile_says(quantile, kept, loss_
 
 RENEWED = {
     "fisher mask": {"ascent": ascents.chained(ascents.to_radius(0.05), ascents.fisher_mask(0.5, 50, 4))},
+    "groups of a mask": {
+        "ascent": ascents.chained(ascents.to_radius(0.05), ascents.fisher_mask(1.0, 50, 4, "1:2"))
+    },
     "top eigenvector": {
         "ascent": ascents.to_radius(0.05),
         "direction": directions.with_top_eigenvector(0.2, 50),
