@@ -25,7 +25,7 @@ def as_arrays(name: str, tree: Any) -> Any:
             array = jnp.asarray(x)
         except TypeError as error:
             raise _refused(name, path, x) from error
-        is_weak = name == "params" and array.weak_type
+        is_weak = name == "params" and jax.typeof(array).weak_type
         return lax.convert_element_type(array, array.dtype) if is_weak else array
 
     return jax.tree.map_with_path(on_leaf, tree)
