@@ -1,6 +1,7 @@
 """What must hold of a call: the documented error, or a step that agrees with `reference.py`."""
 
 import re
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ import optax_sam
 from tests.fuzzing.cases import Case
 from tests.fuzzing.errors import expected_errors
 from tests.fuzzing.problems import Problem, make_problem, numbers_of
-from tests.fuzzing.reference import Step, Wanted
+from tests.fuzzing.reference import Step, Wanted, dtypes_of_gradients
 from tests.fuzzing.running import Outcome, run
 
 
@@ -32,7 +33,7 @@ def check(case: Case, mode: str) -> list[str]:
         for number, (problem, outcome) in enumerate(zip(problems, outcomes, strict=True)):
             due = bool(outcome.before.due) if case.perturb is None else case.perturb
             drawn = None if not case.is_ausam or outcome.aux is None else np.asarray(outcome.aux["number"])
-            check_trees(problem, outcome)
+            check_trees(problem, outcome, dtypes_of_gradients(case, problem))
             check_counts(case, outcome, due)
             if drawn is not None:
                 check_draw(case, problem, drawn)
@@ -47,12 +48,12 @@ def check(case: Case, mode: str) -> list[str]:
         return [*said, "results", case.method, mode, *(kind for kind, *_ in case.wrappers)]
 
 
-def check_trees(problem: Problem, outcome: Outcome) -> None:
+def check_trees(problem: Problem, outcome: Outcome, dtypes: list[Any]) -> None:
     """Structures, shapes and dtypes are kept; integers have no gradient; the state is finite."""
     assert jax.tree.structure(outcome.descent) == jax.tree.structure(problem.params)
-    grads = iter(jax.tree.leaves(outcome.grads))
+    dtypes = iter(dtypes)
     for x, p, slope in zip(jax.tree.leaves(outcome.descent), problem.arrays, problem.slopes, strict=True):
-        assert x.shape == p.shape and x.dtype == (p.dtype if slope is None else next(grads).dtype)
+        assert x.shape == p.shape and x.dtype == (p.dtype if slope is None else next(dtypes))
         assert slope is not None or not np.any(numbers_of(x))
     assert jax.tree.structure(outcome.before) == jax.tree.structure(outcome.state)
     for old, new in zip(jax.tree.leaves(outcome.before), jax.tree.leaves(outcome.state), strict=True):

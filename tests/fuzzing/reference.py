@@ -57,6 +57,12 @@ class Wanted:
     memory: list[Near] | None
 
 
+def dtypes_of_gradients(case: Case, problem: Problem) -> list[Any]:
+    """In which the method sees and gives gradients."""
+    is_wide = case.loss_scale is not None if case.has_oracle else case.wide_grads
+    return [wide_dtype(x.dtype) if is_wide else x.dtype for x in problem.inexact_arrays]
+
+
 @dataclasses.dataclass(frozen=True)
 class Step:
     """One step of a case.
@@ -88,19 +94,17 @@ class Step:
             weights=np.where(real, weights, 0).astype(np.float64),
         )
         with np.errstate(all="ignore"):
-            wanted = self._wrapped(list(case.wrappers), rows, self.drawn, 1, is_slice=False)
-            grads, descent = self._for_caller(wanted.grads), self._for_caller(wanted.descent)
-        return dataclasses.replace(wanted, grads=grads, descent=descent)
+            return self._wrapped(list(case.wrappers), rows, self.drawn, 1)
 
-    def _wrapped(self, wrappers: list[Any], rows: Rows, drawn: Any, slices: int, is_slice: bool) -> Wanted:
+    def _wrapped(self, wrappers: list[Any], rows: Rows, drawn: Any, slices: int) -> Wanted:
         if not wrappers:
-            return self._alone(rows, drawn, slices, is_slice)
+            return self._alone(rows, drawn, slices)
         (kind, number, _), *rest = wrappers
         if kind == "accumulated":
-            return self._wrapped(rest, rows, drawn, slices * number, is_slice)
+            return self._wrapped(rest, rows, drawn, slices * number)
         parts = rows.parts(number)
         outcomes = [
-            self._wrapped(rest, part, None if drawn is None else drawn[n], slices, is_slice=True)
+            self._wrapped(rest, part, None if drawn is None else drawn[n], slices)
             for n, part in enumerate(parts)
         ]
         return self._mean(_shares(parts), outcomes)
@@ -140,7 +144,7 @@ class Step:
             memory,
         )
 
-    def _alone(self, rows: Rows, drawn: Any, slices: int, is_slice: bool) -> Wanted:
+    def _alone(self, rows: Rows, drawn: Any, slices: int) -> Wanted:
         """A step of the method itself."""
         case, arguments, blur = self.case, self.case.arguments, 0.0
         if drawn is not None:
@@ -148,9 +152,7 @@ class Step:
             rows, slices, blur = rows.only(chosen % len(rows.s)), 1, 2.0 if slices > 1 else 0.0
         start = self._start()
         loss, grads = self._evaluate(rows, start, slices, blur)
-        if not is_slice and case.method != "tsam":
-            grads = self._for_caller(grads)
-        dtypes = self._own_dtypes if is_slice or case.method == "tsam" else self._caller_dtypes
+        dtypes = self._own_dtypes
         wide = np.float64 if any(jnp.finfo(d).bits == 64 for d in dtypes) else np.float32
         grad_norm = norm(grads, wide)
         if not self.due:
@@ -238,6 +240,9 @@ class Step:
     def _evaluate(self, rows: Rows, point: list[Near], slices: int, blur: float) -> tuple[Near, list[Near]]:
         """The loss and its gradient, the mean over slices."""
         parts = rows.parts(slices)
+        if slices > 1 and not np.any(rows.weights):  # nothing of a slice of padding counts, whatever it is
+            zeros = [np.zeros(x.shape, wide_dtype(x.dtype)) for x in self.problem.inexact_arrays]
+            return near(0.0), [near(x).rounded(d) for x, d in zip(zeros, self._own_dtypes, strict=True)]
         found = [
             (a, *self._gradient(part, point)) for a, part in zip(_shares(parts), parts, strict=True) if a
         ]
@@ -292,17 +297,7 @@ class Step:
 
     @property
     def _own_dtypes(self) -> list[Any]:
-        """In which the method sees gradients."""
-        is_wide = self.case.loss_scale is not None if self.case.has_oracle else self.case.wide_grads
-        return [wide_dtype(x.dtype) if is_wide else x.dtype for x in self.problem.inexact_arrays]
-
-    @property
-    def _caller_dtypes(self) -> list[Any]:
-        by_hand = self.case.door == "by hand"
-        return [x.dtype for x in self.problem.inexact_arrays] if by_hand else self._own_dtypes
-
-    def _for_caller(self, leaves: list[Near]) -> list[Near]:
-        return [x.rounded(d) for x, d in zip(leaves, self._caller_dtypes, strict=True)]
+        return dtypes_of_gradients(self.case, self.problem)
 
 
 def _shares(parts: list[Rows]) -> list[float]:
