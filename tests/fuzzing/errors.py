@@ -9,7 +9,7 @@ Expected = set[tuple[type[Exception], str]]
 
 CONSTRUCTION = {
     "negative rho": (VALUE, r"^(rho|radius)=-0.1 is outside \[0, inf\]"),
-    "rho of NaN": (VALUE, r"^(rho|radius)=nan is outside"),
+    "rho of NaN": (VALUE, r"^(rho|radius)=nan is not a number"),
     "rho a string": (TYPE, r"^(rho|radius)='0.1' is a str"),
     "num_microbatches of 0": (VALUE, r"^num_microbatches=0 is outside"),
     "num_microbatches a float": (TYPE, r"^num_microbatches=2.0 is a float"),
