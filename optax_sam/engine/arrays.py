@@ -1,6 +1,7 @@
 """What a user hands in as arrays: parameters, gradients, batches."""
 
 import numbers
+import sys
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ def as_arrays(name: str, tree: Any) -> Any:
     A weak type of a parameter becomes a strong one, as it does in an update: else the first pass of the first
     step would compute in other dtypes than all later ones.
     """
+    _refuse_sparse(name, tree)
 
     def on_leaf(path, x):
         try:
@@ -29,6 +31,20 @@ def as_arrays(name: str, tree: Any) -> Any:
         return lax.convert_element_type(array, array.dtype) if is_weak else array
 
     return jax.tree.map_with_path(on_leaf, tree)
+
+
+def _refuse_sparse(name: str, tree: Any) -> None:
+    """The first axis of what a sparse array holds is that of its entries, not of its rows."""
+    sparse = sys.modules.get("jax.experimental.sparse")
+    if sparse is None:  # nobody can have made one
+        return
+    is_sparse = lambda x: isinstance(x, sparse.JAXSparse)  # noqa: E731
+    for path, x in jax.tree.leaves_with_path(tree, is_leaf=is_sparse):
+        if is_sparse(x):
+            raise TypeError(
+                f"{name}{jax.tree_util.keystr(path)} is a sparse array, a {type(x).__name__}, whose rows "
+                f"cannot be told apart: pass x.todense(), or x behind the batch, where it stays whole."
+            )
 
 
 def like_arrays(name: str, tree: Any) -> Any:

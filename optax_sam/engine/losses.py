@@ -215,7 +215,7 @@ class Losses(Objective):
         def called(losses):
             # New containers: a loss may write into a Flax module.
             given = jax.tree.unflatten(self.structure, jax.tree.leaves(params))
-            check_signature(losses, given, batch, args)
+            check_signature(losses, given, batch, args, has_key=inputs.key is not None)
             try:
                 with unmetered():
                     return self._pair(losses(given, batch, *args))
@@ -282,8 +282,10 @@ class Losses(Objective):
         return returned
 
 
-def check_signature(losses: Callable[..., Any], params: Params, batch: Any, args: tuple[Any, ...]) -> None:
-    """Refuses a loss function that takes another number of arguments than it is given."""
+def check_signature(
+    losses: Callable[..., Any], params: Params, batch: Any, args: tuple[Any, ...], has_key: bool
+) -> None:
+    """Refuses a loss function that takes other arguments than it is given, or its key elsewhere."""
     try:
         signature = inspect.signature(losses)
     except (TypeError, ValueError):  # it tells none
@@ -298,6 +300,14 @@ def check_signature(losses: Callable[..., Any], params: Params, batch: Any, args
             "lambda params, batch: losses(params, *batch). What has no batch axis goes behind the batch. "
             "For a loss of the parameters alone, pass the batch ()."
         ) from None
+    names = list(signature.parameters)
+    place = names[len(args) + 1] if has_key and len(args) + 1 < len(names) else ""
+    of_keys = [name for name in names if "key" in name.lower() or "rng" in name.lower()]
+    if place and place not in of_keys and set(of_keys) & set(names[len(args) + 2 :]):
+        raise ValueError(
+            f"key= comes behind the further arguments, and would be {place} of the losses{signature}: pass "
+            f"what stands before {of_keys[0]} too, step(params, opt_state, batch, {place}, ..., key=key)."
+        )
 
 
 def _is_of_batch(floats: Any, inputs: Inputs) -> list[bool]:

@@ -73,7 +73,7 @@ def top_eigenvalues(
       batches: one batch, or a list or other iterable of batches, read once for each block of products.
       k: how many.
       which: "largest", "smallest" (the most negative), or "both": `k` of each end, all descending.
-      tolerance: residuals at which to stop, as a part of the largest absolute value.
+      tolerance: residuals at which to stop, as a part of the largest absolute value of the `k` at their end.
       max_products: when to stop at the latest, `25 k` by default.
       block_size: vectors that are multiplied at once, `k` by default. A multiple eigenvalue may be found at
         most so often. A smaller block takes fewer products where the eigenvalues differ.
@@ -139,11 +139,14 @@ def searched(
         values, coefficients, residuals = space.ritz()
         if len(values) < (2 if which == "both" else 1) * k:
             continue
-        chosen = _chosen(len(values), k, which)
-        converged = bool(np.all(residuals[chosen] <= tolerance * np.abs(values).max()))
+        ends = _chosen(len(values), k, which)
+        rounding = 4 * space.rounding * np.abs(values).max()  # no residual is much smaller
+        converged = all(
+            np.all(residuals[end] <= max(tolerance * np.abs(values[end]).max(), rounding)) for end in ends
+        )
         if converged or space.is_whole or space.products + space.pending > most:
             break
-    converged = converged or space.is_whole
+    chosen, converged = list(itertools.chain(*ends)), converged or space.is_whole
     found = Eigenvalues(values[chosen], residuals[chosen], None, space.products, converged)
     return found, coefficients[:, chosen]
 
@@ -173,9 +176,8 @@ def _only(vector: Floats, kept: tuple[bool, ...]) -> Floats:
     return [x if k else jnp.zeros_like(x) for x, k in zip(vector, kept, strict=True)]
 
 
-def _chosen(count: int, k: int, which: str) -> list[int]:
-    """Positions among ascending values, in descending order."""
+def _chosen(count: int, k: int, which: str) -> list[list[int]]:
+    """Positions of each end among ascending values, in descending order."""
     descending = list(range(count))[::-1]
-    return {"largest": descending[:k], "smallest": descending[-k:]}.get(
-        which, descending[:k] + descending[-k:]
-    )
+    largest, smallest = descending[:k], descending[-k:]
+    return {"largest": [largest], "smallest": [smallest]}.get(which, [largest, smallest])

@@ -150,12 +150,7 @@ class SpectralDensity:
 
     def __str__(self) -> str:
         low, high = self.nodes.min(), self.nodes.max()
-        rounding = np.finfo(np.float32).eps * np.abs(self.nodes).max()
-        negative = self.weights[self.nodes < -rounding].sum() / len(self.nodes)
-        return (
-            f"{self.size} eigenvalues from {low:.3g} to {high:.3g}, {negative:.1%} of them negative "
-            f"({self.products} products)"
-        )
+        return f"{self.size} eigenvalues from {low:.3g} to {high:.3g} ({self.products} products)"
 
     def density(
         self, grid: np.ndarray | None = None, width: float | None = None
@@ -226,7 +221,7 @@ def spectral_density(
       >>> from optax_sam import sharpness
       >>> loss_fn = lambda w, scale: scale @ w**2
       >>> print(sharpness.spectral_density(loss_fn, jnp.ones(2), jnp.array([[1.0, 2.0]])))
-      2 eigenvalues from 2 to 4, 0.0% of them negative (4 products)
+      2 eigenvalues from 2 to 4 (4 products)
 
     References:
       Behrooz Ghorbani, Shankar Krishnan, Ying Xiao, `An Investigation into Neural Net Optimization via

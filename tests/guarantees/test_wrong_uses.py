@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.experimental import sparse
 
 import optax_sam
 from tests.problem import assert_trees_close, init_params, losses, make_batch
@@ -221,3 +222,42 @@ def test_parameters_whose_structure_has_no_hash_are_stepped_on():
     got = optax_sam.step(tx, lambda node, rows: of_rows(node.array, rows))(node, tx.init(node), rows)
     wanted = optax_sam.step(tx, of_rows)(params, tx.init(params), rows)
     np.testing.assert_allclose(got[0].array, wanted[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("ask", ["step", "oracle", "measure"])
+def test_a_sparse_batch_is_refused_and_may_stand_behind_the_batch(ask):
+    """Slices would be of its entries."""
+    dense = jnp.asarray([[1.0, 0.0], [0.0, 2.0]])
+    matrix, w = sparse.BCOO.fromdense(dense), jnp.ones(2)
+    losses = lambda w, x: jnp.mean((x @ w - 1) ** 2)
+    sam = optax_sam.accumulated(optax_sam.sam(), 2)
+    tx = optax.chain(sam, optax.sgd(0.1))
+    calls = {
+        "step": lambda: optax_sam.step(tx, losses)(w, tx.init(w), matrix),
+        "oracle": lambda: optax_sam.Oracle(losses, {"x": matrix}),
+        "measure": lambda: optax_sam.sharpness.trace(losses, w, matrix),
+    }
+    with pytest.raises(TypeError, match="is a sparse array, a BCOO.*todense.*behind the batch"):
+        calls[ask]()
+    found, _, _ = optax_sam.step(tx, lambda w, b, x: losses(w, x + 0 * b.sum()))(
+        w, tx.init(w), jnp.zeros(2), dense
+    )
+    wanted, _, _ = optax_sam.step(tx, lambda w, b, x: losses(w, x.todense() + 0 * b.sum()))(
+        w, tx.init(w), jnp.zeros(2), matrix
+    )
+    np.testing.assert_allclose(found, wanted)
+
+
+def test_a_key_that_lands_in_another_argument_is_refused():
+    def losses(params, batch, class_weights=None, key=None):
+        weights = jnp.ones(2) if class_weights is None else class_weights
+        return jnp.sum(weights * params) * batch
+
+    tx, w = optax.chain(optax_sam.sam(), optax.sgd(0.1)), jnp.ones(2)
+    step = optax_sam.step(tx, losses)
+    key = jax.random.PRNGKey(1234)
+    with pytest.raises(
+        ValueError, match="key= comes behind.*would be class_weights.*class_weights, ..., key"
+    ):
+        step(w, tx.init(w), jnp.ones(3), key=key)
+    step(w, tx.init(w), jnp.ones(3), jnp.ones(2), key=key)

@@ -155,3 +155,19 @@ def test_a_seed_that_jax_would_cut_is_refused(seed):
     with jax.enable_x64(True):  # where it does not
         found = sharpness.trace(squares, jnp.ones(2), BATCH.astype(float), seed=seed)
     np.testing.assert_allclose(found.value, 8)
+
+
+@pytest.mark.parametrize(
+    ("values", "which"),
+    [((1000.0, *[1.0] * 30, *[0.2] * 30, -0.5), "smallest"), ((-1000.0, *[-1.0] * 30, 0.5), "largest")],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_small_end_of_a_spectrum_is_not_taken_for_found_before_it_is(values, which, seed):
+    """A thousandth of the largest eigenvalue is more than the smallest one."""
+    spectrum = jnp.asarray(values)
+    losses = lambda w, s: s * (jnp.sum(spectrum * w**2) / 2)
+    found = sharpness.top_eigenvalues(losses, jnp.zeros(len(values)), jnp.ones(1), which=which, seed=seed)
+    assert found.converged
+    np.testing.assert_allclose(found.values, values[-1], rtol=1e-3)
+    both = sharpness.top_eigenvalues(losses, jnp.zeros(len(values)), jnp.ones(1), which="both", seed=seed)
+    np.testing.assert_allclose(sorted(both.values), sorted((values[0], values[-1])), rtol=1e-3)
