@@ -18,7 +18,6 @@ FIRST_CASES = {
         "test_weights_of_both_signs_that_cancel_in_a_slice_count": 1,
     },
     "batches/test_losses_that_couple.py": {
-        "test_a_mask_of_infinities_or_nan_keeps_its_meaning": 10,
         "test_a_trajectory_with_padding_is_that_without": 1,
         "test_aux_in_which_examples_meet_sees_the_mask_as_it_is": 0,
         "test_the_mask_of_the_loss_keeps_its_meaning_in_padding": 1,
@@ -27,6 +26,7 @@ FIRST_CASES = {
         "test_gradients_that_underflow_in_float16_are_rescued_in_float32": 3,
         "test_no_result_depends_on_the_loss_scale": 2,
     },
+    "batches/test_signs_in_padding.py": {"test_a_mask_of_infinities_or_nan_keeps_its_meaning": 10},
     "batches/test_token_losses.py": {
         "test_weights_by_tokens_give_the_mean_over_all_tokens_whatever_padding_holds": 1
     },
