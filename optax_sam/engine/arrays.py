@@ -20,7 +20,8 @@ def as_arrays(name: str, tree: Any) -> Any:
     A weak type of a parameter becomes a strong one, as it does in an update: else the first pass of the first
     step would compute in other dtypes than all later ones.
     """
-    _refuse_sparse(name, tree)
+    if name != "params":
+        _refuse_sparse(name, tree)
 
     def on_leaf(path, x):
         try:

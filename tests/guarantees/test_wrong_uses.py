@@ -248,6 +248,18 @@ def test_a_sparse_batch_is_refused_and_may_stand_behind_the_batch(ask):
     np.testing.assert_allclose(found, wanted)
 
 
+def test_sparse_parameters_are_trained():
+    """Their entries are leaves like others; no rows of theirs are cut."""
+    dense = jnp.asarray([[1.0, 0.0], [0.0, 2.0]])
+    losses = lambda p, x: jnp.square(x @ p.todense()).sum(1)
+    params = sparse.BCOO.fromdense(dense)
+    sam = optax_sam.sam(0.1)
+    _, grads, oracle = sam.value_and_grad(losses)(params, jnp.eye(2), state=sam.init(params))
+    np.testing.assert_allclose(grads.data, params.data)
+    descent, _ = sam.update(grads, sam.init(params), params, oracle=oracle)
+    np.testing.assert_allclose(descent.data, params.data * (1 + 0.1 / 5**0.5), rtol=1e-5)
+
+
 def test_a_key_that_lands_in_another_argument_is_refused():
     def losses(params, batch, class_weights=None, key=None):
         weights = jnp.ones(2) if class_weights is None else class_weights
