@@ -75,14 +75,14 @@ def apply_gradients(train_state: Any, *, grads: Any, **arguments: Any) -> Any:
 def from_0_1(saved: Any) -> Any:
     """A state that version 0.1.0 has saved, as `flax.serialization.from_state_dict` wants it now.
 
-    `multistep_sam`, `sparse_sam` and `fisher_mask_sam` kept a count in their state, which is gone. All other
-    states are as they were.
+    `multistep_sam`, `sparse_sam` and `fisher_mask_sam` kept a count in their state, which is gone. `aesam` and
+    `aelooksam` kept a variance, of which they keep the root. All other states are as they were.
 
     Args:
       saved: a nested dict, as `flax.serialization.msgpack_restore` returns it.
 
     Returns:
-      A nested dict without these counts.
+      A nested dict with these changes.
 
     Example:
       >>> import optax_sam.flax
@@ -93,6 +93,8 @@ def from_0_1(saved: Any) -> Any:
         return saved
     if set(saved) == {"inner", "evaluations"}:
         return from_0_1(saved["inner"])
+    if set(saved) == {"mean", "variance"}:
+        return {"mean": saved["mean"], "deviation": np.sqrt(saved["variance"])}
     is_count = lambda key, value: key == "evaluations" and np.ndim(value) == 0  # noqa: E731
     return {key: from_0_1(value) for key, value in saved.items() if not is_count(key, value)}
 

@@ -114,11 +114,12 @@ class LargeGradientState(NamedTuple):
 
     Attributes:
       mean: `float[]`, running mean of the squared norm of the gradient.
-      variance: `float[]`, its running variance.
+      deviation: `float[]`, its running standard deviation. The variance is a fourth power of the gradient,
+        which vanishes or overflows early.
     """
 
     mean: jax.Array
-    variance: jax.Array
+    deviation: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +139,7 @@ class WhenGradientIsLarge(Gate):
     def due(self, state: LargeGradientState, step: Step) -> jax.Array:
         square, now = self._seen(state, step.grads)
         threshold = jnp.asarray(at_step(self.threshold, step.count)).astype(square.dtype)
-        return square >= now.mean + threshold * jnp.sqrt(now.variance)
+        return square >= now.mean + threshold * now.deviation
 
     def update(self, state: LargeGradientState, step: Step) -> LargeGradientState:
         return self._seen(state, step.grads)[1]
@@ -148,8 +149,8 @@ class WhenGradientIsLarge(Gate):
         square = jnp.nan_to_num(trees.norm(grads).astype(state.mean.dtype) ** 2)
         decay = jnp.asarray(self.decay).astype(square.dtype)
         mean = decay * state.mean + (1 - decay) * square
-        variance = decay * state.variance + (1 - decay) * (square - mean) ** 2
-        return square, LargeGradientState(jnp.nan_to_num(mean), jnp.nan_to_num(variance))
+        deviation = jnp.hypot(jnp.sqrt(decay) * state.deviation, jnp.sqrt(1 - decay) * (square - mean))
+        return square, LargeGradientState(jnp.nan_to_num(mean), jnp.nan_to_num(deviation))
 
 
 def when_gradient_is_large(threshold: Number, decay: FixedProbability = 0.9) -> WhenGradientIsLarge:

@@ -238,9 +238,10 @@ class Step:
         return perturbed_grads
 
     def _evaluate(self, rows: Rows, point: list[Near], slices: int, blur: float) -> tuple[Near, list[Near]]:
-        """The loss and its gradient, the mean over slices."""
+        """The loss and its gradient, the mean over slices; a draw from slices is blurred instead."""
         parts = rows.parts(slices)
-        if slices > 1 and not np.any(rows.weights):  # nothing of a slice of padding counts, whatever it is
+        is_cut = slices > 1 or blur > 0
+        if is_cut and not np.any(rows.weights):  # nothing of a slice of padding counts, whatever it is
             zeros = [np.zeros(x.shape, wide_dtype(x.dtype)) for x in self.problem.inexact_arrays]
             return near(0.0), [near(x).rounded(d) for x, d in zip(zeros, self._own_dtypes, strict=True)]
         found = [
