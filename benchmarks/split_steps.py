@@ -3,6 +3,9 @@
 import dataclasses
 import math
 
+import jax
+from jax.sharding import PartitionSpec
+
 import optax_sam
 from benchmarks.cases import RHO, Build, ours
 from benchmarks.catalogue import NUM_EXAMPLES, all_cases
@@ -32,6 +35,8 @@ PROMISES = {
     "sam": Promise(2),
     "momentum_sam": Promise(1),
     "per_device(sam)": Promise(1),
+    "accumulated(sam, 8), placed": Promise(16, moved=1.01, flops=2.05),
+    "per_microbatch(sam, 8), placed": Promise(16, moved=1.01, flops=2.05),
     "ausam(strata=8)": Promise(2, per_example=4, rows=2, moved=0.01, flops=1.05),
 }
 """By the names of `steps_on`. AUSAM's scores, a few numbers for each example, go to all devices."""
@@ -51,6 +56,23 @@ def steps_on(devices: int) -> dict[str, Build]:
         "esam": optax_sam.esam(RHO, strata=devices),
         "ksam": optax_sam.ksam(RHO, strata=devices),
     }
+    in_slices = {
+        "accumulated": optax_sam.accumulated(optax_sam.sam(RHO), 8),
+        "per_microbatch": optax_sam.per_microbatch(optax_sam.sam(RHO), 8),
+    }
     built = {case.name: case.build for case in all_cases() if case.name != "sgd, again"}
     built |= {f"per_device({name})": ours(optax_sam.per_device(m)) for name, m in by_device.items()}
-    return built | {f"{name}(strata={devices})": ours(method) for name, method in in_strata.items()}
+    built |= {f"{name}(strata={devices})": ours(method) for name, method in in_strata.items()}
+    return built | {f"{name}(sam, 8), placed": placed(ours(method)) for name, method in in_slices.items()}
+
+
+def placed(build: Build) -> Build:
+    """The training step whose loss says that its batch is split: so is then every slice."""
+
+    def with_loss(losses, base):
+        def of_split(params, stats, batch):
+            return losses(params, stats, jax.lax.with_sharding_constraint(batch, PartitionSpec("data")))
+
+        return build(of_split, base)
+
+    return with_loss

@@ -75,8 +75,8 @@ def apply_gradients(train_state: Any, *, grads: Any, **arguments: Any) -> Any:
 def from_0_1(saved: Any) -> Any:
     """A state that version 0.1.0 has saved, as `flax.serialization.from_state_dict` wants it now.
 
-    `multistep_sam`, `sparse_sam` and `fisher_mask_sam` kept a count in their state, which is gone. `aesam` and
-    `aelooksam` kept a variance, of which they keep the root. All other states are as they were.
+    `multistep_sam`, `sparse_sam` and `fisher_mask_sam` kept a count in their state, which is gone. `aesam`
+    and `aelooksam` kept a variance, of which they keep the root. All other states are as they were.
 
     Args:
       saved: a nested dict, as `flax.serialization.msgpack_restore` returns it.

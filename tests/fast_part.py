@@ -82,6 +82,7 @@ FIRST_CASES = {
         "test_microbatches_of_single_examples_are_split_over_the_devices_as_far_as_they_can_be": 1,
         "test_norms_of_single_examples_stay_where_the_examples_are": 0,
         "test_sharded_batch_gives_the_trajectory_of_one_device": 1,
+        "test_slices_are_split_over_devices_however_many_there_are": 2,
         "test_state_keeps_the_sharding_of_sharded_parameters": 1,
     },
     "devices/test_per_device.py": {

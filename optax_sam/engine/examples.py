@@ -144,14 +144,20 @@ class Examples:
         batch = jax.tree.map(lambda x: x[None], row)
         return self.but(rows=Rows(batch), total=None, num_slices=0, fraction=self.fraction / (self.size or 1))
 
-    def split(self, num_slices: int) -> "Slices":
-        """Contiguous slices, with a leading axis of `num_slices`."""
+    def split(self, num_slices: int, apart: bool = False) -> "Slices":
+        """Contiguous slices, with a leading axis of `num_slices`.
+
+        Args:
+          num_slices: must divide the batch.
+          apart: whether each lies on devices of its own. Else each is split over all of them.
+        """
         self.per_part(
             num_slices,
             f"num_microbatches={num_slices} does not divide",
             "choose a divisor, or pad the batch with examples of weight 0",
         )
-        rows = jax.tree.map(lambda x: batch_axis.split_rows(x, num_slices), self.rows)
+        cut = batch_axis.split_rows if apart else batch_axis.split_each_part
+        rows = jax.tree.map(lambda x: cut(x, num_slices), self.rows)
         total = None if rows.weights is None else rows.weights.sum(axis=1)
         return Slices(rows, total, jnp.arange(num_slices))
 

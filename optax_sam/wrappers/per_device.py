@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,8 @@ class PerDevice(PerSlice):
     """See `per_device`."""
 
     axis_name: str
+
+    apart: ClassVar[bool] = True
 
     def num_slices(self, given: Given) -> int:
         mesh = jax.sharding.get_abstract_mesh()

@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,13 @@ from optax_sam.wrappers.wrapper import Wrapper, flags_of, merged
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PerSlice(Wrapper):
-    """Runs the inner method on every slice. The subclass says how it goes through the slices."""
+    """Runs the inner method on every slice. The subclass says how it goes through the slices.
+
+    Attributes:
+      apart: whether each slice lies on devices of its own.
+    """
+
+    apart: ClassVar[bool] = False
 
     @abc.abstractmethod
     def num_slices(self, given: Given) -> int:
@@ -52,7 +58,7 @@ class PerSlice(Wrapper):
             own, state = of_slice(part, shared, number_of_slices)
             return self.inner.begin(state, own)
 
-        parts, shared = parts_and_shared(number_of_slices, state, given)
+        parts, shared = parts_and_shared(number_of_slices, state, given, self.apart)
         begun = self.each(on_slice, parts, shared)
         shares = means.shares(begun.total, number_of_slices, given.params)
         found = begun.first
@@ -80,7 +86,7 @@ class PerSlice(Wrapper):
             outcome = self.inner.finish(visible, begun, state, params, own, perturb)
             return (outcome, flags_of(outcome.state)), outcome.state.diagnostics.cost
 
-        parts, shared = parts_and_shared(len(shares), state, given)
+        parts, shared = parts_and_shared(len(shares), state, given, self.apart)
         (mean, flags), cost = self.mean_and_sum(on_slice, shares, (parts, slices), (shared, params))
         descent = trees.cast_like(sharding.split_like(mean.descent, params), grads)
         new = merged(state, sharding.split_like(mean.state, state), flags, cost / len(shares))
@@ -88,9 +94,12 @@ class PerSlice(Wrapper):
         return Outcome(descent, self.settle(new, state), mean.loss)
 
 
-def parts_and_shared(number: int, state: SharpnessAwareState, given: Given) -> tuple[Slices, Any]:
+def parts_and_shared(
+    number: int, state: SharpnessAwareState, given: Given, apart: bool = False
+) -> tuple[Slices, Any]:
     """What each slice has of its own, and what is whole in all of them."""
-    parts, whole = given.examples.split(number), given.but(examples=given.examples.shared_by(number))
+    parts = given.examples.split(number, apart)
+    whole = given.but(examples=given.examples.shared_by(number))
     if given.examples.is_part:  # slices of slices are numbered from 1: see `of_slice`
         parts = parts._replace(number=parts.number + 1)
     return parts, (state, whole)

@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import optax_sam
+from benchmarks.collectives import traffic
 from tests.problem import assert_trees_close, init_params, make_batch, make_indices
 from tests.registry import VARIANTS, WRAPPED, over
 
@@ -102,6 +103,54 @@ def test_draws_in_strata_move_no_example_and_shrink_the_work(kind):
         drawn, sam = compiled(optax_sam.ausam(64, strata=8)), compiled(optax_sam.sam())
     assert not re.findall(r"= f32\[\d+(?:,\d+)?,128\]\S* all-gather", drawn.as_text()), "images travel"
     assert drawn.cost_analysis()["flops"] < 0.65 * sam.cost_analysis()["flops"]
+
+
+SLICED = {
+    "accumulated": lambda: optax_sam.accumulated(optax_sam.sam(0.1), 4),
+    "per_microbatch": lambda: optax_sam.per_microbatch(optax_sam.sam(0.1), 4),
+    "per_microbatch, at once": lambda: optax_sam.per_microbatch(optax_sam.sam(0.1), 4, loop="vmap"),
+    "bsam": lambda: optax_sam.bsam(16, num_microbatches=4),
+}
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+@pytest.mark.parametrize("name", SLICED)
+def test_slices_are_split_over_devices_however_many_there_are(name, devices):
+    method = SLICED[name]()
+    wanted, wanted_state, _ = run(method, lambda tree, spec: tree, weights=WEIGHTS)
+    mesh = jax.make_mesh(
+        (devices,), ("data",), devices=jax.devices()[:devices], axis_types=(AxisType.Explicit,)
+    )
+    with jax.set_mesh(mesh):
+        got, state, _ = run(method, placed_on(mesh), weights=WEIGHTS)
+    assert_trees_close(jax.device_get(got), jax.device_get(wanted), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(optax_sam.info(state)["loss"], optax_sam.info(wanted_state)["loss"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("wrapper", [optax_sam.accumulated, optax_sam.per_microbatch])
+def test_a_loss_that_says_that_its_batch_is_split_splits_every_slice(wrapper):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    method, params = wrapper(optax_sam.sam(0.1), 4), {"w": jnp.eye(64)}
+
+    def plain(params, rows):
+        return jnp.sum(jnp.tanh(rows @ params["w"]) ** 2, axis=-1)
+
+    def placed(params, rows):
+        return plain(params, jax.lax.with_sharding_constraint(rows, PartitionSpec("data")))
+
+    def step(losses):
+        tx = optax.chain(method, optax.sgd(0.1))
+        state, place = tx.init(params), placed_on(mesh)
+        rows = place(jnp.linspace(-1, 1, 256 * 64).reshape(256, 64), PartitionSpec("data"))
+        given = *place((params, state), PartitionSpec()), rows
+        compiled = jax.jit(optax_sam.step(tx, losses)).lower(*given).compile()
+        return traffic(compiled.as_text()).product_flops, jax.device_get(compiled(*given)[0])
+
+    with jax.set_mesh(mesh):
+        (work, trained), (whole, wanted) = step(placed), step(plain)
+    assert_trees_close(trained, wanted, rtol=1e-5)
+    # Two gradients of two products each, an eighth of them on every device.
+    assert work == 4 * (2 * 256 * 64 * 64) / 8 < whole / 3
 
 
 @every_axis_type
