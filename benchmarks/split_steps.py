@@ -41,6 +41,9 @@ PROMISES = {
 }
 """By the names of `steps_on`. AUSAM's scores, a few numbers for each example, go to all devices."""
 
+PLACED = ("ausam", "esam", "ksam", "random_perturbation", "accumulated(sam, 8)", "per_microbatch(sam, 8)")
+"""What takes parts of the batch, and splits them if the loss says that its batch is split."""
+
 
 def steps_on(devices: int) -> dict[str, Build]:
     """What builds each training step, by its name: the whole catalogue, and the forms for split batches."""
@@ -56,14 +59,10 @@ def steps_on(devices: int) -> dict[str, Build]:
         "esam": optax_sam.esam(RHO, strata=devices),
         "ksam": optax_sam.ksam(RHO, strata=devices),
     }
-    in_slices = {
-        "accumulated": optax_sam.accumulated(optax_sam.sam(RHO), 8),
-        "per_microbatch": optax_sam.per_microbatch(optax_sam.sam(RHO), 8),
-    }
     built = {case.name: case.build for case in all_cases() if case.name != "sgd, again"}
     built |= {f"per_device({name})": ours(optax_sam.per_device(m)) for name, m in by_device.items()}
     built |= {f"{name}(strata={devices})": ours(method) for name, method in in_strata.items()}
-    return built | {f"{name}(sam, 8), placed": placed(ours(method)) for name, method in in_slices.items()}
+    return built | {f"{name}, placed": placed(built[name]) for name in PLACED}
 
 
 def placed(build: Build) -> Build:

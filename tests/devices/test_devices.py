@@ -127,10 +127,18 @@ def test_slices_are_split_over_devices_however_many_there_are(name, devices):
     np.testing.assert_allclose(optax_sam.info(state)["loss"], optax_sam.info(wanted_state)["loss"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("wrapper", [optax_sam.accumulated, optax_sam.per_microbatch])
-def test_a_loss_that_says_that_its_batch_is_split_splits_every_slice(wrapper):
+# Each with the products of the whole batch that it takes: two for a gradient.
+PARTS = {
+    "accumulated": (lambda: optax_sam.accumulated(optax_sam.sam(0.1), 4), 4),
+    "per_microbatch": (lambda: optax_sam.per_microbatch(optax_sam.sam(0.1), 4), 4),
+    "ausam": (lambda: optax_sam.ausam(256), 2),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_loss_that_says_that_its_batch_is_split_splits_every_part(name):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    method, params = wrapper(optax_sam.sam(0.1), 4), {"w": jnp.eye(64)}
+    (make, products), params = PARTS[name], {"w": jnp.eye(64)}
 
     def plain(params, rows):
         return jnp.sum(jnp.tanh(rows @ params["w"]) ** 2, axis=-1)
@@ -139,18 +147,19 @@ def test_a_loss_that_says_that_its_batch_is_split_splits_every_slice(wrapper):
         return plain(params, jax.lax.with_sharding_constraint(rows, PartitionSpec("data")))
 
     def step(losses):
-        tx = optax.chain(method, optax.sgd(0.1))
-        state, place = tx.init(params), placed_on(mesh)
-        rows = place(jnp.linspace(-1, 1, 256 * 64).reshape(256, 64), PartitionSpec("data"))
-        given = *place((params, state), PartitionSpec()), rows
-        compiled = jax.jit(optax_sam.step(tx, losses)).lower(*given).compile()
-        return traffic(compiled.as_text()).product_flops, jax.device_get(compiled(*given)[0])
+        tx = optax.chain(make(), optax.sgd(0.1))
+        place, rows = placed_on(mesh), jnp.linspace(-1, 1, 256 * 64).reshape(256, 64)
+        given = place((params, tx.init(params)), PartitionSpec())
+        rows, indices = place((rows, jnp.arange(256)), PartitionSpec("data"))
+        jitted = jax.jit(optax_sam.step(tx, losses))
+        compiled = jitted.lower(*given, rows, indices=indices).compile()
+        trained, *_ = compiled(*given, rows, indices=indices)
+        return traffic(compiled.as_text()).product_flops, jax.device_get(trained)
 
     with jax.set_mesh(mesh):
         (work, trained), (whole, wanted) = step(placed), step(plain)
     assert_trees_close(trained, wanted, rtol=1e-5)
-    # Two gradients of two products each, an eighth of them on every device.
-    assert work == 4 * (2 * 256 * 64 * 64) / 8 < whole / 3
+    assert work == products * (2 * 256 * 64 * 64) / 8 < whole / 3
 
 
 @every_axis_type
