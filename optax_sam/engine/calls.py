@@ -151,6 +151,23 @@ def check_first(opt_state: Any) -> None:
         )
 
 
+def check_followed(method: Any, opt_state: Any) -> None:
+    """Refuses a method that is all of the optimizer: its gradient would be added to the parameters."""
+    if not method.is_optimizer and _ends_with_ours(opt_state):
+        raise ValueError(
+            "tx has no base optimizer behind the method, whose gradient would be added to the parameters, "
+            "uphill: put one there, optax.chain(optax_sam.sam(), optax.sgd(0.1))."
+        )
+
+
+def _ends_with_ours(node: Any) -> bool:
+    if isinstance(node, optax.InjectHyperparamsState | optax.InjectStatefulHyperparamsState):
+        return _ends_with_ours(node.inner_state)
+    if states.is_chain(node) and node:
+        return _ends_with_ours(states.children(node)[-1])
+    return states.is_ours(node)
+
+
 def _around_ours(node: Any) -> tuple[list[Any], list[Any]] | None:
     """What stands before and behind the state of a method, in chains; None where it is not inside."""
     if states.is_ours(node):

@@ -139,10 +139,11 @@ class Examples:
             emphasis = jnp.where(self.rows.weights != 0, emphasis, jnp.zeros_like(emphasis))
         return self.but(rows=self.rows._replace(emphasis=emphasis), needs_losses=True)
 
-    def alone(self, row: Any) -> "Examples":
-        """One example of the batch, for a loop over them."""
+    def alone(self, row: Any, number: Any) -> "Examples":
+        """One example of the batch, for a loop over them, with a key of its own."""
         batch = jax.tree.map(lambda x: x[None], row)
-        return self.but(rows=Rows(batch), total=None, num_slices=0, fraction=self.fraction / (self.size or 1))
+        one = self.with_key(number)
+        return one.but(rows=Rows(batch), total=None, num_slices=0, fraction=self.fraction / (self.size or 1))
 
     def split(self, num_slices: int, apart: bool = False) -> "Slices":
         """Contiguous slices, with a leading axis of `num_slices`.

@@ -111,10 +111,14 @@ class Losses(Objective):
         return layout.merged(found, [jnp.zeros_like(x) for x in inputs.others])
 
     def alone(self, examples: Examples, arguments: Arguments) -> Callable[[Params, Any], jax.Array]:
-        """The loss function of parameters and a batch, for what looks inside it."""
+        """The loss function of parameters and one of the `Rows`, for what looks inside it.
 
-        def losses(params, batch):
-            only = Examples(Rows(batch), key=examples.key, surrogate=examples.surrogate)
+        With a key, each has its number as `indices`, and a key of its own.
+        """
+
+        def losses(params, row):
+            only = Examples(Rows(row.batch), key=examples.key, surrogate=examples.surrogate)
+            only = only if row.indices is None else only.with_key(row.indices[0])
             layout, floats, inputs = self._inputs(params, only, arguments)
 
             def found(floats, inputs):

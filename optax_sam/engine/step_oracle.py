@@ -12,7 +12,7 @@ from optax_sam import per_example
 from optax_sam.arithmetic import batch_axis, means, sharding, trees
 from optax_sam.engine import meter
 from optax_sam.engine.aliases import Grads, OptState, Params
-from optax_sam.engine.examples import ById, Examples
+from optax_sam.engine.examples import ById, Examples, Rows
 from optax_sam.engine.gradient_function import ONLY_GRAD_FN
 from optax_sam.engine.losses import Losses, weighted_mean
 from optax_sam.engine.objective import Arguments, Evaluation, Objective
@@ -243,14 +243,18 @@ class StepOracle:
         meter.spend(self.examples.fraction)
         size = None if self.examples.num_slices <= 1 else (self.size or 1) // self.examples.num_slices
         losses, scale = self._losses().alone(self.examples, self.given.arguments), self._scale_of_one()
+        rows = Rows(self.batch, indices=self._numbers() if self.examples.key is not None else None)
         if scale is None:
-            return per_example.gradient_norms(losses, point, self.batch, microbatch_size=size)
+            return per_example.gradient_norms(losses, point, rows, microbatch_size=size)
 
-        def scaled(params, batch):
-            return trees.times(scale, trees.widen(losses(params, batch)))
+        def scaled(params, rows):
+            return trees.times(scale, trees.widen(losses(params, rows)))
 
-        norms = per_example.gradient_norms(scaled, point, self.batch, microbatch_size=size)
-        return trees.divide(norms, scale)
+        return trees.divide(per_example.gradient_norms(scaled, point, rows, microbatch_size=size), scale)
+
+    def _numbers(self) -> jax.Array:
+        """Where each example stands in the batch."""
+        return sharding.split_as(jnp.arange(self.size or 1), jax.tree.leaves(self.batch)[0])
 
     def _scale_of_one(self) -> jax.Array | None:
         """By what the loss of one example is multiplied before differentiation: as much as in the mean."""
@@ -279,14 +283,15 @@ class StepOracle:
         first = jax.tree.map(lambda x: batch_axis.first_rows(x, number), rows)
 
         def add_one(total, row):
-            example, weight = row
-            alone = real.alone(example)
+            (example, weight), place = row
+            alone = real.alone(example, place)
             grads = self.on(alone.but(fraction=alone.fraction / num_parts)).evaluate(point).grads
             share = jnp.where(weight != 0, 1 / number, 0.0)
             squares = trees.map_inexact(lambda g: jnp.real(g * jnp.conj(g)), trees.widen(grads))
             return trees.map_inexact(lambda t, x: t + trees.times(share, x), total, squares), None
 
-        return self.scan(add_one, trees.like_masked(self.visible, zeros), first)[0]
+        numbered = first, jnp.arange(number)
+        return self.scan(add_one, trees.like_masked(self.visible, zeros), numbered)[0]
 
     # Loops and conditionals around them.
 

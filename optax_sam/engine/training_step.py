@@ -12,7 +12,7 @@ from optax_sam.arithmetic import trees
 from optax_sam.engine import checks
 from optax_sam.engine import state as states
 from optax_sam.engine.aliases import Batch, OptState, Params
-from optax_sam.engine.calls import NoDoorError, check_first
+from optax_sam.engine.calls import NoDoorError, check_first, check_followed
 from optax_sam.engine.oracle import Oracle
 from optax_sam.engine.transformation import Found, Method, Probe, begin
 
@@ -42,8 +42,8 @@ def step(
     Raises:
       TypeError: `tx` is no Optax transformation, or `losses` is no function. In the step, what stands behind
         the method calculates with a typed key among the parameters.
-      ValueError: in the step, `tx` holds no method of this library, several, or one inside
-        `optax.MultiSteps`.
+      ValueError: in the step, `tx` holds no method of this library, several, one inside `optax.MultiSteps`,
+        or one with no base optimizer behind it.
 
     Cost:
       That of the method. The loss is traced once.
@@ -135,6 +135,7 @@ def method_in(update: Callable[..., Any], opt_state: OptState, params: Params) -
     try:
         update(params, opt_state, params, oracle=Probe(), value=jnp.zeros([]))
     except Found as found:
+        check_followed(found.method, opt_state)
         return found.method
     except NoDoorError:
         pass

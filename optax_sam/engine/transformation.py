@@ -117,6 +117,11 @@ class Method(abc.ABC):
         return False
 
     @property
+    def is_optimizer(self) -> bool:
+        """Whether its descent is to be added to the parameters; else it is a gradient."""
+        return False
+
+    @property
     def first_follows_gate(self) -> bool:
         """Whether the first gradient of a perturbed step is another one than that of an unpaid step."""
         return False

@@ -91,6 +91,10 @@ class BSAM(Method):
     def perturbs_at_start(self) -> bool:
         return True
 
+    @property
+    def is_optimizer(self) -> bool:
+        return True
+
     def init(self, params: Any) -> SharpnessAwareState:
         params = like_arrays("params", trees.plain(params))
         zeros = trees.map_inexact(jnp.zeros_like, trees.widen(trees.memory_like(params)))

@@ -5,15 +5,21 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from optax_sam import per_example
-from optax_sam.arithmetic import trees
+from optax_sam.arithmetic import batch_axis, sharding, trees
 from optax_sam.engine import checks
 from optax_sam.sharpness.balls import climbed
 from optax_sam.sharpness.problem import Floats, NotFiniteError, Point, Problem, alone, norm
 from optax_sam.sharpness.progress import shown
 from optax_sam.sharpness.standard_errors import standard_error
+
+PLACES_DIFFER, ROWS_MEET = 1e-3, 0.2
+"""Differences of losses, as a part of their mean size. An example in another place runs through the same
+program, and differs by nothing. Alone it runs through another one, perhaps in bfloat16."""
 
 ALIKE = 1e-3
 """The spread of gradients, as a part of their squares, below which it is summed up around their mean."""
@@ -54,8 +60,8 @@ def gradient_noise(
     """How much single examples' gradients differ: `tr Cov = n / (n - 1) (mean ||g_i||^2 - ||mean g_i||^2)`.
 
     Norms per example come from `per_example.gradient_norms`, without gradients per example. The loss is
-    called with one example at a time. A loss with batch norm must be that of evaluation. Otherwise these
-    norms are not those of the mean gradient's examples.
+    called with one example at a time. So a loss with batch norm must be that of evaluation, and one with
+    dropout needs a key for each example in the batch. Others are refused.
 
     Args:
       loss_fn: see `top_eigenvalues`.
@@ -68,11 +74,13 @@ def gradient_noise(
       A `GradientNoise`, on the host.
 
     Raises:
-      ValueError: there is a single example, or a loss or a gradient is not finite. Also what
+      ValueError: there is a single example, or a loss or a gradient is not finite. An example's loss changes
+        with its place in the batch (dropout), or with the other examples (batch norm). Also what
         `hessian_vector_product` refuses.
 
     Cost:
-      About two gradients, or three where the gradients are alike to a thousandth.
+      About two gradients and three forward passes; another gradient where the gradients are alike to a
+      thousandth.
 
     Example:
       >>> import jax.numpy as jnp
@@ -89,6 +97,9 @@ def gradient_noise(
     problem.finite_loss()
     if microbatch_size is not None:
         checks.integer("microbatch_size", microbatch_size, low=1)
+    program = problem.program(_differences(microbatch_size))
+    for batch, _ in problem:
+        _check_apart(*map(float, program(problem.point, batch)))
 
     program, found = problem.program(_norms_in(microbatch_size)), []
     with shown(progress, "gradient noise", problem.count) as steps:
@@ -108,6 +119,41 @@ def gradient_noise(
     variance = float(norms.size / (norms.size - 1) * spread)
     scale = variance / mean_norm**2 if mean_norm else float("inf" if variance else "nan")
     return GradientNoise(variance, mean_norm, scale, norms)
+
+
+def _check_apart(places: float, others: float) -> None:
+    """Refuses losses of which one example alone says something else."""
+    if places > PLACES_DIFFER:
+        raise ValueError(
+            "loss_fn gives an example another loss in another place of the batch, as dropout does: measure "
+            "without it, or put a key for each example into the batch."
+        )
+    if others > ROWS_MEET:
+        raise ValueError(
+            "loss_fn gives an example another loss alone than beside others, as batch norm in training does: "
+            "measure with its running statistics."
+        )
+
+
+@functools.cache
+def _differences(microbatch_size: int | None) -> Callable[..., Any]:
+    """How far losses are from those in the reverse order, and from those of each example alone."""
+
+    def differences(loss_fn: Any, point: Point, batch: Any) -> tuple[jax.Array, jax.Array]:
+        losses, params = functools.partial(alone, loss_fn), point.params()
+        first = jax.tree.leaves(batch)[0]
+        order = sharding.split_as(jnp.arange(len(first))[::-1], first)
+        found = trees.widen(losses(params, batch))
+        turned = trees.widen(losses(params, jax.tree.map(lambda x: batch_axis.look_up(x, order), batch)))
+        single = per_example.losses(losses, params, batch, microbatch_size=microbatch_size)
+        size = jnp.mean(jnp.abs(single)) + jnp.finfo(single.dtype).tiny
+        if found.ndim:
+            turned = turned[::-1]
+        else:
+            single = single.mean()
+        return jnp.max(jnp.abs(turned - found)) / size, jnp.mean(jnp.abs(single - found)) / size
+
+    return differences
 
 
 def _finite(norms: np.ndarray) -> np.ndarray:

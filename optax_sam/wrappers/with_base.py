@@ -98,7 +98,14 @@ class Decoupled(FollowedBy):
                 "params has complex leaves, whose gradients `base` may turn downhill or not: give "
                 "`decoupled` their real and imaginary parts as leaves of their own."
             )
-        return super().init(params)
+        own, base = super().init(params)
+        is_wrapper = lambda part: isinstance(part, optax.MultiStepsState)  # noqa: E731
+        if any(map(is_wrapper, jax.tree.leaves(base, is_leaf=is_wrapper))):
+            raise ValueError(
+                "base holds optax.MultiSteps, and sharpness would count in its last micro-step alone: "
+                "leave it out, and give decoupled the method accumulated(method, k)."
+            )
+        return own, base
 
     def update(self, updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
         if params is None:
@@ -111,7 +118,7 @@ class Decoupled(FollowedBy):
         rate = at_step(self.learning_rate, step)
 
         def on_leaf(u, d, g):
-            return u - trees.times(rate, d - g)
+            return jnp.where(jnp.any(u != 0), u - trees.times(rate, d - g), u)
 
         return trees.map_wide(on_leaf, based, descent, updates), (own, base)
 
@@ -125,6 +132,10 @@ def decoupled(
     `learning_rate (S - g)`. Neither momentum nor preconditioner touch the sharpness part, as with decoupled
     weight decay. With `wsam` this is the form of WSAM that its authors prefer.
 
+    A leaf that `base` does not move stays where it is, such as one that `optax.set_to_zero` freezes. What
+    `base` clips or skips, as `optax.apply_if_finite` does, it decides by the first gradient and for its own
+    update.
+
     Args:
       method: a sharpness-aware method that starts at the parameters, such as `wsam()`.
       base: an Optax optimizer. Its updates are added to the parameters.
@@ -136,7 +147,8 @@ def decoupled(
 
     Raises:
       TypeError: `method` is none of this library's, or `base` is no Optax transformation.
-      ValueError: `learning_rate` is negative. A parameter is complex.
+      ValueError: `learning_rate` is negative. A parameter is complex. `base` holds
+        `optax.MultiSteps`, between whose steps the sharpness part would be lost.
 
     Cost:
       That of `method` and `base`.

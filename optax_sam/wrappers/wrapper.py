@@ -31,6 +31,10 @@ class Wrapper(Method):
         return self.inner.begins_clean
 
     @property
+    def is_optimizer(self) -> bool:
+        return self.inner.is_optimizer
+
+    @property
     def first_follows_gate(self) -> bool:
         return self.inner.first_follows_gate
 

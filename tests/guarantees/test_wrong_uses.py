@@ -137,6 +137,27 @@ def test_a_method_behind_the_base_optimizer_is_refused(name):
         optax_sam.step(tx, lambda p, b: b @ p["w"])(PARAMS, state, ROWS)
 
 
+NOTHING_BEHIND = {
+    "alone": lambda method: method,
+    "in a chain": optax.chain,
+    "behind a clip": lambda method: optax.chain(optax.clip(1.0), method),
+    "injected": lambda method: optax.inject_hyperparams(lambda rho: optax_sam.sam(rho))(rho=0.1),
+    "in slices": lambda method: optax_sam.per_microbatch(method, 2),
+}
+
+
+@pytest.mark.parametrize("name", NOTHING_BEHIND)
+def test_a_step_without_a_base_optimizer_is_refused(name):
+    tx = NOTHING_BEHIND[name](optax_sam.sam())
+    with pytest.raises(ValueError, match="no base optimizer behind the method, .* put one there"):
+        optax_sam.step(tx, lambda p, b: b @ p["w"])(PARAMS, tx.init(PARAMS), ROWS)
+
+
+@pytest.mark.parametrize("tx", [optax_sam.bsam(8, num_microbatches=3), optax_sam.adasam(0.1)])
+def test_whole_optimizers_need_nothing_behind_them(tx):
+    optax_sam.step(tx, lambda p, b: b @ p["w"])(PARAMS, tx.init(PARAMS), ROWS)
+
+
 @pytest.mark.parametrize("name", FIRST)
 def test_what_stands_in_front_of_it_for_another_reason_is_accepted(name):
     method = optax_sam.sam()

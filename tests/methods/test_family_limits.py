@@ -170,6 +170,35 @@ def test_decoupled_sharpness_of_plain_descent_is_coupled_sharpness():
     close(flatten(optax.apply_updates(params, updates)), run.params[0])
 
 
+FROZEN = {
+    "partition": lambda base: optax.partition(
+        {"trained": base, "frozen": optax.set_to_zero()}, {"a": "trained", "b": "frozen"}
+    ),
+    "mask behind": lambda base: optax.chain(base, optax.masked(optax.set_to_zero(), {"a": False, "b": True})),
+    "by hand": lambda base: optax.chain(
+        base, optax.stateless(lambda updates, params: updates | {"b": 0.0 * updates["b"]})
+    ),
+}
+
+
+@pytest.mark.parametrize("freeze", FROZEN)
+def test_decoupled_leaves_what_its_base_freezes(freeze):
+    params, batch = {"a": jnp.array([1.0, -2.0]), "b": jnp.array([0.5, 3.0])}, jnp.ones((4, 1))
+    tx = optax_sam.decoupled(
+        optax_sam.wsam(0.5), FROZEN[freeze](optax.sgd(0.1, momentum=0.9)), learning_rate=0.1
+    )
+    step = optax_sam.step(tx, lambda p, rows: rows @ jnp.sum(p["a"] ** 2 * p["b"] ** 2)[None])
+    trained, _, _ = step(params, tx.init(params), batch)
+    np.testing.assert_array_equal(trained["b"], params["b"])
+    assert np.all(np.asarray(trained["a"]) != np.asarray(params["a"]))
+
+
+def test_decoupled_refuses_a_base_of_several_steps():
+    several = optax.chain(optax.MultiSteps(optax.sgd(0.1), 4).gradient_transformation())
+    with pytest.raises(ValueError, match=r"base holds optax.MultiSteps, .* accumulated\(method, k\)"):
+        optax_sam.decoupled(optax_sam.wsam(), several, 0.1).init(PARAMS)
+
+
 def test_decoupled_sharpness_takes_the_branch_that_it_is_told():
     """FGSAM+ takes another first gradient in unpaid steps: base and difference see the same one."""
 

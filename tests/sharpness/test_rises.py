@@ -128,6 +128,42 @@ def test_gradients_that_are_nearly_alike_keep_the_digits_of_their_spread():
     assert sharpness.gradient_noise(lambda w, rows: rows @ w, jnp.ones(2), jnp.ones((3, 2))).variance == 0
 
 
+def dropped(w, rows):
+    return jnp.where(jax.random.bernoulli(jax.random.key(0), 0.9, rows.shape), rows, 0.0) @ w
+
+
+def normalized(w, rows):
+    return jnp.square((rows - rows.mean(0, keepdims=True)) @ w) + 1.0
+
+
+NOT_ALONE = {
+    "dropout": (dropped, "in another place of the batch, as dropout does"),
+    "dropout, a mean": (lambda w, rows: dropped(w, rows).mean(), "in another place of the batch"),
+    "batch norm": (normalized, "alone than beside others, as batch norm in training does"),
+    "batch norm, a mean": (lambda w, rows: normalized(w, rows).mean(), "alone than beside others"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_ALONE)
+def test_gradient_noise_refuses_losses_of_which_one_example_says_something_else(name):
+    loss_fn, message = NOT_ALONE[name]
+    rows = jnp.arange(1.0, 13.0).reshape(4, 3)
+    with pytest.raises(ValueError, match=message):
+        sharpness.gradient_noise(loss_fn, jnp.ones(3), rows)
+
+
+def test_dropout_with_a_key_for_each_example_has_its_gradient_noise():
+    rows, keys = jnp.arange(1.0, 13.0).reshape(4, 3), jax.random.split(jax.random.key(0), 4)
+
+    def masked(batch):
+        kept = jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, (3,)))(batch[1])
+        return jnp.where(kept, batch[0], 0.0)
+
+    found = sharpness.gradient_noise(lambda w, batch: masked(batch) @ w, jnp.ones(3), (rows, keys))
+    gradients = np.asarray(masked((rows, keys)))
+    assert found.variance == pytest.approx(np.trace(np.cov(gradients.T)), rel=1e-5)
+
+
 def without_counts(params):
     return {"first": params["first"], "second": params["second"]}
 
