@@ -91,7 +91,7 @@ def by_hand(method):
 
 
 def short(method):
-    return optax_sam.step(optax.chain(method), losses)
+    return optax_sam.step(optax.chain(method, optax.sgd(0.1)), losses)
 
 
 def without_a_mean(method):
@@ -160,7 +160,9 @@ def test_replicas_that_would_drift_apart_are_refused(door, mapped):
     method, params = optax_sam.sam(0.1), init_params()
     step = mapped(DRIFTING[door](method), mesh)
     with pytest.raises(ValueError, match=r"drift apart.*lax\.pmean\(grads_of\(params\), 'batch'\)"):
-        step(params, (method.init(params),) if door == "step" else method.init(params), split(make_batch()))
+        state = method.init(params)
+        state = (state, optax.sgd(0.1).init(params)) if door == "step" else state
+        step(params, state, split(make_batch()))
 
 
 @pytest.mark.parametrize("axis", ["my-batch", "data/1", "_batch"])

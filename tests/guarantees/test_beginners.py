@@ -11,6 +11,7 @@ import optax_sam
 PARAMS = jnp.ones(3)
 BATCH = jnp.ones((4, 3)), jnp.zeros(4)
 SAM, KSAM = optax_sam.sam(), optax_sam.ksam()
+SAM_SGD, KSAM_SGD = optax.chain(SAM, optax.sgd(0.1)), optax.chain(KSAM, optax.sgd(0.1))
 
 
 def losses(params, batch):
@@ -27,6 +28,7 @@ MISTAKES = {
         lambda: train(optax.chain(optax.sgd(0.1), SAM)),
         "optax.chain(optax_sam.sam(), optax.sgd(0.1))",
     ),
+    "a method without an optimizer": (lambda: train(SAM), "optax.chain(optax_sam.sam(), optax.sgd(0.1))"),
     "an optimizer without a method": (
         lambda: train(optax.sgd(0.1)),
         "opt_state = optax.chain(optax_sam.sam(), ...).init(params)",
@@ -37,19 +39,19 @@ MISTAKES = {
         "tx.update(grads, opt_state, params, oracle=oracle)",
     ),
     "a scalar loss": (
-        lambda: train(KSAM, lambda params, batch: losses(params, batch).mean()),
+        lambda: train(KSAM_SGD, lambda params, batch: losses(params, batch).mean()),
         "return jnp.square(predictions - targets), not jnp.mean(",
     ),
     "two arrays, cut": (
-        lambda: train(KSAM, lambda params, x, y: losses(params, (x, y)), BATCH),
+        lambda: train(KSAM_SGD, lambda params, x, y: losses(params, (x, y)), BATCH),
         "train_step(params, opt_state, (x, y))",
     ),
     "two arrays in a tuple": (
-        lambda: train(SAM, lambda params, x, y: losses(params, (x, y))),
+        lambda: train(SAM_SGD, lambda params, x, y: losses(params, (x, y))),
         "lambda params, batch: losses(params, *batch)",
     ),
     "a pair without has_aux": (
-        lambda: train(SAM, lambda params, batch: (losses(params, batch), 1)),
+        lambda: train(SAM_SGD, lambda params, batch: (losses(params, batch), 1)),
         "has_aux=True",
     ),
 }
