@@ -82,7 +82,7 @@ def _numbers(equation: jex.JaxprEqn, given: list[Any]) -> Any:
     """
     name, params = equation.primitive.name, equation.params
     if name == "iota":
-        return np.arange(params["shape"][0]) if len(params["shape"]) == 1 else None
+        return np.arange(params["shape"][0]).astype(params["dtype"]) if len(params["shape"]) == 1 else None
     if name == "concatenate" and params["dimension"] == 1 and any(x is not None for x in given):
         shapes = [_shape(atom) for atom in equation.invars]
         return np.concatenate(
@@ -93,8 +93,10 @@ def _numbers(equation: jex.JaxprEqn, given: list[Any]) -> Any:
     if name == "broadcast_in_dim" and np.ndim(given[0]) == 1 and params["broadcast_dimensions"] == (0,):
         shape = params["shape"]
         return np.reshape(given[0], shape) if len(given[0]) == math.prod(shape) else None
-    if name in ("convert_element_type", "pcast", "pvary"):
+    if name in ("pcast", "pvary"):
         return given[0]
+    if name == "convert_element_type":  # a narrow dtype wraps around
+        return given[0].astype(params["new_dtype"]) if np.all(np.isfinite(given[0])) else given[0]
     simple = {
         "lt": np.less,
         "add": np.add,

@@ -73,6 +73,11 @@ def map_wide(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     return map_inexact(on_leaf, tree, *rest)
 
 
+def anew(tree: Any) -> Any:
+    """The same leaves in new containers: a function of the user's may write into those that it is given."""
+    return jax.tree.map(lambda x: x, tree)
+
+
 def memory_like(params: Any) -> Any:
     """Zeros in which gradients like `params` are remembered: float16 leaves become float32.
 

@@ -24,10 +24,10 @@ class ThroughOutputs:
 
     def __call__(self, params: Params, batch: Any, clean: Params, *args: Any) -> Any:
         """The losses at `params`, `w'`; `clean` is `w`."""
+        still = self.outputs(clean, *trees.anew((batch, *args)))
         moved = self.outputs(params, batch, *args)
-        still = self.outputs(clean, batch, *args)
-        losses = self.losses(moved, batch)
-        at_clean = self.losses(_along(moved, still), batch)
+        losses = self.losses(moved, trees.anew(batch))
+        at_clean = self.losses(_along(moved, still), trees.anew(batch))
         return _along(at_clean, jax.lax.stop_gradient(losses))
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from optax_sam.arithmetic import batch_axis, shares
+from optax_sam.arithmetic import batch_axis, shares, trees
 from optax_sam.engine import checks
 from optax_sam.engine.aliases import Batch
 from optax_sam.engine.examples import Examples
@@ -173,7 +173,7 @@ class Emphasized(Selection):
     emphasis: Callable[[Batch], jax.Array]
 
     def select(self, step: Step) -> StepOracle:
-        return step.oracle.emphasized(self.emphasis(step.oracle.batch))
+        return step.oracle.emphasized(self.emphasis(trees.anew(step.oracle.batch)))
 
 
 def emphasized(emphasis: Callable[[Batch], jax.Array]) -> Emphasized:

@@ -66,14 +66,28 @@ class GaussNewton(Curvature):
     def product(self, point: Point, batch: Any, number: Any, vector: Floats) -> Floats:
         del number
 
-        def outputs_at(floats):
-            return self.outputs(point.params(floats), batch)
-
+        outputs_at = OutputsAt(self.outputs, point, batch)
         outputs, change = jax.jvp(outputs_at, (point.floats,), (tangent(vector, point),))
-        losses = functools.partial(alone, self.losses)
-        gradient = jax.grad(lambda outputs: mean_loss(losses, outputs, batch))
+        losses, seen = functools.partial(alone, self.losses), outputs_at.seen
+        gradient = jax.grad(lambda outputs: mean_loss(losses, outputs, seen))
         bent = jax.jvp(gradient, (outputs,), (change,))[1]
         return trees.widen(jax.vjp(outputs_at, point.floats)[1](bent)[0])
+
+
+class OutputsAt:
+    """A network's outputs as a function of the float leaves.
+
+    Attributes:
+      seen: the batch as the last call has left it: what the outputs write into it, the losses may read.
+    """
+
+    def __init__(self, outputs: Callable[[Any, Any], Any], point: Point, batch: Any):
+        self.outputs, self.point, self.batch = outputs, point, batch
+        self.seen = batch
+
+    def __call__(self, floats: Floats) -> Any:
+        self.seen = trees.anew(self.batch)
+        return self.outputs(self.point.params(floats), self.seen)
 
 
 @jax.tree_util.register_dataclass
@@ -162,10 +176,9 @@ class Fisher(Curvature):
         checks.seed(self.seed)
         size = size_of(batch) or 0
 
-        def outputs_at(floats):
-            return self.outputs(point.params(floats), batch)
-
+        outputs_at = OutputsAt(self.outputs, point, batch)
         outputs, change = jax.jvp(outputs_at, (point.floats,), (tangent(vector, point),))
+        seen = outputs_at.seen
         if any(x.ndim < 1 or x.shape[0] != size for x in jax.tree.leaves(outputs)):
             shapes = jax.tree.map(jnp.shape, outputs)
             raise ValueError(
@@ -175,7 +188,7 @@ class Fisher(Curvature):
         bent = jax.tree.map(jnp.zeros_like, trees.widen(outputs))
         key = jax.random.fold_in(jax.random.key(self.seed), number)
         for nth in range(self.num_draws):
-            drawn = self.draw(jax.random.fold_in(key, nth), outputs, batch)
+            drawn = self.draw(jax.random.fold_in(key, nth), *trees.anew((outputs, seen)))
             bent = jax.tree.map(jnp.add, bent, self._bent(outputs, change, drawn, size))
         return pulled_back(outputs_at, point, bent, size * self.num_draws)
 

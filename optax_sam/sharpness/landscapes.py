@@ -211,12 +211,12 @@ def _loss_function(
 
 
 def _statistics_at(statistics: Any, point: Point, batch: Any) -> Any:
-    return statistics(point.params(), batch)
+    return statistics(point.params(), trees.anew(batch))
 
 
 def _loss_with(loss_fn: Any, point: Point, batch: Any, statistics: Any) -> jax.Array:
     def losses(params, batch):
-        return loss_fn(params, batch, statistics)
+        return loss_fn(params, batch, trees.anew(statistics))
 
     return mean_loss(functools.partial(alone, losses), point.params(), batch)
 

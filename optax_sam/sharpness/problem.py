@@ -302,7 +302,7 @@ def of_floats(loss_fn: Any, point: Point, batch: Any) -> Callable[[Floats], jax.
 
 def alone(loss_fn: Any, params: Any, batch: Any) -> Any:
     """The losses without what may come with them."""
-    returned = loss_fn(params, batch)
+    returned = loss_fn(*trees.anew((params, batch)))
     if isinstance(returned, tuple) and len(returned) != 2:
         raise ValueError(
             f"loss_fn returned a tuple of {len(returned)}: return the losses, shape [batch], or "

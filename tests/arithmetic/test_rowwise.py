@@ -168,3 +168,12 @@ def test_examples_that_meet_are_never_taken_to_be_apart(name):
     assert name == "a loop as long as its largest" or others_matter(MEETING[name])
     assert found(MEETING[name]) == rowwise.MEET
     assert found(jax.jit(MEETING[name])) == rowwise.MEET
+
+
+def test_row_numbers_that_wrap_around_in_a_narrow_type_are_no_row_numbers():
+    def axis_of(size):
+        jaxpr = jax.make_jaxpr(lambda x: x[jnp.arange(size).astype(jnp.uint8), jnp.zeros(size, int)])
+        return rowwise.axes_of_outputs(jaxpr(jnp.ones((size, 2))).jaxpr, [0])[0]
+
+    assert axis_of(300) == rowwise.MEET
+    assert axis_of(200) == 0
