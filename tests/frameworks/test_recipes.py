@@ -124,7 +124,7 @@ def test_a_gradient_function_closes_over_graphs_and_parts_of_them_are_refused():
         names["params"],
     )
     grad_fn = lambda params: jax.grad(names["loss_fn"])(params, (), graphs, labels)
-    state, tx = sam.init(params), names["optax_sam"].per_microbatch(sam, 2)
+    state, tx = sam.init(params), optax.chain(names["optax_sam"].per_microbatch(sam, 2), optax.sgd(0.1))
     oracle = names["optax_sam"].Oracle(names["loss_fn"], (), args=(graphs, labels))
     descents = [
         jax.jit(lambda params, given=given: sam.update(grad_fn(params), state, params, **given)[0])(params)
