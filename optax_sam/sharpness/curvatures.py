@@ -185,11 +185,14 @@ class Fisher(Curvature):
                 f"outputs returned the shapes {shapes} for {size} examples: return the examples on the first "
                 f"axis."
             )
-        bent = jax.tree.map(jnp.zeros_like, trees.widen(outputs))
         key = jax.random.fold_in(jax.random.key(self.seed), number)
-        for nth in range(self.num_draws):
+
+        def one_more(nth, bent):
             drawn = self.draw(jax.random.fold_in(key, nth), *trees.anew((outputs, seen)))
-            bent = jax.tree.map(jnp.add, bent, self._bent(outputs, change, drawn, size))
+            return jax.tree.map(jnp.add, bent, self._bent(outputs, change, drawn, size))
+
+        bent = jax.tree.map(jnp.zeros_like, trees.widen(outputs))
+        bent = jax.lax.fori_loop(0, self.num_draws, one_more, bent)
         return pulled_back(outputs_at, point, bent, size * self.num_draws)
 
     def _bent(self, outputs: Any, change: Any, drawn: Any, size: int) -> Any:

@@ -108,6 +108,23 @@ def test_every_batch_draws_labels_of_its_own_and_the_same_ones_in_each_pass():
     assert len(np.unique(cut.values.round(4))) > 1
 
 
+def test_many_labels_make_no_longer_program():
+    """Labels by chance as above, 2,000 of one example: a program with each of them would take minutes."""
+    logits = jnp.array([0.3, 0.0, -0.2])
+    p = np.exp(logits[0]) / np.exp(logits).sum()
+    draws, calls = 2000, []
+
+    def draw(key, outputs, batch):
+        calls.append(key)
+        return batch | {"label": jax.random.categorical(key, outputs)}
+
+    fisher = sharpness.Fisher(lambda w, b: jnp.outer(b["x"], w), cross_entropy, draw, num_draws=draws)
+    batch = {"x": jnp.ones(1), "label": jnp.zeros(1, int)}
+    found = sharpness.hessian_vector_product(fisher, logits, batch, jnp.eye(3)[0])[0]
+    assert abs(found - p * (1 - p)) < 4 * (1 - 2 * p) * np.sqrt(p * (1 - p) / draws)
+    assert len(calls) < 5
+
+
 @pytest.mark.slow
 def test_differences_of_gradients_are_products_with_the_hessian():
     params, loss_fn, batches = network()
