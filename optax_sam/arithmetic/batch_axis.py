@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from optax_sam.arithmetic import sharding
 
@@ -19,15 +18,15 @@ def take_rows(x: jax.Array, positions: jax.Array) -> jax.Array:
       of the number of devices, no row moves.
     """
     num_parts, num_drawn = positions.shape
-    axis = sharding.spec_of(x)[0]
-    if num_parts % sharding.num_devices(axis) == 0:
-        positions = sharding.split_along(positions, axis)
+    if num_parts % sharding.num_devices(x) == 0:
+        positions = sharding.split_as(positions, x)
         taken = jax.vmap(lambda rows, at: rows[at])(split_rows(x, num_parts), positions)
         return taken.reshape(num_parts * num_drawn, *x.shape[1:])
     part_size = x.shape[0] // num_parts
     flat = (positions + part_size * jnp.arange(num_parts)[:, None]).reshape(-1)
-    axis = axis if flat.size % sharding.num_devices(axis) == 0 else None
-    return x.at[flat].get(out_sharding=PartitionSpec(axis, *sharding.spec_of(x)[1:]))
+    axis, *rest = sharding.spec_of(x)
+    axis = axis if flat.size % sharding.num_devices(x) == 0 else None
+    return x.at[flat].get(out_sharding=sharding.place_on(x, axis, *rest))
 
 
 def split_rows(x: jax.Array, num_parts: int) -> jax.Array:
@@ -37,9 +36,9 @@ def split_rows(x: jax.Array, num_parts: int) -> jax.Array:
     split over all devices, as far as it can be.
     """
     axis, *rest = sharding.spec_of(x)
-    if num_parts % sharding.num_devices(axis) == 0:
+    if num_parts % sharding.num_devices(x) == 0:
         parts = x.reshape(num_parts, -1, *x.shape[1:])  # with one device, the axis may stand at the rows
-        return parts if axis is None else jax.sharding.reshard(parts, PartitionSpec(axis, None, *rest))
+        return parts if axis is None else sharding.placed(parts, x, axis, None, *rest)
     return split_each_part(x, num_parts)
 
 
@@ -48,17 +47,16 @@ def split_each_part(x: jax.Array, num_parts: int) -> jax.Array:
     axis, *rest = sharding.spec_of(x)
     if axis is None:
         return x.reshape(num_parts, -1, *x.shape[1:])
-    parts = jax.sharding.reshard(x, PartitionSpec(None, *rest)).reshape(num_parts, -1, *x.shape[1:])
-    axis = axis if parts.shape[1] % sharding.num_devices(axis) == 0 else None
-    return jax.sharding.reshard(parts, PartitionSpec(None, axis, *rest))
+    parts = sharding.placed(x, x, None, *rest).reshape(num_parts, -1, *x.shape[1:])
+    axis = axis if parts.shape[1] % sharding.num_devices(x) == 0 else None
+    return sharding.placed(parts, x, None, axis, *rest)
 
 
 def whole_parts(x: jax.Array, num_parts: int) -> jax.Array:
     """`[batch]` as `[num_parts, batch / num_parts]`, every part whole on a device that has it."""
-    axis = sharding.spec_of(x)[0]
-    if num_parts % sharding.num_devices(axis):
+    if num_parts % sharding.num_devices(x):
         return sharding.replicated(x).reshape(num_parts, -1)
-    return sharding.split_along(x.reshape(num_parts, -1), axis)
+    return sharding.split_as(x.reshape(num_parts, -1), x)
 
 
 def first_rows(x: jax.Array, number: int) -> jax.Array:
@@ -70,9 +68,11 @@ def first_rows(x: jax.Array, number: int) -> jax.Array:
 
 def look_up(table: jax.Array, indices: jax.Array) -> jax.Array:
     """`table[indices]`, its first axis split over devices as the indices are."""
-    spec = (*sharding.spec_of(indices), *sharding.spec_of(table)[1:])
-    is_split = any(axis is not None for axis in (*spec, *sharding.spec_of(table)))
-    return table.at[indices].get(out_sharding=PartitionSpec(*spec)) if is_split else table[indices]
+    if not (sharding.is_split(table) or sharding.is_split(indices)):
+        return table[indices]
+    place = (*sharding.spec_of(indices), *sharding.spec_of(table)[1:])
+    like = table if sharding.is_split(table) else indices
+    return table.at[indices].get(out_sharding=sharding.place_on(like, *place))
 
 
 def join_rows(parts: jax.Array, like: jax.Array) -> jax.Array:

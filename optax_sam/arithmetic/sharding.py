@@ -17,15 +17,12 @@ except ImportError:  # JAX 0.12 has no such function
 
 def whole_over(x: jax.Array, axis_name: str) -> jax.Array:
     """`x` split no more over one mesh axis, where its type says that it is."""
-    spec = tuple(without(axis, axis_name) for axis in spec_of(x))
-    return x if spec == spec_of(x) else jax.sharding.reshard(x, PartitionSpec(*spec))
+    return placed(x, x, *(without(axis, axis_name) for axis in spec_of(x)))
 
 
 def replicated(x: jax.Array) -> jax.Array:
     """`x` whole on every device where its type says how it is split; else `x` itself."""
-    if any(axis is not None for axis in spec_of(x)):
-        return jax.sharding.reshard(x, PartitionSpec(*(None,) * x.ndim))
-    return x
+    return placed(x, x, *(None,) * x.ndim)
 
 
 def varying_axes(tree: Any) -> frozenset[str]:
@@ -57,8 +54,7 @@ def like_row(x: jax.Array) -> jax.ShapeDtypeStruct:
     if not _varying(aval):
         return jax.ShapeDtypeStruct(shape, x.dtype)
     manual = {"vma": aval.vma} if hasattr(aval, "vma") else {"manual_axis_type": aval.manual_axis_type}
-    place = NamedSharding(aval.sharding.mesh, PartitionSpec(*spec_of(x)[1:]))
-    return jax.ShapeDtypeStruct(shape, x.dtype, sharding=place, **manual)
+    return jax.ShapeDtypeStruct(shape, x.dtype, sharding=place_on(x, *spec_of(x)[1:]), **manual)
 
 
 def psum_over_replicas(x: Any, params: Any) -> Any:
@@ -188,28 +184,36 @@ def split_over(x: jax.Array, axis_name: str) -> jax.Array:
     """`x` with its first axis split over a mesh axis, where the type of `x` can say so."""
     mesh = jax.sharding.get_abstract_mesh()
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    return split_along(x, axis_name) if kinds[axis_name] == AxisType.Explicit else x
+    if kinds[axis_name] != AxisType.Explicit:
+        return x
+    return jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec(axis_name, *(None,) * (x.ndim - 1))))
 
 
 def split_as(x: jax.Array, other: jax.Array) -> jax.Array:
     """`x` with its first axis split over devices as that of `other`, where its type says how."""
-    return split_along(x, spec_of(other)[0])
+    axis = spec_of(other)[0]
+    return x if axis is None else placed(x, other, axis, *(None,) * (x.ndim - 1))
 
 
 def split_like(tree: Any, like: Any) -> Any:
     """The arrays of `tree` split over devices as those of `like`, where their types say how."""
 
-    def on_leaf(x, y):
-        return x if spec_of(x) == spec_of(y) else jax.sharding.reshard(x, PartitionSpec(*spec_of(y)))
-
-    return jax.tree.map(on_leaf, tree, like)
+    return jax.tree.map(lambda x, y: placed(x, y, *spec_of(y)), tree, like)
 
 
-def split_along(x: jax.Array, axis: Any) -> jax.Array:
-    """`x` with its first axis split over a mesh axis."""
-    if axis is None:
-        return x
-    return jax.sharding.reshard(x, PartitionSpec(axis, *(None,) * (x.ndim - 1)))
+def placed(x: jax.Array, other: jax.Array, *spec: Any) -> jax.Array:
+    """`x` split over these axes of the mesh of `other`, or of its own where it is split already."""
+    return x if spec == spec_of(x) else jax.sharding.reshard(x, place_on(x if is_split(x) else other, *spec))
+
+
+def place_on(x: jax.Array, *spec: Any) -> NamedSharding:
+    """The place on the mesh of `x`, which need not be the one of a surrounding `jax.set_mesh`."""
+    return NamedSharding(jax.typeof(x).sharding.mesh, PartitionSpec(*spec))
+
+
+def is_split(x: jax.Array) -> bool:
+    """Whether the type of `x` says that it is split over devices."""
+    return any(axis is not None for axis in spec_of(x))
 
 
 def spec_of(x: Any) -> tuple[Any, ...]:
@@ -225,9 +229,10 @@ def without(axis: Any, axis_name: str) -> Any:
     return axis if axis_name not in names else tuple(n for n in names if n != axis_name) or None
 
 
-def num_devices(axis: Any) -> int:
-    """Over how many devices one entry of a spec splits; 1 for None."""
+def num_devices(x: jax.Array) -> int:
+    """Over how many devices the type of `x` says that its first axis is split."""
+    axis = spec_of(x)[0]
     if axis is None:
         return 1
-    mesh = jax.sharding.get_abstract_mesh()
+    mesh = jax.typeof(x).sharding.mesh
     return math.prod(mesh.shape[name] for name in (axis if isinstance(axis, tuple) else (axis,)))

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import optax_sam
 from benchmarks.collectives import traffic
 from tests.problem import assert_trees_close, init_params, make_batch, make_indices
-from tests.registry import VARIANTS, WRAPPED, over
+from tests.registry import CASES, EVERY, VARIANTS, WRAPPED, over
 
 WEIGHTS = np.where(np.arange(16) == 3, 0, 1).astype(np.float32)
 
@@ -77,6 +77,15 @@ def test_sharded_batch_gives_the_trajectory_of_one_device(name, kind):
     got, state = jax.device_get((got, state))
     assert_trees_close(got, wanted, rtol=1e-4, atol=1e-6)
     assert_trees_close(state[0].start, wanted_state[0].start, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", over(EVERY, kept=("ausam", "accumulated", "random_perturbation")))
+def test_arrays_that_say_where_they_lie_need_no_mesh_around_the_step(name):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    got, _, _ = run(CASES[name].make(), placed_on(mesh), steps=2)
+    with jax.set_mesh(mesh):
+        wanted, _, _ = run(CASES[name].make(), placed_on(mesh), steps=2)
+    jax.tree.map(np.testing.assert_array_equal, got, wanted)
 
 
 @product_axes
