@@ -197,7 +197,6 @@ def split_as(x: jax.Array, other: jax.Array) -> jax.Array:
 
 def split_like(tree: Any, like: Any) -> Any:
     """The arrays of `tree` split over devices as those of `like`, where their types say how."""
-
     return jax.tree.map(lambda x, y: placed(x, y, *spec_of(y)), tree, like)
 
 
