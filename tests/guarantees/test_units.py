@@ -6,7 +6,7 @@ import optax
 import pytest
 
 import optax_sam
-from tests.problem import assert_trees_equal, init_params, losses, make_batch
+from tests.problem import assert_trees_equal, init_params, losses, make_batch, make_indices
 from tests.registry import CASES, over
 
 STEPS = 6
@@ -38,14 +38,15 @@ def descents(method, unit, losses=losses):
     state = method.init(params)
 
     @jax.jit
-    def step(params, state, batch):
-        _, grads, oracle = method.value_and_grad(lambda p, b: unit * losses(p, b))(params, batch, state=state)
+    def step(params, state, batch, indices):
+        scaled = method.value_and_grad(lambda p, b: unit * losses(p, b))
+        _, grads, oracle = scaled(params, batch, state=state, indices=indices)
         descent, state = method.update(grads, state, params, oracle=oracle)
         descent = jax.tree.map(lambda x: x / unit, descent)
         return optax.apply_updates(params, optax.tree.scale(-0.3, descent)), state, descent
 
     for number in range(STEPS):
-        params, state, descent = step(params, state, make_batch(number))
+        params, state, descent = step(params, state, make_batch(number), make_indices(number))
         found.append(descent)
     return found
 
@@ -72,3 +73,11 @@ def test_what_is_a_large_gradient_is_so_in_any_unit(unit):
 
     assert decisions(unit) == decisions(1.0)
     assert len({*decisions(1.0)}) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BY_UNIT)
+def test_an_exception_is_one(name):
+    method = CASES[name].make()
+    same = jax.tree.map(jnp.array_equal, descents(method, 2.0**44), descents(method, 1.0))
+    assert not all(jax.tree.leaves(same))
