@@ -110,7 +110,13 @@ def _cifar10(title: str, labels: str | None = None, searched_on: str | None = No
 
 
 def _minilm(
-    title: str, data: str, sentences: int = 1000, seeds: int = 10, rank: int | None = None
+    title: str,
+    data: str,
+    sentences: int = 1000,
+    seeds: int = 10,
+    rank: int | None = None,
+    epochs: int = 3,
+    searched_on: str | None = None,
 ) -> EvidenceTask:
     setup = Setup(
         data=data,
@@ -119,8 +125,8 @@ def _minilm(
         train_examples=sentences,
         optimizer="adamw",
         batch_size=32,
-        epochs=3,
-        evaluate_every=3,
+        epochs=epochs,
+        evaluate_every=epochs,
     )
     return EvidenceTask(
         title,
@@ -133,7 +139,20 @@ def _minilm(
         refines=False,
         eigenvalue=False,
         folder="tensorflow_datasets",
+        searched_on=searched_on,
     )
+
+
+def _few_and_many_sentences() -> dict[str, EvidenceTask]:
+    """MiniLM whole and by adapter; 5,000 sentences are seen once, with the numbers found on 500."""
+    found = {}
+    for name, title, data in (("sst2", "SST-2", "glue/sst2"), ("trec", "TREC", "trec")):
+        for ending, kind, rank in (("", "", None), ("_adapter", ", adapter", 8)):
+            few, many = (f"minilm_{name}_{count}{ending}" for count in (500, 5000))
+            title_of = f"{title}, MiniLM{kind}, {{}} sentences".format
+            found[few] = _minilm(title_of("500"), data, 500, 5, rank)
+            found[many] = _minilm(title_of("5,000"), data, 5000, 5, rank, epochs=1, searched_on=few)
+    return found
 
 
 TASKS = {
@@ -165,14 +184,7 @@ TASKS = {
     },
     "minilm_sst2": _minilm("SST-2, MiniLM, 1,000 sentences", "glue/sst2"),
     "minilm_trec": _minilm("TREC, MiniLM, 1,000 sentences", "trec"),
-    **{
-        f"minilm_{name}_{count}{'_adapter' if rank else ''}": _minilm(
-            f"{title}, MiniLM{', adapter' if rank else ''}, {count:,} sentences", data, count, 5, rank
-        )
-        for name, title, data in (("sst2", "SST-2", "glue/sst2"), ("trec", "TREC", "trec"))
-        for count in (500, 5000)
-        for rank in (None, 8)
-    },
+    **_few_and_many_sentences(),
     "characters": EvidenceTask(
         "Shakespeare, character by character",
         Setup(
