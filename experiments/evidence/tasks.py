@@ -112,9 +112,8 @@ def _cifar10(title: str, labels: str | None = None, searched_on: str | None = No
 def _minilm(
     title: str,
     data: str,
-    sentences: int = 1000,
-    seeds: int = 10,
-    rank: int | None = None,
+    sentences: int,
+    rank: int | None,
     epochs: int = 3,
     searched_on: str | None = None,
 ) -> EvidenceTask:
@@ -134,7 +133,7 @@ def _minilm(
         rates=(1e-3, 2e-3, 4e-3) if rank else (2e-5, 5e-5, 1e-4),
         decays=(0.0, 0.01, 0.1),
         radii=(0.02, 0.06, 0.2),
-        seeds=seeds,
+        seeds=5,
         trials=1,
         refines=False,
         eigenvalue=False,
@@ -150,8 +149,8 @@ def _few_and_many_sentences() -> dict[str, EvidenceTask]:
         for ending, kind, rank in (("", "", None), ("_adapter", ", adapter", 8)):
             few, many = (f"minilm_{name}_{count}{ending}" for count in (500, 5000))
             title_of = f"{title}, MiniLM{kind}, {{}} sentences".format
-            found[few] = _minilm(title_of("500"), data, 500, 5, rank)
-            found[many] = _minilm(title_of("5,000"), data, 5000, 5, rank, epochs=1, searched_on=few)
+            found[few] = _minilm(title_of("500"), data, 500, rank)
+            found[many] = _minilm(title_of("5,000"), data, 5000, rank, epochs=1, searched_on=few)
     return found
 
 
@@ -182,8 +181,6 @@ TASKS = {
         f"cifar10n_{name}": _cifar10(f"CIFAR-10N, 5,000 images, {wrong} % wrong", labels, "cifar10n_random1")
         for name, wrong, labels in (("aggregate", 9, "aggre_label"), ("worse", 40, "worse_label"))
     },
-    "minilm_sst2": _minilm("SST-2, MiniLM, 1,000 sentences", "glue/sst2"),
-    "minilm_trec": _minilm("TREC, MiniLM, 1,000 sentences", "trec"),
     **_few_and_many_sentences(),
     "characters": EvidenceTask(
         "Shakespeare, character by character",
