@@ -38,10 +38,10 @@ METHODS = ("base", "sam", "momentum_sam", "late_sam")
 
 # The grid, on validation stretches with one seed: of the base the learning rate, of a method its radius at
 # the base's best one. The task's radii are scaled as those of the evidence.
-RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+RATES = (1.25e-3, 2.5e-3, 5e-3, 1e-2)
 
 # Fine-tuning is the same for all: AdamW, its learning rate falling to 0 along a cosine.
-TUNING_STEPS, TUNING_RATE = 200, 1e-3
+TUNING_STEPS, TUNING_RATE = 1000, 1e-3
 BITS = 4
 
 

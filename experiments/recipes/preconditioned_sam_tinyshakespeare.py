@@ -13,12 +13,12 @@ RECIPE = Recipe(
     settings=Settings(
         data="tinyshakespeare",
         model="decoder",
-        epochs=2,
-        batch_size=32,
+        epochs=4,
+        batch_size=4,
         optimizer="adamw",
-        learning_rate=1e-3,
+        learning_rate=5e-3,
         weight_decay=0.1,
         method="preconditioned_sam",
-        method_settings=MethodSettings(rho=0.1),
+        method_settings=MethodSettings(rho=0.05),
     ),
 )
