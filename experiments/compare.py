@@ -15,6 +15,7 @@ from experiments.data import Data, load
 from experiments.methods import DEMO, METHODS
 from experiments.reports import comparison
 from experiments.reports.groups import evaluated, or_infinite
+from experiments.reports.intervals import deviation
 from experiments.reports.ranking import draw_ranking
 from experiments.reports.trajectories import draw_sharpness
 from experiments.running import records
@@ -164,15 +165,13 @@ def result_of(settings: Settings, data: Data, programs: Programs, listener: List
 def summary(results: list[dict[str, Any]], step_time_vs_sgd: float, score: Score) -> dict[str, Any]:
     """One method's row of the table: means over seeds."""
 
-    def values(name: str) -> list[float]:  # a diverged run has null where a number was not finite
-        return [math.nan if each[name] is None else each[name] for each in results]
+    def mean(name: str) -> float:  # a diverged run has null where a number was not finite
+        return statistics.mean(math.nan if each[name] is None else each[name] for each in results)
 
-    def mean(name: str) -> float:
-        return statistics.mean(values(name))
-
+    scores = [or_infinite(each[score.name]) for each in results]
     return {
-        "score_mean": mean(score.name),
-        "score_std": statistics.stdev(values(score.name)) if len(results) > 1 else 0.0,
+        "score_mean": statistics.mean(scores),
+        "score_std": float(deviation(scores)),
         "gradients_per_step": mean("gradients_per_step"),
         "step_time_vs_sgd": step_time_vs_sgd,
         "top_eigenvalue": mean("top_eigenvalue"),
@@ -193,8 +192,7 @@ def curve(runs: list[Settings], score: Score) -> comparison.Curve:
         for name in ("seconds", score.name)
     )
     scores = score.unit * scores
-    with np.errstate(invalid="ignore"):  # of a loss that is infinite
-        return comparison.Curve(seconds.mean(0), scores.mean(0), scores.std(0, ddof=min(1, len(scores) - 1)))
+    return comparison.Curve(seconds.mean(0), scores.mean(0), deviation(scores))
 
 
 if __name__ == "__main__":

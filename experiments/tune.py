@@ -19,6 +19,7 @@ from rich.table import Table
 from experiments import methods
 from experiments.data import Data, fold, load, with_defaults
 from experiments.data.arrays import num_rows, on_validation
+from experiments.reports.intervals import deviation
 from experiments.running import records
 from experiments.running.programs import Programs, compile_programs, structure
 from experiments.running.progress import progress_bar
@@ -271,7 +272,7 @@ def search(method: str, data: Data, settings: TuneSettings) -> dict[str, Any]:
                 scores.append(trained_score(trial, part, programs[compiled]))
                 bar.advance(task)
             mean = statistics.mean(scores)
-            spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
+            spread = float(deviation(scores))
             rows.append(point | {"score_mean": mean, "score_std": spread})
     best = max(range(len(rows)), key=lambda number: score.sign * rows[number]["score_mean"])
     given = given_numbers(settings)

@@ -1,5 +1,6 @@
 """The comparison as a table in the terminal and as a picture."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,7 +91,12 @@ def as_cheap_as_sgd(rows: Rows, score: Score) -> list[str]:
 
 
 def draw(rows: Rows, curves: Mapping[str, Curve], score: Score, heading: str, file: Path) -> None:
-    """Draws the score against time, against gradients per step, and against sharpness."""
+    """Draws the score against time, against gradients per step, and against sharpness.
+
+    The heading names methods that have diverged.
+    """
+    ended = {name: row for name, row in rows.items() if math.isfinite(row["score_mean"])}
+    heading += without([title(name) for name in rows if name not in ended])
     plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
     figure, panels = plt.subplot_mosaic(
         [["time", "gradients"], ["time", "sharpness"]],
@@ -99,10 +105,18 @@ def draw(rows: Rows, curves: Mapping[str, Curve], score: Score, heading: str, fi
         layout="constrained",
     )
     figure.suptitle(heading, x=0.01, ha="left", fontsize=14, fontweight="bold")
+    if ended:
+        draw_panels(panels, ended, curves, score)
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
+
+
+def draw_panels(panels: Mapping[str, Axes], rows: Rows, curves: Mapping[str, Curve], score: Score) -> None:
+    """The three panels of the comparison."""
     seconds = {name: curves[name].seconds[-1] for name in rows}
     gradients = {name: row["gradients_per_step"] for name, row in rows.items()}
     eigenvalues = {name: row["top_eigenvalue"] for name, row in rows.items()}
-    best = max(rows, key=lambda name: np.nan_to_num(score.sign * rows[name]["score_mean"], nan=-np.inf))
+    best = max(rows, key=lambda name: score.sign * rows[name]["score_mean"])
     for name, colour in zip(rows, COLOURS * len(rows), strict=False):
         if name in ("sgd", "sam", best):
             draw_way(panels["time"], curves[name], colour)
@@ -123,8 +137,11 @@ def draw(rows: Rows, curves: Mapping[str, Curve], score: Score, heading: str, fi
     panels["time"].set_title(f"Where the trainings end; on the way: {named}", loc="left")
     panels["gradients"].set_title("What it costs", loc="left")
     panels["sharpness"].set_title("How flat it ends", loc="left")
-    figure.savefig(file, dpi=150)
-    plt.close(figure)
+
+
+def without(diverged: Sequence[str]) -> str:
+    """What a heading says of those whose loss is not finite."""
+    return f"; diverged: {', '.join(diverged)}" if diverged else ""
 
 
 def draw_way(panel: Axes, curve: Curve, colour: str) -> None:

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 
-from experiments.reports.comparison import name_at_margin, plt, spread_out
+from experiments.reports.comparison import name_at_margin, plt, spread_out, without
 from experiments.reports.groups import Group
 from experiments.reports.intervals import margin
 from experiments.running.scores import Score
@@ -22,12 +23,14 @@ LINES = ("-", "--", ":")
 
 
 def draw_curves(groups: Sequence[Group], heading: str, folder: Path) -> None:
-    """Draws both pictures, mean and 95 % interval over seeds."""
+    """Draws both pictures, mean and 95 % interval over seeds. The heading names groups that have diverged."""
     together = any("side_by_side" in run.result for group in groups for run in group.runs.values())
     for name, label in AXES.items():
         if name == "seconds" and together:
             label = "seconds of the whole program, whose runs go side by side"
-        draw(groups, name, label, heading, folder / f"score_by_{name}.png")
+        ended = [group for group in groups if np.isfinite(group.results(group.score.name)).all()]
+        diverged = [group.label for group in groups if group not in ended]
+        draw(ended, name, label, heading + without(diverged), folder / f"score_by_{name}.png")
 
 
 def draw(groups: Sequence[Group], name: str, label: str, heading: str, file: Path) -> None:
@@ -35,16 +38,20 @@ def draw(groups: Sequence[Group], name: str, label: str, heading: str, file: Pat
     plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
     figure, panel = plt.subplots(figsize=(10, max(5.5, 0.36 * len(groups))), layout="constrained")
     figure.suptitle(heading, x=0.01, ha="left", fontsize=13, fontweight="bold")
-    xs = [group.curves(name).mean(axis=0) for group in groups]
+    if groups:
+        draw_lines(panel, groups, name)
+    panel.set_xlabel(label)
+    figure.savefig(file, dpi=130)
+    plt.close(figure)
+
+
+def draw_lines(panel: Axes, groups: Sequence[Group], name: str) -> None:
+    """One line and one band for each group, over one of `AXES`."""
     score = groups[0].score
+    xs = [group.curves(name).mean(axis=0) for group in groups]
     ys = [score.unit * group.curves(score.name) for group in groups]
     means, bands = [y.mean(axis=0) for y in ys], [margin(y) for y in ys]
-    panel.set(
-        xlabel=label,
-        ylabel=score.label,
-        ylim=limits(means, bands, score),
-        xlim=(0, 1.01 * max(map(np.max, xs))),
-    )
+    panel.set(ylabel=score.label, ylim=limits(means, bands, score), xlim=(0, 1.01 * max(map(np.max, xs))))
     panel.grid(alpha=0.2)
     heights = spread_out([mean[-1] for mean in means], panel.get_ylim())
     faint = min(0.12, 0.5 / len(groups))
@@ -57,8 +64,6 @@ def draw(groups: Sequence[Group], name: str, label: str, heading: str, file: Pat
         if band is not None:
             panel.fill_between(x, mean - band, mean + band, color=colour, alpha=faint, linewidth=0, zorder=1)
         name_at_margin(panel, group.label, (x[-1], mean[-1]), heights[number], colour)
-    figure.savefig(file, dpi=130)
-    plt.close(figure)
 
 
 def draw_rises(groups: Sequence[Group], heading: str, file: Path) -> None:
@@ -87,8 +92,9 @@ def limits(
     means: Sequence[np.ndarray], bands: Sequence[np.ndarray | None], score: Score
 ) -> tuple[float, float]:
     """Room for the lines after their first fifth, and for the intervals at their ends as far as fits."""
-    low = min(mean[len(mean) // 5 :].min() for mean in means)
-    high = max(mean[len(mean) // 5 :].max() for mean in means)
+    late = np.concatenate([mean[len(mean) // 5 :] for mean in means])
+    late = late[np.isfinite(late)]
+    low, high = late.min(), late.max()
     most = 0.5 * max(high - low, score.resolution)
     margins = [0.0 if band is None else min(band[-1], most) for band in bands]
     low = min(low, *(mean[-1] - margin for mean, margin in zip(means, margins, strict=True)))

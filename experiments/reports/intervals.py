@@ -9,12 +9,16 @@ from scipy import stats
 LEVEL = 0.95
 
 
+def deviation(values: Any) -> Any:
+    """The standard deviation over the first axis; 0 of a single row, NaN where a run has diverged."""
+    with np.errstate(invalid="ignore"):
+        return np.std(values, axis=0, ddof=min(1, len(values) - 1))
+
+
 def margin(values: Any) -> Any:
     """Half the width of Student's interval of the mean over the first axis; None of a single row."""
     count = len(values)
-    if count < 2:
-        return None
-    return critical(count) * np.std(values, axis=0, ddof=1) / count**0.5
+    return None if count < 2 else critical(count) * deviation(values) / count**0.5
 
 
 def share(parts: Sequence[float], wholes: Sequence[float]) -> tuple[float, float, float] | None:
@@ -22,10 +26,10 @@ def share(parts: Sequence[float], wholes: Sequence[float]) -> tuple[float, float
 
     The interval is Fieller's for pairs: the ratios r for which the mean of `parts - r wholes` does not
     differ from 0 by Student's t. None where the mean of the wholes itself is not above 0 by that test,
-    or there is but one seed: every ratio could then be.
+    or there is but one seed: every ratio could then be. None too where a run has diverged.
     """
     count = len(wholes)
-    if count < 2:
+    if count < 2 or not np.isfinite([parts, wholes]).all():
         return None
     part, whole = np.mean(parts), np.mean(wholes)
     spread = critical(count) ** 2 * np.cov(parts, wholes) / count

@@ -1,5 +1,6 @@
 """The comparison of many methods as a picture: one line each, best first."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,14 @@ def draw_ranking(rows: Mapping[str, Mapping[str, Any]], score: Score, heading: s
 
 def draw_scores(panel: Axes, rows: Mapping[str, Mapping[str, Any]], score: Score) -> None:
     """Means with standard deviations; SGD's and SAM's as lines through all."""
-    first = rows.get("sgd") or max(rows.values(), key=lambda row: score.sign * row["score_mean"])
+    best = max(rows.values(), key=lambda row: score.sign * row["score_mean"])
+    first = rows["sgd"] if "sgd" in rows and math.isfinite(rows["sgd"]["score_mean"]) else best
     worst = score.unit * (first["score_mean"] - score.sign * SHOWN)
+    worst = worst if math.isfinite(worst) else 0.0  # all have diverged
     for name, row in rows.items():
         mean, spread = score.unit * row["score_mean"], score.unit * row["score_std"]
         at = list(rows).index(name)
-        if not score.sign * mean >= score.sign * worst:  # nor for NaN
+        if score.sign * mean < score.sign * worst:
             panel.plot(worst, at, "<" if score.sign > 0 else ">", color=PLAIN, ms=5)
             panel.annotate(
                 score.text(row["score_mean"], row["score_std"]),
@@ -69,7 +72,7 @@ def draw_scores(panel: Axes, rows: Mapping[str, Mapping[str, Any]], score: Score
                 capsize=2,
                 lw=1,
             )
-        if name in ("sgd", "sam"):
+        if name in ("sgd", "sam") and math.isfinite(mean):
             panel.axvline(mean, color=PLAIN, lw=0.8, ls=":" if name == "sgd" else "--")
     panel.set_xlabel(f"{score.label}; dotted: SGD, dashed: SAM")
     panel.grid(axis="y", alpha=0.2)

@@ -1,5 +1,6 @@
 """What runs are judged by: an accuracy, or a loss, on the test part or on the validation part."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -44,7 +45,7 @@ class Score(NamedTuple):
 
     def text(self, mean: float | None, spread: float | None = None) -> str:
         """A mean and its spread, in the unit; None is a number that is not finite, as in result.json."""
-        if mean is None:
+        if mean is None or not math.isfinite(mean):
             return "not finite"
         form = "{:.1f}" if self.metric == "accuracy" else "{:.4f}"
         numbers = [mean] if spread is None else [mean, spread]

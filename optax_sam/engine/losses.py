@@ -307,10 +307,14 @@ def check_signature(
     names = list(signature.parameters)
     place = names[len(args) + 1] if has_key and len(args) + 1 < len(names) else ""
     of_keys = [name for name in names if "key" in name.lower() or "rng" in name.lower()]
-    if place and place not in of_keys and set(of_keys) & set(names[len(args) + 2 :]):
+    if not place or place in of_keys:
+        return
+    others = set(of_keys) & set(names[len(args) + 2 :])
+    if others or signature.parameters[place].default not in (None, inspect.Parameter.empty):
         raise ValueError(
             f"key= comes behind the further arguments, and would be {place} of the losses{signature}: pass "
-            f"what stands before {of_keys[0]} too, step(params, opt_state, batch, {place}, ..., key=key)."
+            f"what stands before {of_keys[0] if others else 'the key'} too, step(params, opt_state, batch, "
+            f"{place}, ..., key=key)."
         )
 
 

@@ -5,14 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from optax_sam.arithmetic import trees
-from optax_sam.arithmetic.jaxprs import equations_of
 from optax_sam.engine import checks
 from optax_sam.sharpness.along import direction_of
-from optax_sam.sharpness.problem import Floats, NotFiniteError, Point, Problem, norm, of_floats
+from optax_sam.sharpness.problem import Floats, NotFiniteError, Point, Problem, computing_precision, norm
 from optax_sam.sharpness.progress import Steps, shown
 
 TOLERANCE = 1 / 16
@@ -222,7 +220,7 @@ def _found(
         steps.advance(problem.count or 1)
         return there - here
 
-    rounding = ROUNDING * abs(here) * _precision(problem)
+    rounding = ROUNDING * abs(here) * computing_precision(problem)
 
     def sign(step: float) -> int:
         difference = change(step)
@@ -238,15 +236,6 @@ def _found(
     else:
         step = 0.0
     return CriticalSharpness(2 / step if step else float("inf"), step, (low, high), here, rounding, passes)
-
-
-def _precision(problem: Problem) -> float:
-    """The last place of 1 in the coarsest float type that the loss computes in, or the parameters have."""
-    batch, _ = next(iter(problem))
-    program = jax.make_jaxpr(of_floats(problem.loss_fn, problem.point, batch))(problem.point.floats)
-    inside = [v.aval for equation in equations_of(program) for v in equation.outvars]
-    types = {jnp.dtype(x.dtype) for x in (*inside, *problem.point.floats) if hasattr(x, "dtype")}
-    return max(float(jnp.finfo(x).eps) for x in types if jnp.issubdtype(x, jnp.floating))
 
 
 def _enclosed(sign: Callable[[float], int], first: float) -> tuple[float, float, bool]:

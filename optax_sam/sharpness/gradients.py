@@ -10,16 +10,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_sam import per_example
-from optax_sam.arithmetic import batch_axis, sharding, trees
+from optax_sam.arithmetic import batch_axis, random_trees, sharding, trees
 from optax_sam.engine import checks
 from optax_sam.sharpness.balls import climbed
-from optax_sam.sharpness.problem import Floats, NotFiniteError, Point, Problem, alone, norm
+from optax_sam.sharpness.problem import (
+    Floats,
+    NotFiniteError,
+    Point,
+    Problem,
+    alone,
+    computing_precision,
+    norm,
+    random_vector,
+)
 from optax_sam.sharpness.progress import shown
 from optax_sam.sharpness.standard_errors import standard_error
 
-PLACES_DIFFER, ROWS_MEET = 1e-3, 0.2
-"""Differences of losses, as a part of their mean size. An example in another place runs through the same
-program, and differs by nothing. Alone it runs through another one, perhaps in bfloat16."""
+APART, ROUNDINGS = 1e-2, 8.0
+"""How far losses and gradients of examples alone may be from those in their batch: by a part of their size,
+and by so many times what rounding the parameters changes, which is more in bfloat16 and for losses near 0."""
 
 ALIKE = 1e-3
 """The spread of gradients, as a part of their squares, below which it is summed up around their mean."""
@@ -61,7 +70,8 @@ def gradient_noise(
 
     Norms per example come from `per_example.gradient_norms`, without gradients per example. The loss is
     called with one example at a time. So a loss with batch norm must be that of evaluation, and one with
-    dropout needs a key for each example in the batch. Others are refused.
+    dropout needs a key for each example in the batch. Others are refused: losses and gradients alone must be
+    those in the batch to a hundredth of their size, and to the rounding.
 
     Args:
       loss_fn: see `top_eigenvalues`.
@@ -74,13 +84,12 @@ def gradient_noise(
       A `GradientNoise`, on the host.
 
     Raises:
-      ValueError: there is a single example, or a loss or a gradient is not finite. An example's loss changes
-        with its place in the batch (dropout), or with the other examples (batch norm). Also what
-        `hessian_vector_product` refuses.
+      ValueError: there is a single example, or a loss or a gradient is not finite. An example's loss or
+        gradient changes with its place in the batch (dropout), or with the other examples (batch norm). Also
+        what `hessian_vector_product` refuses.
 
     Cost:
-      About two gradients and three forward passes; another gradient where the gradients are alike to a
-      thousandth.
+      About five gradients; another one where the gradients are alike to a thousandth.
 
     Example:
       >>> import jax.numpy as jnp
@@ -97,14 +106,11 @@ def gradient_noise(
     problem.finite_loss()
     if microbatch_size is not None:
         checks.integer("microbatch_size", microbatch_size, low=1)
-    program = problem.program(_differences(microbatch_size))
-    for batch, _ in problem:
-        _check_apart(*map(float, program(problem.point, batch)))
-
     program, found = problem.program(_norms_in(microbatch_size)), []
     with shown(progress, "gradient noise", problem.count) as steps:
         for batch, _ in problem:
             found.append(_finite(np.asarray(program(problem.point, batch), float)))
+            _check_apart(problem, batch, found[-1], microbatch_size)
             steps.advance()
     norms = np.concatenate(found)
     if norms.size < 2:
@@ -121,39 +127,79 @@ def gradient_noise(
     return GradientNoise(variance, mean_norm, scale, norms)
 
 
-def _check_apart(places: float, others: float) -> None:
-    """Refuses losses of which one example alone says something else."""
-    if places > PLACES_DIFFER:
+def _check_apart(problem: Problem, batch: Any, norms: np.ndarray, microbatch_size: int | None) -> None:
+    """Refuses a loss of which one example alone says something else."""
+    point = problem.point
+    noise = random_vector(random_trees.standard_normal, jax.random.key(0), point)
+    rounding = computing_precision(problem)
+    rounded = point.moved([trees.times(rounding, n * w) for n, w in zip(noise, point.floats, strict=True)])
+
+    def far(form: Any) -> np.ndarray:
+        return np.array(problem.program(form)(point, rounded, batch), float)
+
+    size, by_rounding, single = far(_differences(microbatch_size))
+    size[1] = np.sqrt(np.mean(norms**2))
+    allowed = APART * size + ROUNDINGS * by_rounding
+    if np.all(_finite(single) <= allowed):
+        return
+    if np.all(far(_turned) <= allowed):
         raise ValueError(
-            "loss_fn gives an example another loss in another place of the batch, as dropout does: measure "
-            "without it, or put a key for each example into the batch."
+            "loss_fn gives an example another loss or gradient alone than beside others, as batch norm in "
+            "training does: measure with its running statistics, and let no other example enter a loss."
         )
-    if others > ROWS_MEET:
-        raise ValueError(
-            "loss_fn gives an example another loss alone than beside others, as batch norm in training does: "
-            "measure with its running statistics."
-        )
+    raise ValueError(
+        "loss_fn gives an example another loss or gradient in another place of the batch, as dropout does: "
+        "measure without it, or put a key for each example into the batch."
+    )
 
 
 @functools.cache
 def _differences(microbatch_size: int | None) -> Callable[..., Any]:
-    """How far losses are from those in the reverse order, and from those of each example alone."""
+    """Of losses and gradients: their size, what a rounding changes, and how far those alone are away."""
 
-    def differences(loss_fn: Any, point: Point, batch: Any) -> tuple[jax.Array, jax.Array]:
-        losses, params = functools.partial(alone, loss_fn), point.params()
-        first = jax.tree.leaves(batch)[0]
-        order = sharding.split_as(jnp.arange(len(first))[::-1], first)
-        found = trees.widen(losses(params, batch))
-        turned = trees.widen(losses(params, jax.tree.map(lambda x: batch_axis.look_up(x, order), batch)))
-        single = per_example.losses(losses, params, batch, microbatch_size=microbatch_size)
-        size = jnp.mean(jnp.abs(single)) + jnp.finfo(single.dtype).tiny
-        if found.ndim:
-            turned = turned[::-1]
-        else:
-            single = single.mean()
-        return jnp.max(jnp.abs(turned - found)) / size, jnp.mean(jnp.abs(single - found)) / size
+    def differences(loss_fn: Any, point: Point, rounded: Point, batch: Any) -> tuple[Any, ...]:
+        losses = functools.partial(alone, loss_fn)
+
+        def single(params: Any, rows: Any) -> jax.Array:
+            found = per_example.losses(losses, params, rows, microbatch_size=microbatch_size)
+            return found if losses(params, rows).ndim else found.mean()
+
+        here = _told(losses, point, batch)
+        others = _told(losses, rounded, batch), _told(single, point, batch)
+        nothing = jax.tree.map(jnp.zeros_like, here)
+        return tuple(_distance(here, other) for other in (nothing, *others))
 
     return differences
+
+
+def _turned(loss_fn: Any, point: Point, rounded: Point, batch: Any) -> tuple[jax.Array, jax.Array]:
+    """How far losses and gradients are from those of the batch in reverse order."""
+    del rounded
+    losses, first = functools.partial(alone, loss_fn), jax.tree.leaves(batch)[0]
+    order = sharding.split_as(jnp.arange(len(first))[::-1], first)
+
+    def turned(params: Any, rows: Any) -> jax.Array:
+        found = losses(params, jax.tree.map(lambda x: batch_axis.look_up(x, order), rows))
+        return found[::-1] if found.ndim else found
+
+    return _distance(_told(losses, point, batch), _told(turned, point, batch))
+
+
+def _told(losses: Callable[[Any, Any], jax.Array], point: Point, batch: Any) -> tuple[jax.Array, Floats]:
+    """Losses, and a sum of their gradients with random weights: no two examples' cancel."""
+    with jax.default_matmul_precision("highest"):
+        found, pull = jax.vjp(lambda floats: losses(point.params(floats), batch), point.floats)
+        weights = jnp.ones((), found.dtype)
+        if found.ndim:
+            weights = jax.random.normal(jax.random.key(0), found.shape) / np.sqrt(len(found))
+            weights = sharding.split_as(weights.astype(found.dtype), found)
+        return trees.widen((found, pull(weights)[0]))
+
+
+def _distance(one: tuple[jax.Array, Floats], other: tuple[jax.Array, Floats]) -> tuple[jax.Array, jax.Array]:
+    """Between losses, their mean; between sums of gradients."""
+    losses, gradient = jax.tree.map(jnp.subtract, one, other)
+    return jnp.mean(jnp.abs(losses)), trees.norm(gradient)
 
 
 def _finite(norms: np.ndarray) -> np.ndarray:

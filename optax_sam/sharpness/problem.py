@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_sam.arithmetic import batch_axis, trees
-from optax_sam.arithmetic.jaxprs import canonical_convolutions
+from optax_sam.arithmetic.jaxprs import canonical_convolutions, equations_of
 from optax_sam.engine import checks
 from optax_sam.engine.arrays import as_arrays
 from optax_sam.engine.examples import Rows, check_rows, size_of
@@ -309,6 +309,15 @@ def alone(loss_fn: Any, params: Any, batch: Any) -> Any:
             "(losses, aux)."
         )
     return returned[0] if isinstance(returned, tuple) else returned
+
+
+def computing_precision(problem: Problem) -> float:
+    """The last place of 1 in the coarsest float type that the loss computes in, or the parameters have."""
+    batch, _ = next(iter(problem))
+    program = jax.make_jaxpr(of_floats(problem.loss_fn, problem.point, batch))(problem.point.floats)
+    inside = [v.aval for equation in equations_of(program) for v in equation.outvars]
+    types = {x.dtype for x in (*inside, *problem.point.floats) if hasattr(x, "dtype")}
+    return max(float(jnp.finfo(x).eps) for x in types if jax.dtypes.issubdtype(x, jnp.floating))
 
 
 @functools.partial(jax.jit, static_argnums=0)

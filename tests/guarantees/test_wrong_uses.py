@@ -294,3 +294,14 @@ def test_a_key_that_lands_in_another_argument_is_refused():
     ):
         step(w, tx.init(w), jnp.ones(3), key=key)
     step(w, tx.init(w), jnp.ones(3), jnp.ones(2), key=key)
+
+
+def test_a_key_in_the_place_of_a_number_is_refused():
+    def losses(params, batch, temperature=1.0, dropout=None):
+        return jnp.sum(params / temperature) * batch
+
+    tx, w = optax.chain(optax_sam.sam(), optax.sgd(0.1)), jnp.ones(2)
+    step, key = optax_sam.step(tx, losses), jax.random.PRNGKey(7)
+    with pytest.raises(ValueError, match=r"would be temperature.*before the key too.*temperature, ..., key"):
+        step(w, tx.init(w), jnp.ones(3), key=key)
+    step(w, tx.init(w), jnp.ones(3), 1.0, key=key)

@@ -128,19 +128,43 @@ def test_gradients_that_are_nearly_alike_keep_the_digits_of_their_spread():
     assert sharpness.gradient_noise(lambda w, rows: rows @ w, jnp.ones(2), jnp.ones((3, 2))).variance == 0
 
 
+def kept(rows):
+    return jax.random.bernoulli(jax.random.key(0), 0.9, rows.shape)
+
+
 def dropped(w, rows):
-    return jnp.where(jax.random.bernoulli(jax.random.key(0), 0.9, rows.shape), rows, 0.0) @ w
+    return jnp.where(kept(rows), rows, 0.0) @ w
+
+
+def before_a_new_head(w, rows):
+    """All losses are alike, their gradients are not."""
+    return 3.0 + dropped(w, rows) - jax.lax.stop_gradient(dropped(w, rows))
+
+
+def centred(rows):
+    return rows - rows.mean(0, keepdims=True)
 
 
 def normalized(w, rows):
-    return jnp.square((rows - rows.mean(0, keepdims=True)) @ w) + 1.0
+    return jnp.square(centred(rows) @ w) + 1.0
+
+
+def before_a_small_head(w, rows):
+    return jnp.logaddexp(0.0, 0.02 * (jnp.tanh(centred(rows) * w[None]) @ jnp.ones(3)))
+
+
+def over_their_mean_length(w, rows):
+    return rows[:, 0] * w[0] / jnp.mean(rows[:, 0] + 60.0)
 
 
 NOT_ALONE = {
     "dropout": (dropped, "in another place of the batch, as dropout does"),
     "dropout, a mean": (lambda w, rows: dropped(w, rows).mean(), "in another place of the batch"),
+    "dropout before a new head": (before_a_new_head, "in another place of the batch"),
     "batch norm": (normalized, "alone than beside others, as batch norm in training does"),
     "batch norm, a mean": (lambda w, rows: normalized(w, rows).mean(), "alone than beside others"),
+    "batch norm before a small head": (before_a_small_head, "alone than beside others"),
+    "sums of tokens over a mean length": (over_their_mean_length, "alone than beside others"),
 }
 
 
@@ -150,6 +174,31 @@ def test_gradient_noise_refuses_losses_of_which_one_example_says_something_else(
     rows = jnp.arange(1.0, 13.0).reshape(4, 3)
     with pytest.raises(ValueError, match=message):
         sharpness.gradient_noise(loss_fn, jnp.ones(3), rows)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale", "error"),
+    [("float32", 1.0, 1e-3), ("float32", 1e-5, 1e-2), ("bfloat16", 1.0, 0.1)],
+)
+def test_rounding_is_no_other_loss(dtype, scale, error):
+    """A network of eight layers, and targets that it fits but for `scale`."""
+    rng = np.random.default_rng(0)
+    params = [jnp.asarray(rng.normal(size=(64, 64)) / 8, jnp.float32) for _ in range(8)]
+    x = jnp.asarray(rng.normal(size=(32, 64)), jnp.float32)
+
+    def outputs(params, x):
+        x = x.astype(dtype)
+        for w in params:
+            x = jax.nn.relu(x @ w.astype(dtype)) * jnp.array(1.4, dtype)
+        return x.astype(jnp.float32)
+
+    targets = outputs(params, x) + scale * jnp.asarray(rng.normal(size=(32, 64)), jnp.float32)
+    loss_fn = lambda p, b: jnp.square(outputs(p, b["x"]) - b["y"]).sum(1)  # noqa: E731
+    found = sharpness.gradient_noise(loss_fn, params, {"x": x, "y": targets})
+    gradients = jax.vmap(lambda row: jnp.concatenate([g.ravel() for g in jax.grad(single)(params, row)]))
+    single = lambda p, row: loss_fn(p, jax.tree.map(lambda x: x[None], row))[0]  # noqa: E731
+    expected = np.asarray(gradients({"x": x, "y": targets}), float).var(axis=0, ddof=1).sum()
+    assert found.variance == pytest.approx(expected, rel=error)
 
 
 def test_dropout_with_a_key_for_each_example_has_its_gradient_noise():
