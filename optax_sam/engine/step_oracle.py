@@ -239,18 +239,22 @@ class StepOracle:
         return trees.like_masked(self.visible, found)
 
     def gradient_norms(self, point: Params) -> jax.Array:
-        """The norm of each example's gradient, `float[batch]`. Costs one gradient of these examples."""
+        """The norm of each example's gradient, `float[batch]`. Costs one gradient of these examples.
+
+        It is that of the parameters in sight.
+        """
         meter.spend(self.examples.fraction)
         size = None if self.examples.num_slices <= 1 else (self.size or 1) // self.examples.num_slices
-        losses, scale = self._losses().alone(self.examples, self.given.arguments), self._scale_of_one()
+        alone, scale = self._losses().alone(self.examples, self.given.arguments), self._scale_of_one()
         rows = Rows(self.batch, indices=self._numbers() if self.examples.key is not None else None)
-        if scale is None:
-            return per_example.gradient_norms(losses, point, rows, microbatch_size=size)
 
-        def scaled(params, rows):
-            return trees.times(scale, trees.widen(losses(params, rows)))
+        def losses(visible, rows):
+            found = alone(trees.filled(visible, point), rows)
+            return found if scale is None else trees.times(scale, trees.widen(found))
 
-        return trees.divide(per_example.gradient_norms(scaled, point, rows, microbatch_size=size), scale)
+        visible = trees.like_masked(self.visible, point)
+        norms = per_example.gradient_norms(losses, visible, rows, microbatch_size=size)
+        return norms if scale is None else trees.divide(norms, scale)
 
     def _numbers(self) -> jax.Array:
         """Where each example stands in the batch."""

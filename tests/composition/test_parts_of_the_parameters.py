@@ -276,3 +276,22 @@ def test_map_params_in_a_mask_maps_the_visible_part():
     assert_trees_equal(difference["layer_0"], jax.tree.map(jnp.ones_like, params["layer_0"]))
     assert hidden(difference["layer_1"])
     assert_trees_equal(mapped.inner_state.gate, state.inner_state.gate)
+
+
+@pytest.mark.parametrize("name", ["masked", "partitioned"])
+def test_scores_of_a_part_are_norms_of_its_gradients(name):
+    """What the method does not see has gradients a hundred times as long, in the reverse order."""
+    shown = jnp.array([1.0, 2.0, 3.0, 4.0])
+    rows, params = {"shown": shown, "hidden": 100 * shown[::-1]}, {"w": jnp.ones(()), "b": jnp.ones(())}
+    ausam = optax_sam.ausam(4, score="gradient_norm", fraction=0.5)
+    groups = optax.partition({"w": ausam, "b": optax.identity()}, {"w": "w", "b": "b"})
+    tx = optax.masked(ausam, {"w": True, "b": False}) if name == "masked" else groups
+    step = optax_sam.step(
+        optax.chain(tx, optax.sgd(0.0)), lambda p, b: p["w"] * b["shown"] + p["b"] * b["hidden"]
+    )
+    state = step_state = optax.chain(tx, optax.sgd(0.0)).init(params)
+    for _ in range(8):
+        params, step_state, _ = step(params, step_state, rows, indices=jnp.arange(4))
+    seen = optax.tree.get(step_state, "times_scored")
+    assert optax.tree.get(state, "times_scored").sum() == 0 and seen.sum() == 8 * 2
+    np.testing.assert_allclose(optax.tree.get(step_state, "score_sum"), seen * shown, rtol=1e-6)
