@@ -12,6 +12,7 @@ import optax
 from jax.tree_util import Partial
 
 from optax_sam.arithmetic import means, sharding
+from optax_sam.arithmetic.jaxprs import handed_back
 from optax_sam.engine.oracle import slice_shares
 from optax_sam.engine.transformation import SharpnessAware
 
@@ -159,7 +160,7 @@ def nnx_value_and_grad(
         chosen = {(0, *path) for path, _ in nnx.to_flat_state(params)}
         renewed: list[dict[tuple[Any, ...], Any]] = []  # by each pass; none of this can be traced
 
-        def losses(params, batch, rest, args, *key):
+        def passed(params, batch, rest, args, *key):
             copies = nnx.merge(graph, {0: params}, rest, copy=True)
             if fresh_keys:
                 nnx.update(copies, _folded(nnx.state(copies, nnx.RngKey), *key))
@@ -174,8 +175,13 @@ def nnx_value_and_grad(
             changed = {path: x for path, x in _arrays_of(copies).items() if x is not before.get(path, x)}
             renewed.append({path: x for path, x in _plain_of(copies).items() if x is not plain.get(path, x)})
             _refuse_arrays(renewed[-1])
-            if method.method.perturbs_at_start:
-                _refuse_written(set(changed) & chosen)
+            return found, (aux, changed)
+
+        def losses(params, *given):
+            found, (aux, changed) = passed(params, *given)
+            written = [path for path in changed if path in chosen]
+            if written and method.method.perturbs_at_start:
+                _refuse_written(_computed(lambda p: passed(p, *given)[1][1], params, written))
             return found, (aux, changed)
 
         if fresh_keys:
@@ -305,6 +311,14 @@ def _refuse_arrays(renewed: dict[tuple[Any, ...], Any]) -> None:
             f"loss_fn sets the attributes {_names(paths)} of the model, which held no arrays, to arrays: "
             f"keep them in an nnx.Variable from the beginning."
         )
+
+
+def _computed(changed: Callable[[Any], dict], params: Any, paths: list[tuple[Any, ...]]) -> set:
+    """Of the parameters that a pass leaves other objects for, those with other values: not `nnx.remat`'s."""
+    jaxpr = jax.make_jaxpr(lambda params: [changed(params)[path] for path in paths])(params)
+    inputs = [(0, *path) for path, _ in nnx.to_flat_state(params)]
+    found = handed_back(jaxpr)
+    return {path for path, at in zip(paths, found, strict=True) if at is None or inputs[at] != path}
 
 
 def _refuse_written(paths: set[tuple[Any, ...]]) -> None:

@@ -285,6 +285,19 @@ def called_by(equation: jex.JaxprEqn) -> Any:
     return equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
 
 
+def handed_back(jaxpr: jex.Jaxpr | jex.ClosedJaxpr) -> list[int | None]:
+    """For each output the place of the input that it is, through calls; None where it is computed."""
+    jaxpr = _open(jaxpr)
+    places = {variable: place for place, variable in enumerate(jaxpr.invars)}
+    for equation in jaxpr.eqns:
+        if (inner := called_by(equation)) is not None:
+            for variable, place in zip(equation.outvars, handed_back(inner), strict=True):
+                given = None if place is None else equation.invars[place]
+                if isinstance(given, jex.Var) and given in places:
+                    places[variable] = places[given]
+    return [places.get(x) if isinstance(x, jex.Var) else None for x in jaxpr.outvars]
+
+
 def parts_of_scan(equation: jex.JaxprEqn) -> tuple[int, int]:
     """How many constants a scan has, and how much it carries; versions of JAX call them differently."""
     inside = _open(equation.params["jaxpr"])

@@ -24,6 +24,7 @@ def number(
             raise TypeError(f"{name} has dtype {value.dtype}, which has no numbers below 0: pass a float.")
         if not is_readable(value):
             return
+        value = np.asarray(value)  # inside a trace a comparison of JAX's is traced, also of what is known
     elif isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name}={value!r} is {_article(value)}: pass a number.")
     if value != value:

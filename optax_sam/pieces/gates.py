@@ -101,7 +101,7 @@ class After(Gate):
 def after(start_step: FixedNotNegative) -> After:
     """Perturb after `start_step` steps that are not perturbed: the steps `start_step` and later."""
     checks.number("start_step", start_step, low=0)
-    if checks.is_readable(start_step) and 0 < start_step < 1:
+    if checks.is_readable(start_step) and 0 < float(start_step) < 1:
         raise ValueError(
             f"start_step={start_step!r} is a part of a step: pass a number of steps, such as "
             "int(0.8 * total_steps)."

@@ -19,6 +19,10 @@ from optax_sam.sharpness.progress import shown
 PRODUCTS = 25
 """At most so many products for each eigenvalue, by default."""
 
+LEAST = 5
+"""Blocks of products before which nothing counts as found. Where most eigenvalues are alike, a random vector
+is nearly an eigenvector of theirs: its residual hides the others."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Eigenvalues:
@@ -73,7 +77,8 @@ def top_eigenvalues(
       batches: one batch, or a list or other iterable of batches, read once for each block of products.
       k: how many.
       which: "largest", "smallest" (the most negative), or "both": `k` of each end, all descending.
-      tolerance: residuals at which to stop, as a part of the largest absolute value of the `k` at their end.
+      tolerance: residuals at which to stop, as a part of the largest absolute value of the `k` at their end;
+        after five blocks at the earliest.
       max_products: when to stop at the latest, `25 k` by default.
       block_size: vectors that are multiplied at once, `k` by default. A multiple eigenvalue may be found at
         most so often. A smaller block takes fewer products where the eigenvalues differ.
@@ -134,14 +139,14 @@ def searched(
     space: Krylov, k: int, which: str, tolerance: float, most: int
 ) -> tuple[Eigenvalues, np.ndarray]:
     """The eigenvalues, from a basis that grows until they are found, and their vectors in it."""
-    while True:
+    for number in itertools.count(1):
         space.extend()
         values, coefficients, residuals = space.ritz()
         if len(values) < (2 if which == "both" else 1) * k:
             continue
         ends = _chosen(len(values), k, which)
         rounding = 4 * space.rounding * np.abs(values).max()  # no residual is much smaller
-        converged = all(
+        converged = number >= LEAST and all(
             np.all(residuals[end] <= max(tolerance * np.abs(values[end]).max(), rounding)) for end in ends
         )
         if converged or space.is_whole or space.products + space.pending > most:

@@ -1,5 +1,7 @@
 """What a loss writes into the model: keys that it advances, parameters that it normalizes."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -159,3 +161,34 @@ def test_slices_write_the_parameters_as_the_whole_batch_does():
 def test_parameters_written_where_the_first_pass_is_perturbed_are_refused():
     with pytest.raises(ValueError, match=r"parameters first\.layer_instance\.kernel .*such as sam"):
         steps_of(optax_sam.momentum_sam(0.1), Net(nnx.WeightNorm), squares, BATCH, 1)
+
+
+@pytest.mark.parametrize("name", ["momentum_sam", "random_sam", "sam"])
+def test_a_layer_that_is_recomputed_writes_no_parameters(name):
+    """`nnx.remat` hands all variables back, as other objects."""
+
+    class Model(nnx.Module):
+        def __init__(self, recomputed):
+            self.inner, self.outer = (nnx.Linear(3, n, rngs=nnx.Rngs(n)) for n in (3, 1))
+            self.recomputed = recomputed
+
+        def __call__(self, x):
+            call = lambda layer, x: jnp.tanh(layer(x))
+            return self.outer((nnx.remat(call) if self.recomputed else call)(self.inner, x))
+
+    def trained(recomputed):
+        method = getattr(optax_sam, name)(rho=0.1)
+        model = Model(recomputed)
+        optimizer = nnx.Optimizer(model, optax.chain(method, optax.sgd(0.1)), wrt=nnx.Param)
+        loss = lambda model, x: jnp.sum(model(x) ** 2, axis=-1)
+
+        @nnx.jit
+        def step(model, optimizer, x):
+            _, grads, oracle = optax_sam.flax.nnx_value_and_grad(method, loss)(model, x, optimizer=optimizer)
+            optimizer.update(model, grads, oracle=oracle)
+
+        for _ in range(3):
+            step(model, optimizer, jnp.linspace(-1, 1, 12).reshape(4, 3))
+        return nnx.as_pure(nnx.state(model, nnx.Param))
+
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), trained(True), trained(False))

@@ -195,3 +195,28 @@ def test_info_has_the_same_keys_in_the_same_order(name):
     assert list(info) == keys and set(jax.jit(optax_sam.info)(state)) == set(keys)
     assert all(np.shape(value) == () and np.isfinite(value) for value in info.values())
     np.testing.assert_allclose(info["sharpness"], info["perturbed_loss"] - info["loss"], rtol=1e-6)
+
+
+RADIUS, SCALE = jnp.float32(0.05), jnp.float32(1024.0)
+KNOWN = {
+    "a schedule's": lambda: optax_sam.sam(optax.constant_schedule(RADIUS)),
+    "what a function reads": lambda: optax_sam.sam(lambda count: RADIUS),
+    "an argument": lambda: optax_sam.sam(RADIUS),
+    "a start": lambda: optax_sam.late_sam(jnp.float32(2.0), rho=0.05),
+    "a part": lambda: optax_sam.wsam(0.05, gamma=jnp.float32(0.9)),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_number_of_jax_whose_value_is_known_may_be_met_inside_a_trace(name):
+    params, batch = init_params(), make_batch()
+
+    @jax.jit
+    def step(params, batch):
+        tx = optax.chain(KNOWN[name](), optax.sgd(0.1))
+        return optax_sam.step(tx, losses)(params, tx.init(params), batch, loss_scale=SCALE)
+
+    moved, *_ = step(params, batch)
+    tx = optax.chain(KNOWN[name](), optax.sgd(0.1))
+    wanted, *_ = jax.jit(optax_sam.step(tx, losses))(params, tx.init(params), batch)
+    assert_trees_close(moved, wanted, rtol=1e-5)
