@@ -94,7 +94,7 @@ def from_0_1(saved: Any) -> Any:
         return saved
     if set(saved) == {"inner", "evaluations"}:
         return from_0_1(saved["inner"])
-    if set(saved) == {"mean", "variance"}:
+    if set(saved) == {"mean", "variance"} and np.ndim(saved["variance"]) == 0:
         return {"mean": saved["mean"], "deviation": np.sqrt(saved["variance"])}
     is_count = lambda key, value: key == "evaluations" and np.ndim(value) == 0  # noqa: E731
     return {key: from_0_1(value) for key, value in saved.items() if not is_count(key, value)}
@@ -182,6 +182,7 @@ def nnx_value_and_grad(
             written = [path for path in changed if path in chosen]
             if written and method.method.perturbs_at_start:
                 _refuse_written(_computed(lambda p: passed(p, *given)[1][1], params, written))
+                changed = {path: x for path, x in changed.items() if path not in written}
             return found, (aux, changed)
 
         if fresh_keys:
