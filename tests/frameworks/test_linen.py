@@ -246,6 +246,12 @@ def test_a_parameter_may_be_called_as_an_old_count():
     assert found["ascent"] == {} and found["direction"]["evaluations"].shape == (3,)
 
 
+def test_statistics_of_a_batch_are_not_taken_for_an_old_state():
+    saved = {"stats": {"mean": np.zeros(3), "variance": np.ones(3)}, "gate": {"mean": 1.0, "variance": 4.0}}
+    found = optax_sam.flax.from_0_1(saved)
+    assert found["stats"].keys() == {"mean", "variance"} and found["gate"] == {"mean": 1.0, "deviation": 2.0}
+
+
 def test_an_optimizer_that_needs_the_loss_gets_it():
     tx = optax.chain(optax_sam.sam(), optax.polyak_sgd())
     state = TrainState.create(apply_fn=None, params={"w": jnp.ones(4)}, tx=tx)
