@@ -24,10 +24,9 @@ def number(
             raise TypeError(f"{name} has dtype {value.dtype}, which has no numbers below 0: pass a float.")
         if not is_readable(value):
             return
-        value = np.asarray(value)  # inside a trace a comparison of JAX's is traced, also of what is known
     elif isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name}={value!r} is {_article(value)}: pass a number.")
-    if value != value:
+    if np.isnan(float(value)):
         raise ValueError(f"{name}={value!r} is not a number: pass one.")
     if np.isinf(float(value)) and not infinite_too:
         raise ValueError(f"{name}={value!r} is infinite: pass a finite number.")
@@ -65,7 +64,7 @@ def number_or_schedule(
 def positive(name: str, value: Any, or_none: str = "") -> None:
     """Refuses what is no number above 0; values of traced arrays pass unread."""
     number(name, value, low=0)
-    if is_readable(value) and float(value) == 0:
+    if equals(value, 0):
         raise ValueError(f"{name}={value!r} is not above 0: pass a positive number{or_none}.")
 
 
@@ -74,10 +73,15 @@ def is_readable(value: Any) -> bool:
     return not isinstance(value, jax.core.Tracer) and getattr(value, "is_fully_addressable", True)
 
 
+def equals(value: Any, other: float) -> bool:
+    """Whether a number is this one, as far as it has a value here; a schedule is none."""
+    return not callable(value) and is_readable(value) and float(value) == other
+
+
 def above_one(name: str, value: Any) -> None:
     """Refuses what is no number above 1, infinity permitted; values of traced arrays pass unread."""
     number(name, value, low=1, infinite_too=True)
-    if is_readable(value) and float(value) == 1:
+    if equals(value, 1):
         raise ValueError(f"{name}={value!r} is not above 1: pass a larger number.")
 
 

@@ -46,6 +46,6 @@ def wsam(rho: Radius = 0.05, gamma: FixedBelowOne = 0.9) -> SharpnessAware:
       On several devices the authors perturb per device. Write `per_device(wsam())` for that.
     """
     checks.number("gamma", gamma, low=0, high=1)
-    if checks.is_readable(gamma) and float(gamma) == 1:
+    if checks.equals(gamma, 1):
         raise ValueError(f"gamma={gamma!r} is an infinite weight: pass a number below 1.")
     return sharpness_aware(to_radius(rho), combination=mix(gamma / (1 - gamma)))

@@ -274,7 +274,7 @@ def reweighted(weight: Number, difference_step: PositiveNumber) -> Reweighted:
     """
     checks.number_or_schedule("weight", weight)
     checks.number_or_schedule("difference_step", difference_step, low=0)
-    if checks.is_readable(difference_step) and float(difference_step) == 0:
+    if checks.equals(difference_step, 0):
         raise ValueError("difference_step=0 gives no difference: pass a number above 0.")
     return Reweighted(weight, difference_step)
 
