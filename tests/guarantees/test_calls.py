@@ -203,7 +203,9 @@ KNOWN = {
     "what a function reads": lambda: optax_sam.sam(lambda count: RADIUS),
     "an argument": lambda: optax_sam.sam(RADIUS),
     "a start": lambda: optax_sam.late_sam(jnp.float32(2.0), rho=0.05),
-    "a step of a difference": lambda: optax_sam.reweighted_sam(0.05, difference_step=jnp.float32(1e-3)),
+    "a step of a difference": lambda: optax_sam.reweighted_sam(
+        0.05, weight=SCALE, difference_step=jnp.float32(1e-3)
+    ),
     "a part": lambda: optax_sam.wsam(0.05, gamma=jnp.float32(0.9)),
 }
 
