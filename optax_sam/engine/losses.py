@@ -309,8 +309,8 @@ def check_signature(
     of_keys = [name for name in names if "key" in name.lower() or "rng" in name.lower()]
     if not place or place in of_keys:
         return
-    others = set(of_keys) & set(names[len(args) + 2 :])
-    if others or signature.parameters[place].default not in (None, inspect.Parameter.empty):
+    others, default = set(of_keys) & set(names[len(args) + 2 :]), signature.parameters[place].default
+    if others or not (default is None or default is inspect.Parameter.empty):
         raise ValueError(
             f"key= comes behind the further arguments, and would be {place} of the losses{signature}: pass "
             f"what stands before {of_keys[0] if others else 'the key'} too, step(params, opt_state, batch, "

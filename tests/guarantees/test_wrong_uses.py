@@ -297,7 +297,7 @@ def test_a_key_that_lands_in_another_argument_is_refused():
 
 
 def test_a_key_in_the_place_of_a_number_is_refused():
-    def losses(params, batch, temperature=1.0, dropout=None):
+    def losses(params, batch, temperature=np.ones(2), dropout=None):  # noqa: B008
         return jnp.sum(params / temperature) * batch
 
     tx, w = optax.chain(optax_sam.sam(), optax.sgd(0.1)), jnp.ones(2)
