@@ -26,7 +26,8 @@ class Trace:
     Attributes:
       value: the estimate.
       standard_error: of the estimate, from the spread of its samples. NaN with fewer than two. XTrace's
-        samples share their vectors. On flat spectra the error is up to 1.5 times as large as it says.
+        samples share their vectors. On flat spectra the error is up to 1.5 times as large as it says. From
+        few products (6 are 3 samples) it is itself rough, and may be many times too small.
       products: with the matrix, that it took.
     """
 
