@@ -130,7 +130,7 @@ def _minilm(
     return EvidenceTask(
         title,
         setup,
-        rates=(1e-3, 2e-3, 4e-3) if rank else (2e-5, 5e-5, 1e-4),
+        rates=(1e-3, 2e-3, 4e-3) if rank else (1e-4, 2e-4, 4e-4),
         decays=(0.0, 0.01, 0.1),
         radii=(0.02, 0.06, 0.2),
         seeds=5,

@@ -17,7 +17,7 @@ RECIPE = Recipe(
         epochs=3,
         batch_size=32,
         optimizer="adamw",
-        learning_rate=5e-5,
+        learning_rate=2e-4,
         weight_decay=0.01,
         method="sam",
         method_settings=MethodSettings(rho=0.05),
