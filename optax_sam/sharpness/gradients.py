@@ -107,10 +107,11 @@ def gradient_noise(
     if microbatch_size is not None:
         checks.integer("microbatch_size", microbatch_size, low=1)
     program, found = problem.program(_norms_in(microbatch_size)), []
+    rounded = _rounded(problem)
     with shown(progress, "gradient noise", problem.count) as steps:
         for batch, _ in problem:
             found.append(_finite(np.asarray(program(problem.point, batch), float)))
-            _check_apart(problem, batch, found[-1], microbatch_size)
+            _check_apart(problem, rounded, batch, found[-1], microbatch_size)
             steps.advance()
     norms = np.concatenate(found)
     if norms.size < 2:
@@ -127,15 +128,20 @@ def gradient_noise(
     return GradientNoise(variance, mean_norm, scale, norms)
 
 
-def _check_apart(problem: Problem, batch: Any, norms: np.ndarray, microbatch_size: int | None) -> None:
-    """Refuses a loss of which one example alone says something else."""
-    point = problem.point
+def _rounded(problem: Problem) -> Point:
+    """The point with every parameter changed by chance, about as rounding in the loss would change it."""
+    point, rounding = problem.point, computing_precision(problem)
     noise = random_vector(random_trees.standard_normal, jax.random.key(0), point)
-    rounding = computing_precision(problem)
-    rounded = point.moved([trees.times(rounding, n * w) for n, w in zip(noise, point.floats, strict=True)])
+    return point.moved([trees.times(rounding, n * w) for n, w in zip(noise, point.floats, strict=True)])
+
+
+def _check_apart(
+    problem: Problem, rounded: Point, batch: Any, norms: np.ndarray, microbatch_size: int | None
+) -> None:
+    """Refuses a loss of which one example alone says something else."""
 
     def far(form: Any) -> np.ndarray:
-        return np.array(problem.program(form)(point, rounded, batch), float)
+        return np.array(problem.program(form)(problem.point, rounded, batch), float)
 
     size, by_rounding, single = far(_differences(microbatch_size))
     size[1] = np.sqrt(np.mean(norms**2))
