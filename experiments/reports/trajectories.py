@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from experiments.methods.names import title
+from experiments.reports.intervals import deviation
 from optax_sam.sharpness import plots
 
 PANELS = {
@@ -50,8 +51,7 @@ def trajectory(runs: Sequence[Lines], key: str) -> tuple[np.ndarray, np.ndarray,
     """Recorded epochs, mean and standard deviation over runs of one number."""
     recorded = [[line for line in with_gate(lines) if "surrogate_gap" in line] for lines in runs]
     values = np.array([[line.get(key) for line in lines] for lines in recorded], float)
-    spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
-    return np.array([line["epoch"] for line in recorded[0]]), values.mean(axis=0), spread
+    return np.array([line["epoch"] for line in recorded[0]]), values.mean(axis=0), deviation(values)
 
 
 def _records(lines: Lines, key: str) -> bool:
