@@ -125,7 +125,9 @@ def _same(axes: Sequence[Axis]) -> Axis:
     return found.pop() if len(found) == 1 else (MEET if found else None)
 
 
-def _without(axis: int, removed: Sequence[int]) -> int:
+def _without(axis: Axis, removed: Sequence[int]) -> Axis:
+    if axis is None or axis == MEET:
+        return axis
     return MEET if axis in removed else axis - sum(other < axis for other in removed)
 
 
@@ -134,9 +136,7 @@ def _with_another(axis: Axis, place: int) -> Axis:
 
 
 def _reduced(equation: jex.JaxprEqn, axes: list[Axis]) -> Axis:
-    axis = _same(axes)
-    removed = equation.params.get("axes", equation.params.get("dimensions"))
-    return axis if axis is None else _without(axis, removed)
+    return _without(_same(axes), equation.params.get("axes", equation.params.get("dimensions")))
 
 
 def _reshaped(equation: jex.JaxprEqn, axes: list[Axis]) -> Axis:
