@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.tree_util import Partial
 
-from optax_sam.arithmetic import means, sharding
+from optax_sam.arithmetic import keys, means, sharding
 from optax_sam.arithmetic.jaxprs import handed_back
 from optax_sam.engine.oracle import slice_shares
 from optax_sam.engine.transformation import SharpnessAware
@@ -186,7 +186,7 @@ def nnx_value_and_grad(
             return found, (aux, changed)
 
         if fresh_keys:
-            arguments["key"] = jax.random.key(0)
+            arguments["key"] = keys.from_seed(0, "passes")
         (loss, (aux, after)), grads, oracle = method.value_and_grad(losses, has_aux=True)(
             params, batch, rest, args, state=optimizer.opt_state, **arguments
         )

@@ -125,14 +125,18 @@ def _same(axes: Sequence[Axis]) -> Axis:
     return found.pop() if len(found) == 1 else (MEET if found else None)
 
 
-def _without(axis: int, removed: Sequence[int]) -> int:
+def _without(axis: Axis, removed: Sequence[int]) -> Axis:
+    if axis is None or axis == MEET:
+        return axis
     return MEET if axis in removed else axis - sum(other < axis for other in removed)
 
 
+def _with_another(axis: Axis, place: int) -> Axis:
+    return axis if axis is None or axis == MEET else axis + (place <= axis)
+
+
 def _reduced(equation: jex.JaxprEqn, axes: list[Axis]) -> Axis:
-    axis = _same(axes)
-    removed = equation.params.get("axes", equation.params.get("dimensions"))
-    return axis if axis is None else _without(axis, removed)
+    return _without(_same(axes), equation.params.get("axes", equation.params.get("dimensions")))
 
 
 def _reshaped(equation: jex.JaxprEqn, axes: list[Axis]) -> Axis:
@@ -203,6 +207,9 @@ def _gather(equation: jex.JaxprEqn, axes: list[Axis]) -> Axis:
         return outer[indices] if indices < len(outer) else MEET
     if operand is None:
         return None
+    batched = tuple(numbers.operand_batching_dims)
+    if operand in batched:
+        return outer[numbers.start_indices_batching_dims[batched.index(operand)]]
     taken = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
     whole = equation.params["slice_sizes"][operand] == _shape(equation.invars[0])[operand]
     if operand in taken or not whole:
@@ -212,12 +219,27 @@ def _gather(equation: jex.JaxprEqn, axes: list[Axis]) -> Axis:
 
 
 def _scatter(equation: jex.JaxprEqn, axes: list[Axis]) -> Axis:
-    """Into each row, at places of its own."""
+    """Into each row, at places of its own, or at the same places of all."""
     numbers, (operand, indices, updates) = equation.params["dimension_numbers"], axes
+    if indices is None:
+        return _scatter_of_windows(equation, operand, updates)
     pairs = zip(numbers.operand_batching_dims, numbers.scatter_indices_batching_dims, strict=True)
     outer = [n for n in range(len(_shape(equation.invars[2]))) if n not in numbers.update_window_dims]
     own = (operand, indices) in list(pairs) and updates in (None, outer[indices or 0])
     return operand if own else MEET
+
+
+def _scatter_of_windows(equation: jex.JaxprEqn, operand: Axis, updates: Axis) -> Axis:
+    """`x.at[:, columns]`: the window reaches over all rows."""
+    numbers, shapes = equation.params["dimension_numbers"], [_shape(atom) for atom in equation.invars]
+    taken = {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
+    kept = [n for n in range(len(shapes[0])) if n not in taken]
+    places = dict(zip(numbers.update_window_dims, kept, strict=True))
+    axis: Any = _same([operand, None if updates is None else places.get(updates, MEET)])
+    if axis == MEET or axis not in kept or axis in numbers.scatter_dims_to_operand_dims:
+        return MEET
+    window = numbers.update_window_dims[kept.index(axis)]
+    return axis if shapes[2][window] == shapes[0][axis] else MEET
 
 
 def _leading(number: int) -> Callable[..., Axis]:
@@ -254,6 +276,9 @@ _RULES: dict[str, Callable[[Any, list[Axis]], Axis]] = {
         _untouched(lambda params, axis, e: params["axis"] == axis),
     ),
     **dict.fromkeys(("concatenate", "sort"), _untouched(lambda params, axis, e: params["dimension"] == axis)),
+    "stack": lambda e, axes: _with_another(_same(axes), e.params["axis"]),
+    "unstack": lambda e, axes: _without(axes[0], [e.params["axis"]]),
+    "tile": _untouched(lambda params, axis, e: params["reps"][axis] != 1),
     "rev": _untouched(lambda params, axis, e: axis in params["dimensions"]),
     "pad": _untouched(lambda params, axis, e: tuple(params["padding_config"][axis]) != (0, 0, 0)),
     "slice": _untouched(_sliced),

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_sam.arithmetic import batch_axis, sharding, trees
+from optax_sam.arithmetic import batch_axis, keys, trees
+from optax_sam.engine import padding
 from optax_sam.engine.aliases import Batch, Params
 
 
@@ -109,7 +110,7 @@ class Examples:
 
     def with_key(self, number: Any) -> "Examples":
         """Another pass, draw or slice: with a key of its own, where the loss function takes one."""
-        return self if self.key is None else self.but(key=jax.random.fold_in(self.key, number))
+        return self if self.key is None else self.but(key=keys.numbered(self.key, number))
 
     def take(self, positions: jax.Array) -> "Examples":
         """The drawn examples only; `positions`: `int[strata, drawn]`, inside each contiguous part."""
@@ -179,7 +180,7 @@ class Examples:
         """
         if self.rows.weights is None or self.spare is not None:
             return self
-        return self.but(spare=spare_row(self.rows.batch, self.rows.weights, params))
+        return self.but(spare=padding.spare_row(self.rows.batch, self.rows.weights, params))
 
     def without_padding(self, params: Params, they_meet: bool = False) -> "Examples":
         """A real row in the place of each row of padding.
@@ -192,7 +193,7 @@ class Examples:
         if self.rows.weights is None:
             return self
         spare = self.with_spare(params).spare
-        batch = without_padding(self.rows.batch, self.rows.weights, spare, they_meet)
+        batch = padding.without_padding(self.rows.batch, self.rows.weights, spare, they_meet)
         return self.but(rows=self.rows._replace(batch=batch))
 
     def see_the_same(self, other: "Examples") -> bool:
@@ -201,63 +202,6 @@ class Examples:
         same_rows = len(mine) == len(others) and all(x is y for x, y in zip(mine, others, strict=True))
         same_loss = self.surrogate == other.surrogate and self.on_surrogate is other.on_surrogate
         return same_rows and same_loss
-
-
-def spare_row(batch: Any, weights: jax.Array, params: Any) -> tuple[list[Any], jax.Array]:
-    """The first real row, a list of the batch's leaves `[1, ...]`, None for keys; whether any row is real.
-
-    It is found by masked sums, which keep a sharded batch in place.
-    """
-    real = weights != 0
-    number = jnp.arange(real.size, dtype=jnp.int32)
-    first = jnp.min(jnp.where(real, number, real.size))  # of a split array, one number is sent
-    is_lender, exists = sharding.first_of_replicas(first < real.size, params)
-    chosen = real & (number == first) & is_lender
-
-    def on_leaf(x):
-        if trees.is_key(x.dtype):
-            return None
-        return _sum_of_one(jnp.where(_column(chosen, x), x, jnp.zeros_like(x)), params)
-
-    return [on_leaf(x) for x in jax.tree.leaves(batch)], exists
-
-
-def without_padding(batch: Any, weights: jax.Array, spare: Any, they_meet: bool) -> Any:
-    """The batch with the spare row in the place of padding, or of what is not finite in it.
-
-    A mask on the losses alone is not enough: a NaN inside a padding row makes the derivative
-    `0 * NaN`. Where no row is real, finite ones stay.
-    """
-    rows, exists = spare
-
-    def on_leaf(x, row):
-        if row is None:
-            return x
-        usable = jnp.isfinite(x) if trees.is_inexact(x) else jnp.ones_like(x, bool)
-        kept = usable if they_meet else usable & ~exists
-        return jnp.where(_column(weights != 0, x) | kept, x, row)
-
-    leaves, treedef = jax.tree.flatten(batch)
-    return treedef.unflatten([on_leaf(x, row) for x, row in zip(leaves, rows, strict=True)])
-
-
-def _column(flags: jax.Array, like: jax.Array) -> jax.Array:
-    """`bool[batch]` beside an array `[batch, ...]`."""
-    return flags.reshape(-1, *(1,) * (like.ndim - 1))
-
-
-def _sum_of_one(rows: jax.Array, params: Any) -> jax.Array:
-    """The sum of rows of which all but one are zeros, `[1, ...]`.
-
-    Sums of one dtype are sent as one: what has 32 bits or less is summed in float32, which loses nothing.
-    """
-    dtype = rows.dtype
-    is_long = jnp.issubdtype(dtype, jnp.integer) and dtype.itemsize == 4
-    parts = [rows >> 16, rows & 0xFFFF] if is_long else [rows]
-    parts = parts if dtype.itemsize > 4 else [x.astype(jnp.float32) for x in parts]
-    sums = [jnp.sum(x, axis=0, keepdims=True) for x in parts]
-    high, *low = [x.astype(dtype) for x in sharding.psum_over_replicas(sums, params)]
-    return high << 16 | low[0] if low else high
 
 
 def size_of(batch: Batch) -> int | None:

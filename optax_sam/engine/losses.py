@@ -14,7 +14,7 @@ from jax import lax
 from jax.interpreters import partial_eval as pe
 
 from optax_sam.arithmetic import rowwise, sharding, trees
-from optax_sam.arithmetic.sentinels import Meant, meant
+from optax_sam.engine import padding
 from optax_sam.engine.aliases import Grads, Params
 from optax_sam.engine.arrays import like_arrays
 from optax_sam.engine.examples import Examples, Rows, size_of
@@ -65,12 +65,13 @@ class Losses(Objective):
         layout, floats, inputs = self._inputs(point, examples, arguments)
         key, gradient = self._gradient(layout, examples)
         traced = self.held.trace(key, gradient, floats, inputs)
-        inputs = self._as_seen(traced, len(floats) + 1, point, inputs, examples)
+        inputs, axes = self._as_seen(traced, len(floats) + 1, point, inputs, examples)
         if sharding.is_inside_shard_map():
             outputs = len(traced.jaxpr.jaxpr.outvars)
             is_used = [n <= len(floats) for n in range(outputs)]  # the gradient and the loss
             check_own_parameters(pe.dce_jaxpr(traced.jaxpr.jaxpr, is_used)[0], point)
         grads, (loss, losses, aux) = self.held.call(key, gradient, floats, inputs)
+        aux = padding.cleared(aux, axes[1:], inputs.rows.weights)
         if examples.is_part and not losses.ndim:
             self._check_reads_batch(traced, layout, examples, floats, inputs)
         grads = layout.merged(grads, [jnp.zeros_like(x) for x in inputs.others])
@@ -86,7 +87,7 @@ class Losses(Objective):
 
         key = ("losses", *self._kind, layout, examples.surrogate)
         traced = self.held.trace(key, losses, floats, inputs)
-        inputs = self._as_seen(traced, 0, point, inputs, examples)
+        inputs, _ = self._as_seen(traced, 0, point, inputs, examples)
         return self.held.call(key, losses, floats, inputs)
 
     def hessian_product(
@@ -95,7 +96,7 @@ class Losses(Objective):
         layout, floats, inputs = self._inputs(point, examples, arguments)
         key, gradient = self._gradient(layout, examples)
         traced = self.held.trace(key, gradient, floats, inputs)
-        inputs = self._as_seen(traced, len(floats) + 1, point, inputs, examples)
+        inputs, _ = self._as_seen(traced, len(floats) + 1, point, inputs, examples)
 
         def product(constants, floats, tangents, inputs):
             run = jex.jaxpr_as_fun(jex.ClosedJaxpr(traced.jaxpr.jaxpr, constants))
@@ -168,25 +169,24 @@ class Losses(Objective):
 
     def _as_seen(
         self, traced: Traced, losses: int, point: Params, inputs: Inputs, examples: Examples
-    ) -> Inputs:
+    ) -> tuple[Inputs, list[rowwise.Axis]]:
         """The inputs, in which padding stays as it is if examples meet, in the losses or in aux.
 
         Such a loss has a mask of its own, which copies of a real row would undo. That mask may be infinite or
-        NaN. `losses` is their number among what was traced. Aux stands behind them.
+        NaN. `losses` is their number among what was traced. Aux stands behind them. With the inputs come the
+        axes of the examples in losses and aux, where there may be padding.
         """
         if inputs.rows.weights is None:
-            return inputs
+            return inputs, []
         floats, jaxpr = Layout.of(point).floats(point), traced.jaxpr.jaxpr
         is_row = _is_of_batch(floats, inputs)
-        axes = [0 if row else None for row in is_row]
-        if rowwise.MEET not in rowwise.axes_of_outputs(jaxpr, axes)[losses:]:
-            return inputs
+        axes = rowwise.axes_of_outputs(jaxpr, [0 if row else None for row in is_row])[losses:]
+        if rowwise.MEET not in axes:
+            return inputs, axes
         forward = pe.dce_jaxpr(jaxpr, [n >= losses for n in range(len(jaxpr.outvars))], instantiate=True)[0]
-        signs = _signs(forward, len(floats), is_row)
-        leaves, treedef = jax.tree.flatten(examples.rows.batch)
-        finite = jax.tree.leaves(examples.without_padding(point, they_meet=True).rows.batch)
-        batch = treedef.unflatten(map(_with_signs, leaves, finite, signs))
-        return inputs._replace(rows=inputs.rows._replace(batch=batch))
+        finite = examples.without_padding(point, they_meet=True).rows.batch
+        batch = padding.with_signs(examples.rows.batch, finite, forward, len(floats), is_row)
+        return inputs._replace(rows=inputs.rows._replace(batch=batch)), axes
 
     def _gradient(self, layout: Layout, examples: Examples) -> tuple[Any, Callable[..., Any]]:
         """`(floats, inputs) -> grads, (loss, losses, aux)`, and what it depends on beside their types."""
@@ -323,23 +323,6 @@ def _is_of_batch(floats: Any, inputs: Inputs) -> list[bool]:
     neither, rest = jax.tree.map(lambda _: False, (floats, inputs))
     batch = jax.tree.map(lambda _: True, inputs.rows.batch)
     return jax.tree.leaves((neither, rest._replace(rows=rest.rows._replace(batch=batch))))
-
-
-def _signs(forward: jex.Jaxpr, num_params: int, is_row: list[bool]) -> list[Meant]:
-    """For each leaf of the batch, what of it that is not finite is a sign for losses of other examples."""
-    found = meant(forward, [n < num_params for n in range(len(is_row))], is_row)
-    for number in [n for n, what in enumerate(found) if what != Meant.NOTHING]:
-        axes = [0 if n == number else None for n in range(len(is_row))]
-        if rowwise.MEET not in rowwise.axes_of_outputs(forward, axes):
-            found[number] = Meant.NOTHING
-    return [what for what, row in zip(found, is_row, strict=True) if row]
-
-
-def _with_signs(given: jax.Array, finite: jax.Array, what: Meant) -> jax.Array:
-    """A leaf of the batch without what is not finite in padding, but with what of it is a sign."""
-    if what == Meant.NOTHING or not trees.is_inexact(given):
-        return finite
-    return given if what == Meant.ANYTHING else jnp.where(jnp.isinf(given), given, finite)
 
 
 def checked(losses: Any, size: int | None, needed: str | None) -> jax.Array:

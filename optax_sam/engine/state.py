@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_sam.arithmetic import sharding, trees
+from optax_sam.arithmetic import keys, sharding, trees
 from optax_sam.engine.meter import Spent
 
 REMEMBERED = ("start", "direction", "gate", "ascent", "reuse")
@@ -71,7 +71,7 @@ def initial(seed: Any, **fields: Any) -> SharpnessAwareState:
     remembered = dict.fromkeys(("due", *REMEMBERED), ())
     return SharpnessAwareState(
         step=jnp.zeros([], jnp.int32),
-        key=jax.random.key_data(jax.random.key(seed, impl="threefry2x32")),
+        key=jax.random.key_data(keys.from_seed(seed, "method")),
         diagnostics=no_diagnostics(),
         **remembered | fields,
     )

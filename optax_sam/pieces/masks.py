@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from optax_sam.arithmetic import random_trees, sharding, shares, trees
+from optax_sam.arithmetic import keys, random_trees, sharding, shares, trees
 from optax_sam.engine import checks
 from optax_sam.engine.hyperparameters import Count, FixedProbability, Scalar, Seed, Share
 from optax_sam.pieces.bases import Ascent, transformation
@@ -124,7 +124,7 @@ class DynamicMask(Ascent):
 
     def init(self, params: Any) -> MaskState:
         floats = jax.tree.map(lambda x: jnp.asarray(x), params)
-        scores = random_trees.uniform(jax.random.key(self.seed, impl="threefry2x32"), floats)
+        scores = random_trees.uniform(keys.from_seed(self.seed, "mask"), floats)
         mask = _largest(scores, _num_live(scores, self.sparsity))
         return MaskState(mask)
 

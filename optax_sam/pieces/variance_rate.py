@@ -67,7 +67,7 @@ class WithVarianceRate(Gate):
 
     def due(self, state: VarianceRateState, step: Step) -> jax.Array:
         left = jnp.floor(state.rate + ROUNDING).astype(jnp.int32) - state.used
-        uniform = jax.random.uniform(step.key, dtype=state.probability.dtype)
+        uniform = jax.random.uniform(step.key, dtype=jnp.float32).astype(state.probability.dtype)
         chosen = (left > 0) & (uniform >= 1 - state.probability)
         forced = self.window - state.position % self.window <= left
         return (step.count < self.warmup_steps) | chosen | forced

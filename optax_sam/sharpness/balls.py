@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_sam.arithmetic import random_trees, trees
+from optax_sam.arithmetic import keys, random_trees, trees
 from optax_sam.engine import checks
 from optax_sam.sharpness.problem import Floats, Point, Problem, random_vector
 from optax_sam.sharpness.progress import Steps, shown
@@ -217,7 +217,7 @@ def average_sharpness(
     draw = {"gaussian": random_trees.standard_normal, "uniform": _symmetric}[distribution]
     with shown(progress, "average", problem.count and 2 * num_samples * problem.count) as steps:
         for number in range(num_samples):
-            key = jax.random.fold_in(jax.random.key(seed), number)
+            key = jax.random.fold_in(keys.from_seed(seed, "average"), number)
             entries = random_vector(draw, key, problem.point)
             pair = [
                 problem.at(_placed(problem.point, entries, sign * rho, adaptive, eta)).finite_loss_within(rho)

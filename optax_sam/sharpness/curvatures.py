@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_sam.arithmetic import trees
+from optax_sam.arithmetic import keys, trees
 from optax_sam.engine import checks
 from optax_sam.engine.examples import size_of
 from optax_sam.engine.losses import checked, mean_loss
@@ -185,7 +185,7 @@ class Fisher(Curvature):
                 f"outputs returned the shapes {shapes} for {size} examples: return the examples on the first "
                 f"axis."
             )
-        key = jax.random.fold_in(jax.random.key(self.seed), number)
+        key = jax.random.fold_in(keys.from_seed(self.seed, "Fisher"), number)
 
         def one_more(nth, bent):
             drawn = self.draw(jax.random.fold_in(key, nth), *trees.anew((outputs, seen)))

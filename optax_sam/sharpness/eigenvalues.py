@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_sam.arithmetic import random_trees
+from optax_sam.arithmetic import keys, random_trees
 from optax_sam.engine import checks
 from optax_sam.sharpness import products
 from optax_sam.sharpness.krylov import Krylov
@@ -145,9 +145,9 @@ def searched(
         if len(values) < (2 if which == "both" else 1) * k:
             continue
         ends = _chosen(len(values), k, which)
-        rounding = 4 * space.rounding * np.abs(values).max()  # no residual is much smaller
         converged = number >= LEAST and all(
-            np.all(residuals[end] <= max(tolerance * np.abs(values[end]).max(), rounding)) for end in ends
+            np.all(residuals[end] <= max(tolerance, 4 * space.rounding) * np.abs(values[end]).max())
+            for end in ends
         )
         if converged or space.is_whole or space.products + space.pending > most:
             break
@@ -165,7 +165,7 @@ def krylov(
     shown = (True,) * len(floats) if kept is None else kept
 
     def draw():
-        key = jax.random.fold_in(jax.random.key(seed), next(numbers))
+        key = jax.random.fold_in(keys.from_seed(seed, "eigenvalues"), next(numbers))
         return _only(random_vector(random_trees.standard_normal, key, problem.point), shown)
 
     rounding = max(float(jnp.finfo(x.dtype).eps) for x in floats)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_sam import per_example
-from optax_sam.arithmetic import batch_axis, random_trees, sharding, trees
+from optax_sam.arithmetic import batch_axis, keys, random_trees, sharding, trees
 from optax_sam.engine import checks
 from optax_sam.sharpness.balls import climbed
 from optax_sam.sharpness.problem import (
@@ -131,7 +131,7 @@ def gradient_noise(
 def _rounded(problem: Problem) -> Point:
     """The point with every parameter changed by chance, about as rounding in the loss would change it."""
     point, rounding = problem.point, computing_precision(problem)
-    noise = random_vector(random_trees.standard_normal, jax.random.key(0), point)
+    noise = random_vector(random_trees.standard_normal, keys.from_seed(0, "rounding"), point)
     return point.moved([trees.times(rounding, n * w) for n, w in zip(noise, point.floats, strict=True)])
 
 
@@ -197,7 +197,7 @@ def _told(losses: Callable[[Any, Any], jax.Array], point: Point, batch: Any) -> 
         found, pull = jax.vjp(lambda floats: losses(point.params(floats), batch), point.floats)
         weights = jnp.ones((), found.dtype)
         if found.ndim:
-            weights = jax.random.normal(jax.random.key(0), found.shape) / np.sqrt(len(found))
+            weights = jax.random.normal(keys.from_seed(0, "weights"), found.shape) / np.sqrt(len(found))
             weights = sharding.split_as(weights.astype(found.dtype), found)
         return trees.widen((found, pull(weights)[0]))
 

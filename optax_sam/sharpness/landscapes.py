@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_sam.arithmetic import random_trees, trees
+from optax_sam.arithmetic import keys, random_trees, trees
 from optax_sam.engine import checks
 from optax_sam.engine.losses import mean_loss
 from optax_sam.pieces import geometries
@@ -74,7 +74,7 @@ def random_direction(params: Any, seed: int = 0, *, filter_normalized: bool = Tr
     checks.seed(seed)
     checks.boolean("filter_normalized", filter_normalized)
     point = point_of(params)
-    noise = random_vector(random_trees.standard_normal, jax.random.key(seed), point)
+    noise = random_vector(random_trees.standard_normal, keys.from_seed(seed, "landscape"), point)
     return point.vector(_as_filters(point.floats, noise) if filter_normalized else noise)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from optax_sam.arithmetic import random_trees, trees
+from optax_sam.arithmetic import keys, random_trees, trees
 from optax_sam.engine import checks
 from optax_sam.sharpness.curvatures import Curvature, FiniteDifferences, GaussNewton, tangent
 from optax_sam.sharpness.problem import (
@@ -137,7 +137,7 @@ def times(problem: Problem, vectors: list[Floats], steps: Steps | None = None) -
 
 def signs(problem: Problem, seed: Any, number: int) -> Floats:
     """A vector of random signs, the same for the same seed and number."""
-    key = jax.random.fold_in(jax.random.key(seed), number)
+    key = jax.random.fold_in(keys.from_seed(seed, "signs"), number)
     return random_vector(random_trees.signs, key, problem.point)
 
 

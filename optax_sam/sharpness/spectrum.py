@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from optax_sam.arithmetic import random_trees
+from optax_sam.arithmetic import keys, random_trees
 from optax_sam.engine import checks
 from optax_sam.sharpness import products
 from optax_sam.sharpness.eigenvalues import krylov
@@ -103,7 +103,7 @@ def trace(
             return products.times(problem, [vector], steps)[0]
 
         def normal(number):
-            key = jax.random.fold_in(jax.random.key(seed), number)
+            key = jax.random.fold_in(keys.from_seed(seed, "trace"), number)
             return random_vector(random_trees.standard_normal, key, problem.point)
 
         if method == "xtrace":

@@ -101,6 +101,12 @@ APART = {
     "pieces": lambda b: jnp.concatenate([b["x"][:, :2], jnp.pad(b["x"], ((0, 0), (1, 1)))], axis=1).sum(
         axis=1
     ),
+    "stacked": lambda b: jnp.stack([b["x"].T, 2.0 * b["x"].T], axis=1).sum(axis=(0, 1)),
+    "unstacked": lambda b: jnp.unstack(b["x"], axis=1)[2] * jnp.stack([b["scalar"], b["scalar"]])[1],
+    "tiled": lambda b: jnp.tile(b["x"], (1, 2)).sum(axis=1),
+    "a column set": lambda b: b["x"].at[:, 1].set(b["scalar"]).sum(axis=1),
+    "columns added to": lambda b: (b["x"].at[:, 1:3].add(b["x"][:, :2]) ** 2).sum(axis=1),
+    "columns by number": lambda b: jnp.take_along_axis(b["x"], jnp.full((SIZE, 1), 2), axis=1)[:, 0],
     "reshaped": lambda b: b["sequence"].reshape(SIZE, 15).sum(axis=1) + b["scalar"][:, None].squeeze(axis=1),
     "own row": lambda b: -jax.nn.log_softmax(b["x"] @ WEIGHTS)[jnp.arange(SIZE), b["label"]],
     "own row, two axes": lambda b: b["sequence"][jnp.arange(SIZE), 1, b["label"]],
@@ -127,6 +133,10 @@ MEETING = {
     "written across": lambda b: b["scalar"].at[b["label"]].add(1.0),
     "spectrum of all": lambda b: jnp.abs(jnp.fft.fft(b["x"], axis=0)).sum(axis=1),
     "gathered": lambda b: b["scalar"][b["label"]],
+    "stacked rows": lambda b: jnp.stack(jnp.unstack(b["scalar"])[::-1]),
+    "tiled rows": lambda b: b["scalar"] * jnp.tile(b["scalar"][::2], 2),
+    "a row set": lambda b: b["scalar"].at[0].set(b["scalar"][1]),
+    "rows set": lambda b: b["x"].at[1:].set(b["x"][:-1]).sum(axis=1),
     "folded": lambda b: b["x"].reshape(4, SIZE).sum(axis=0),
     "a loop as long as its largest": lambda b: jax.lax.while_loop(
         lambda x: jnp.max(x) < 3, lambda x: 2 * x, b["scalar"]

@@ -11,6 +11,7 @@ from flax.training.dynamic_scale import DynamicScale
 from jax.sharding import AxisType
 
 import optax_sam
+from optax_sam.arithmetic import keys
 from tests.problem import assert_trees_close, assert_trees_equal, init_params, make_batch, make_indices
 from tests.registry import METHODS, VARIANTS, WRAPPED, over
 
@@ -25,7 +26,7 @@ def losses(params, batch):
 
 def keys_of_passes(name):
     """The keys that the losses get in first and in perturbed passes: of one slice or of both draws."""
-    fold = jax.random.fold_in
+    fold = keys.numbered
     if name == "tsam":
         draws = [fold(KEY, 0), fold(KEY, 1)]
         return draws, [fold(draw, 1) for draw in draws]

@@ -14,6 +14,7 @@ from flax.training.train_state import TrainState
 
 import optax_sam
 import optax_sam.flax
+from optax_sam.arithmetic.keys import numbered
 from tests.problem import assert_trees_close, assert_trees_equal, make_batch, make_indices
 from tests.registry import METHODS, VARIANTS, over
 
@@ -127,7 +128,7 @@ def through_a_gradient_function(sam, state, batch, key):
     [
         (through_the_oracle, lambda key: key),
         (through_a_gradient_function, lambda key: key),
-        (with_a_key_for_every_pass, lambda key: jax.random.fold_in(key, 1)),
+        (with_a_key_for_every_pass, lambda key: numbered(key, 1)),
     ],
     ids=["oracle", "grad_fn", "fresh_keys"],
 )
@@ -159,7 +160,7 @@ def test_fresh_and_closed_over_keys_give_different_second_passes():
     start = state.params, state.batch_stats, jax.tree.map(jnp.zeros_like, state.params)
     key = jax.random.key(0)
     closed = step_by_hand(*start, make_batch(), key, key)
-    fresh = step_by_hand(*start, make_batch(), key, jax.random.fold_in(key, 1))
+    fresh = step_by_hand(*start, make_batch(), key, numbered(key, 1))
     assert_trees_equal(closed[1], fresh[1])
     assert distance(closed[0], fresh[0]) > 1e-3
 

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from optax_sam import sharpness
-from optax_sam.arithmetic import random_trees
+from optax_sam.arithmetic import keys, random_trees
 from optax_sam.sharpness.xtrace import estimates
 from tests.sharpness.problems import (
     dense_gauss_newton,
@@ -155,8 +155,8 @@ def test_xtrace_is_the_papers_estimator():
     matrix = np.random.default_rng(0).normal(size=[30, 30])
     matrix = matrix + matrix.T
     like = [jnp.ones(30)]
-    keys = [jax.random.fold_in(jax.random.key(3), number) for number in range(6)]
-    probes = np.array([random_trees.standard_normal(key, like)[0] for key in keys], float).T
+    of_probes = [jax.random.fold_in(keys.from_seed(3, "trace"), number) for number in range(6)]
+    probes = np.array([random_trees.standard_normal(key, like)[0] for key in of_probes], float).T
     value, error = literal_xtrace(matrix, probes)
     found = sharpness.trace(
         quadratic(jnp.asarray(matrix, jnp.float32)),
