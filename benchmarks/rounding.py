@@ -1,4 +1,4 @@
-"""How far a perturbation of 16-bit parameters goes: to the nearest number, and rounded by chance.
+"""How far a perturbation goes in 16 bits: to the nearest number, rounded by chance, and cast by the loss.
 
 `python -m benchmarks.rounding` prints the distances as parts of the radius.
 """
@@ -43,8 +43,10 @@ def losses(params: Any, batch: jax.Array) -> jax.Array:
     return batch * jnp.sum(jnp.sin(50.0 * params["kernel"].astype(jnp.float32)))
 
 
-def moved(ascent: optax.GradientTransformationExtraArgs, params: Any, seed: int = 0) -> Distance:
-    """The distance of one perturbation."""
+def moved(
+    ascent: optax.GradientTransformationExtraArgs, params: Any, seed: int = 0, read_as: Any = None
+) -> Distance:
+    """The distance of one perturbation, as a loss sees it that reads the parameters as another dtype."""
     method = optax_sam.sharpness_aware(ascent, seed=seed)
 
     @jax.jit
@@ -59,8 +61,11 @@ def moved(ascent: optax.GradientTransformationExtraArgs, params: Any, seed: int 
     perturbation, _ = ascent.update(grads, ascent.init(params), params, step=0, key=key)
     point = trees.add_perturbation(params, perturbation)
     way, unit = (
-        np.asarray(x["kernel"], np.float64) - np.asarray(y["kernel"], np.float64)
-        for x, y in ((point, params), (grads, jax.tree.map(jnp.zeros_like, grads)))
+        np.asarray(x["kernel"].astype(read), np.float64) - np.asarray(y["kernel"].astype(read), np.float64)
+        for x, y, read in (
+            (point, params, read_as or params["kernel"].dtype),
+            (grads, jax.tree.map(jnp.zeros_like, grads), jnp.float32),
+        )
     )
     return Distance(way @ unit / np.linalg.norm(unit), float(np.linalg.norm(way)), float(told))
 
@@ -68,14 +73,19 @@ def moved(ascent: optax.GradientTransformationExtraArgs, params: Any, seed: int 
 def main() -> None:
     """Prints the table."""
     table = Table("radius", "radius of 20 million weights", "rounding", "along the direction", "whole")
-    params = params_of(jnp.bfloat16)
+    narrow, wide = params_of(jnp.bfloat16), params_of(jnp.float32)
     for rho in (0.05, 0.005, 0.0005):
-        for name, ascent in (("nearest", to_radius(rho)), ("by chance", _by_chance(rho))):
-            found = np.array([moved(ascent, params, seed)[:2] for seed in range(SEEDS)]) / rho
+        for name, ascent, params in (
+            ("nearest", to_radius(rho), narrow),
+            ("by chance", _by_chance(rho), narrow),
+            ("float32, cast by the loss", to_radius(rho), wide),
+        ):
+            found = [moved(ascent, params, seed, jnp.bfloat16)[:2] for seed in range(SEEDS)]
+            found = np.array(found) / rho
             mean, spread = found.mean(0), found.std(0, ddof=1)
             cells = [f"{m:.3f} ± {s:.3f}" for m, s in zip(mean, spread, strict=True)]
             table.add_row(f"{rho:g}", f"{10 * rho:g}", name, *cells)
-    table.caption = f"{WEIGHTS} weights of deviation 0.02 in bfloat16; parts of the radius, n = {SEEDS}"
+    table.caption = f"{WEIGHTS} weights of deviation 0.02, read in bfloat16; parts of the radius, n = {SEEDS}"
     Console(width=110).print(table)
 
 

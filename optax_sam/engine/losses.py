@@ -71,7 +71,7 @@ class Losses(Objective):
             is_used = [n <= len(floats) for n in range(outputs)]  # the gradient and the loss
             check_own_parameters(pe.dce_jaxpr(traced.jaxpr.jaxpr, is_used)[0], point)
         grads, (loss, losses, aux) = self.held.call(key, gradient, floats, inputs)
-        aux = padding.cleared(aux, axes[1:], inputs.rows.weights)
+        aux = padding.cleared(aux, axes, inputs.rows.weights)
         if examples.is_part and not losses.ndim:
             self._check_reads_batch(traced, layout, examples, floats, inputs)
         grads = layout.merged(grads, [jnp.zeros_like(x) for x in inputs.others])
@@ -217,12 +217,13 @@ class Losses(Objective):
         args = args if inputs.key is None else (*args, inputs.key)
 
         def called(losses):
-            # New containers: a loss may write into a Flax module.
+            # New containers: a loss may write into a Flax module, or into its batch.
             given = jax.tree.unflatten(self.structure, jax.tree.leaves(params))
-            check_signature(losses, given, batch, args, has_key=inputs.key is not None)
+            own, rest = trees.anew((batch, args))
+            check_signature(losses, given, own, rest, has_key=inputs.key is not None)
             try:
                 with unmetered():
-                    return self._pair(losses(given, batch, *args))
+                    return self._pair(losses(given, own, *rest))
             except Exception as error:
                 if examples.is_part:
                     error.add_note(

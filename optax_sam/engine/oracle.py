@@ -47,8 +47,8 @@ class Oracle(metaclass=_OfOneTrace):
         scalar, for methods that need no losses of single examples), or `(losses, aux)` with `has_aux`.
       batch: a pytree. Every leaf has the batch axis first. `()` for losses that take no examples.
       params: the full parameters. Needed only inside `optax.masked` and `optax.partition`.
-      has_aux: whether `losses` returns a pair. With `weights`, `aux` is 0 for padding in what it has of each
-        example.
+      has_aux: whether `losses` returns a pair. With `weights`, what `aux` has of padding is 0 if
+        examples never meet in losses and aux. Else it is what `losses` makes of the padding that you give.
       indices: the examples' numbers in the data set, `int[batch]`, for methods with a score per example.
       weights: `float[batch]` (or bool, or int). 0 marks padding. No result depends on its content, NaN
         included: the first real row takes its place, with weight 0. A loss in which examples meet has a mask

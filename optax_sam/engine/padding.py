@@ -86,18 +86,19 @@ def with_signs(given: Any, finite: Any, forward: jex.Jaxpr, num_params: int, is_
 def cleared(aux: Any, axes: Sequence[rowwise.Axis], weights: jax.Array | None) -> Any:
     """Auxiliary values, 0 for padding in arrays that have something of each example.
 
-    Padding was computed as a copy of a real example, whose own mask says that it counts.
+    Padding was computed as a copy of a real example, whose own mask says that it counts. Where examples meet,
+    it stood as the user gave it, and so it stays.
 
     Args:
       aux: what the losses returned.
-      axes: of the examples, in each of its leaves.
+      axes: of the examples, in the losses and in each leaf of aux.
       weights: `float[batch]`, or None.
     """
-    if weights is None:
+    if weights is None or rowwise.MEET in axes:
         return aux
 
     def on_leaf(x, axis):
-        if axis is None or axis == rowwise.MEET or trees.is_key(x.dtype):
+        if axis is None or trees.is_key(x.dtype):
             return x
         place = [None] * x.ndim
         place[axis] = sharding.spec_of(x)[axis]
@@ -105,7 +106,7 @@ def cleared(aux: Any, axes: Sequence[rowwise.Axis], weights: jax.Array | None) -
         return jnp.where(sharding.placed(is_real, x, *place), x, jnp.zeros_like(x))
 
     leaves, treedef = jax.tree.flatten(aux)
-    return treedef.unflatten([on_leaf(x, axis) for x, axis in zip(leaves, axes, strict=True)])
+    return treedef.unflatten([on_leaf(x, axis) for x, axis in zip(leaves, axes[1:], strict=True)])
 
 
 def _signs(forward: jex.Jaxpr, num_params: int, is_row: list[bool]) -> list[Meant]:

@@ -71,8 +71,8 @@ class StepOracle:
 
     @property
     def batch(self) -> Any:
-        """The examples, as the loss function takes them."""
-        return self.examples.rows.batch
+        """The examples, as the loss function takes them, in containers that may be written into."""
+        return trees.anew(self.examples.rows.batch)
 
     @property
     def weights(self) -> Any:

@@ -8,6 +8,7 @@ import abc
 import dataclasses
 import functools
 import math
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -384,10 +385,11 @@ def _is_bias(path: tuple[Any, ...]) -> bool:
 def _name_of(key: Any) -> Any:
     """What a key says of a parameter: an index no name, nor the `value` of a box or variable of Flax.
 
-    A path in one key, a tuple or joined by `/`, as Flax's `flatten_dict` makes them, says its last name.
+    A path in one key, a tuple or joined by `/` or `.`, as Flax's `flatten_dict` and files of weights have
+    them, says its last name.
     """
     if isinstance(key, jax.tree_util.GetAttrKey):
         return None if key.name == "value" else key.name
     name = getattr(key, "key", None)
     name = name[-1] if isinstance(name, tuple) and name else name
-    return name.rpartition("/")[2] if isinstance(name, str) else name
+    return re.split("[/.]", name)[-1] if isinstance(name, str) else name

@@ -30,8 +30,9 @@ class Eigenvalues:
 
     Attributes:
       values: `float64[k]`, descending.
-      residuals: `float64[k]`, `||H x - value x||` for the unit vectors `x`. An eigenvalue lies within the
-        residual of each value.
+      residuals: `float64[k]`, `||H x - value x||` for the unit vectors `x`, of the products as they came. An
+        eigenvalue lies within the residual of each value. Where the loss computes in half precision, or is
+        differentiated by a rule that is no derivative, the residuals stay large.
       vectors: trees like the parameters, one for each value. None unless asked for.
       products: with the matrix, that it took.
       converged: whether the residuals are as small as was asked for.
@@ -145,13 +146,14 @@ def searched(
         if len(values) < (2 if which == "both" else 1) * k:
             continue
         ends = _chosen(len(values), k, which)
-        converged = number >= LEAST and all(
-            np.all(residuals[end] <= max(tolerance, 4 * space.rounding) * np.abs(values[end]).max())
-            for end in ends
-        )
+        # In a whole space nothing is hidden: what is left is the precision of the products.
+        sizes = [np.abs(values if space.is_whole else values[end]).max() for end in ends]
+        limits = [max(tolerance, 4 * space.rounding) * size for size in sizes]
+        small = all(np.all(residuals[end] <= limit) for end, limit in zip(ends, limits, strict=True))
+        converged = small and (number >= LEAST or space.is_whole)
         if converged or space.is_whole or space.products + space.pending > most:
             break
-    chosen, converged = list(itertools.chain(*ends)), converged or space.is_whole
+    chosen = list(itertools.chain(*ends))
     found = Eigenvalues(values[chosen], residuals[chosen], None, space.products, converged)
     return found, coefficients[:, chosen]
 

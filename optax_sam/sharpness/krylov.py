@@ -67,11 +67,11 @@ class Krylov:
         self.times, self.draw, self.size, self.rounding = times, draw, size, rounding
         self.space = Basis()
         self.products, self.scale = 0, 0.0
-        self._entries = np.zeros([0, 0])
-        self._beyond = np.zeros([0, 0])
         while len(self.basis) < min(block_size, size):
             self._add_random()
         self.pending = len(self.basis)
+        self._inside = np.zeros([0, 0])
+        self._beyond = np.zeros([self.pending, 0])
 
     @property
     def basis(self) -> list[Floats]:
@@ -104,11 +104,10 @@ class Krylov:
                 self._add_random()
             beyond = np.concatenate([beyond, row])
         entries = np.zeros([old, old])
-        entries[: self.products, : self.products] = self._entries
+        entries[: self.products, : self.products] = self._inside
+        entries[self.products :, self.products - self._beyond.shape[1] : self.products] = self._beyond
         entries[:, self.products :] = inside
-        entries[self.products :] = inside.T  # where both are known they differ by rounding alone
-        entries[self.products :, self.products :] = (inside[self.products :] + inside[self.products :].T) / 2
-        self._entries, self._beyond = entries, beyond
+        self._inside, self._beyond = entries, beyond
         self.products, self.pending = old, len(self.basis) - old
 
     @property
@@ -121,11 +120,13 @@ class Krylov:
 
         Returns:
           `(values, coefficients, residuals)`. The values ascend. The coefficients are the eigenvectors in the
-          basis, a column each. The residuals are `||H x - value x||`, not below rounding.
+          basis, a column each. The residuals are `||H x - value x||` of the products as they came, not below
+          rounding. So they show products that are rounded coarsely, or that are those of no symmetric matrix.
         """
-        values, coefficients = np.linalg.eigh(self._entries)
+        values, coefficients = np.linalg.eigh((self._inside + self._inside.T) / 2)
         last = coefficients[self.products - self._beyond.shape[1] :]
-        residuals = np.linalg.norm(self._beyond @ last, axis=0)
+        within = np.linalg.norm(self._inside @ coefficients - values * coefficients, axis=0)
+        residuals = np.hypot(within, np.linalg.norm(self._beyond @ last, axis=0))
         return values, coefficients, np.maximum(residuals, self.rounding * self.scale)
 
     def combined(self, coefficients: np.ndarray) -> Floats:

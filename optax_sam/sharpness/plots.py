@@ -119,7 +119,8 @@ def landscape_line(landscape: Landscape | Mapping[str, Landscape], axes: Axes | 
       axes: where to draw. A new figure by default.
 
     Returns:
-      The axes. A dot stands at the parameters. The loss is logarithmic where its range is large.
+      The axes. A dot stands at the parameters. The loss is logarithmic where it is above 0 and its range is
+      large.
 
     Raises:
       ValueError: a landscape has two directions.
@@ -131,7 +132,8 @@ def landscape_line(landscape: Landscape | Mapping[str, Landscape], axes: Axes | 
         panel.plot(one.axes[0], np.ma.masked_invalid(one.losses), color=colour, label=name)
         panel.plot(0, one.loss, "o", color=colour)
     ranges = np.array([_range(one) for one in landscapes.values()])
-    if scales.is_large(ranges.min(), ranges.max()):
+    is_positive = all(min(one.loss, np.nanmin(one.losses)) > 0 for one in landscapes.values())
+    if is_positive and scales.is_large(ranges.min(), ranges.max()):
         scales.make_logarithmic(panel)
     panel.set(xlabel="multiples of the direction", ylabel="loss")
     return _finished(panel, landscapes)

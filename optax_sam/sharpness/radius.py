@@ -76,8 +76,9 @@ class RadiusTest:
                 f"No radius is recommended: the loss rises by {'more' if low else 'less'} than "
                 f"{RELATIVE_RISE:.0%} at all of them. Try {'smaller' if low else 'larger'} radii."
             )
-        rise = np.interp(self.recommended, self.radii, self.relative_rises)
-        if rise < RELATIVE_RISE / 2:
+        measured = self.relative_rises[self.radii == self.recommended]
+        if any(measured < RELATIVE_RISE):
+            rise = measured[0]
             return (
                 f"Begin with rho = {self.recommended:.2g}: a batch's loss rises there by {rise:.2g} of "
                 "itself, and is infinite at the next radius. Try radii between the two."

@@ -67,7 +67,7 @@ def test_masked_metrics_are_those_of_the_real_examples(name):
 
 @pytest.mark.parametrize("meet", [False, True], ids=["apart", "they meet"])
 def test_rows_of_padding_are_zero_wherever_the_examples_stand(meet):
-    """In any axis and dtype, NaN too. What belongs to no example, and keys, stay."""
+    """In any axis and dtype. What belongs to no example, and keys, stay. So does all, where examples meet."""
 
     def told(params, batch):
         values = batch["x"] @ params
@@ -92,8 +92,9 @@ def test_rows_of_padding_are_zero_wherever_the_examples_stand(meet):
     for name in ("values", "ids", "flags", "half"):
         assert aux[name].dtype == wanted[name].dtype
         np.testing.assert_array_equal(aux[name][real], wanted[name][real])
-        assert not np.any(np.asarray(aux[name][~real]))
-    assert not np.any(np.asarray(aux["turned"][:, ~real])) and np.all(np.asarray(aux["turned"][:, real]))
+        padding = wanted[name] if meet else np.zeros_like(wanted[name])
+        np.testing.assert_array_equal(aux[name][~real], padding[~real])
+    assert np.any(np.asarray(aux["turned"][:, ~real])) == meet and np.all(np.asarray(aux["turned"][:, real]))
     np.testing.assert_array_equal(aux["params"], params)
     assert aux["keys"].shape == (4,) and jax.dtypes.issubdtype(aux["keys"].dtype, jax.dtypes.prng_key)
 

@@ -38,6 +38,7 @@ PARAMS = {
     "linen": linen,
     "linen, paths as keys": lambda: flatten_dict(linen()["params"]),
     "linen, paths joined": lambda: flatten_dict({"bias_net": linen()["params"]}, sep="/"),
+    "linen, paths joined by dots": lambda: flatten_dict({"bias_net": linen()["params"]}, sep="."),
     "linen in boxes": lambda: boxed(nn.with_partitioning),
     "linen in logical boxes": lambda: boxed(nn.with_logical_partitioning),
     "nnx": lambda: nnx.state(nnx.Linear(3, 2, rngs=nnx.Rngs(0))),

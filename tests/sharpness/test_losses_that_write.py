@@ -87,3 +87,39 @@ def test_an_emphasis_may_write_too():
         return optax_sam.step(tx, plain)(PARAMS, tx.init(PARAMS), {"x": ROWS})[0]
 
     np.testing.assert_array_equal(stepped(writing), stepped(lambda batch: batch["x"].sum(axis=1) / 2))
+
+
+@pytest.mark.parametrize("make", [optax_sam.fgsam, optax_sam.fgsam_plus], ids=["fgsam", "fgsam_plus"])
+def test_a_surrogate_and_the_loss_may_both_write(make):
+    """They stand in the branches of one conditional."""
+
+    def trained(loss, surrogate):
+        tx = optax.chain(make(surrogate, 0.1), optax.sgd(0.1))
+        params, state, step = PARAMS, tx.init(PARAMS), jax.jit(optax_sam.step(tx, loss))
+        for _ in range(3):
+            params, state, _ = step(params, state, {"x": ROWS})
+        return params
+
+    def cheap(w, batch):
+        return losses(w, batch) * 2
+
+    np.testing.assert_array_equal(
+        trained(losses, cheap), trained(plain, lambda w, batch: plain(w, batch) * 2)
+    )
+
+
+def test_labels_may_write_too():
+    def writing(batch):
+        batch["label"] -= 2
+        return batch["label"]
+
+    def stepped(labels):
+        tx = optax.chain(
+            optax_sam.focal_sam([8, 4, 2], labels, weight=0.8, gamma=1.0, rho=0.1), optax.sgd(0.1)
+        )
+        batch = {"x": ROWS, "label": jnp.array([2, 4], jnp.int32)}
+        return optax_sam.step(tx, lambda w, b: plain(w, b) * (b["label"] - 1))(
+            PARAMS, tx.init(PARAMS), batch
+        )[0]
+
+    np.testing.assert_array_equal(stepped(writing), stepped(lambda batch: batch["label"] - 2))

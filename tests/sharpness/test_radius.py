@@ -81,6 +81,18 @@ def test_a_loss_that_jumps_to_infinity_is_not_said_to_rise_by_three_quarters():
     assert "75%" not in found.reason and "rises there by 0.014 of itself" in found.reason
 
 
+def test_a_rise_of_half_before_infinity_is_told_as_it_is():
+    found = sharpness.radius_test(
+        lambda w, x: x * jnp.exp(w),
+        jnp.float32(0.0),
+        jnp.ones(2),
+        radii=[0.1, 0.4055, 100.0],
+        eigenvalue=False,
+    )
+    assert found.recommended == pytest.approx(0.4055)
+    assert "75%" not in found.reason and "rises there by 0.5 of itself" in found.reason
+
+
 def test_where_rise_and_prediction_are_apart_all_along_they_part_at_the_first_radius():
     found = sharpness.radius_test(
         lambda w, scale: scale * w**2, jnp.float32(0.1), jnp.ones(1), radii=[1.0, 2.0], eigenvalue=False

@@ -96,6 +96,12 @@ def test_lines_have_names_a_dot_each_and_gaps():
     assert plots.landscape_line(LINE).get_yscale() == "linear"
 
 
+def test_a_line_that_touches_zero_is_linear_and_whole():
+    lowest = Landscape((AXIS,), 1e3 * AXIS**2, 0.0)
+    axes = plots.landscape_line({"SGD": lowest, "SAM": LINE})
+    assert axes.get_yscale() == "linear" and axes.get_ylim()[0] < 0
+
+
 def test_densities_are_logarithmic_and_end_above_nothing():
     found = SpectralDensity(np.array([[0.0, 1.0, 30.0]]), np.array([[0.9, 0.09, 0.01]]), 100, 3)
     axes = plots.spectral_density({"SGD": found, "SAM": found})
