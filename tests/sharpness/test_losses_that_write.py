@@ -118,7 +118,7 @@ def test_labels_may_write_too():
             optax_sam.focal_sam([8, 4, 2], labels, weight=0.8, gamma=1.0, rho=0.1), optax.sgd(0.1)
         )
         batch = {"x": ROWS, "label": jnp.array([2, 4], jnp.int32)}
-        return optax_sam.step(tx, lambda w, b: plain(w, b) * (b["label"] - 1))(
+        return optax_sam.step(tx, lambda w, b: plain(w, b) * (b["label"] - 1).astype(float))(
             PARAMS, tx.init(PARAMS), batch
         )[0]
 
