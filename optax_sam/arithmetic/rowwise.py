@@ -22,8 +22,8 @@ _ELEMENTWISE = frozenset(
     "abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp complex conj "
     "convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt "
     "imag integer_pow is_finite le lgamma log log1p logistic lt max min mul name ne neg nextafter not or "
-    "pcast population_count pow pvary random_bits random_fold_in random_split random_unwrap random_wrap real "
-    "reduce_precision rem round rsqrt select_n shift_left shift_right_arithmetic "
+    "pcast population_count pow pvary random_bits random_fold_in random_seed random_split random_unwrap "
+    "random_wrap real reduce_precision rem round rsqrt select_n shift_left shift_right_arithmetic "
     "shift_right_logical sharding_constraint sign sin sinh sqrt square "
     "stop_gradient sub tan tanh threefry2x32 xor".split()
 )
