@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 FIRST = 0x9E3779B1
-"""Where counting begins: further on than programs count, and below 2^32 for as many again."""
+"""Where counting begins: further on than programs count."""
 
 
 def from_seed(seed: Any, purpose: str) -> jax.Array:
