@@ -27,8 +27,8 @@ except ImportError as error:
 Curves = Mapping[str, Sequence[Any]]
 """Names and `(x, y)` or `(x, y, spread)`, arrays of equal length."""
 
-COLOURS = ("#000000", "#D55E00", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#882255", "#E69F00")
-"""Okabe and Ito's, which the colour-blind can tell apart; yellow, pale on white, is wine."""
+COLOURS = ("#000000", "#D55E00", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#882255", "#E69F00", "#888888")
+"""Okabe and Ito's, which the colour-blind can tell apart; wine for yellow, pale on white. A grey is last."""
 
 _LOSSES = colors.LinearSegmentedColormap.from_list("losses", ["#FFFFFF", "#C6DCEC", "#6FA3C8"])
 _PLACES = "multiples of direction {}"
