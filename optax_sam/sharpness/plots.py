@@ -132,7 +132,7 @@ def landscape_line(landscape: Landscape | Mapping[str, Landscape], axes: Axes | 
         panel.plot(one.axes[0], np.ma.masked_invalid(one.losses), color=colour, label=name)
         panel.plot(0, one.loss, "o", color=colour)
     ranges = np.array([_range(one) for one in landscapes.values()])
-    is_positive = all(min(one.loss, np.nanmin(one.losses)) > 0 for one in landscapes.values())
+    is_positive = all(_lowest(one) > 0 for one in landscapes.values())
     if is_positive and scales.is_large(ranges.min(), ranges.max()):
         scales.make_logarithmic(panel)
     panel.set(xlabel="multiples of the direction", ylabel="loss")
@@ -355,6 +355,11 @@ def _legend(axes: Axes, lines: Sequence[Any]) -> None:
 
 def _named(one: Any) -> Mapping[str, Any]:
     return one if isinstance(one, Mapping) else {"": one}
+
+
+def _lowest(landscape: Landscape) -> float:
+    losses = landscape.losses
+    return float(np.min(losses, where=np.isfinite(losses), initial=landscape.loss))
 
 
 def _colours(names: Any) -> list[str]:

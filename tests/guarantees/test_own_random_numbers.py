@@ -16,10 +16,10 @@ from optax_sam import sharpness
 from optax_sam.arithmetic import keys
 from optax_sam.engine.state import key_of
 from tests.problem import init_params, losses, make_batch
-from tests.registry import METHODS, over
+from tests.registry import METHODS, ROWS, over
 
 SEED = 42
-DRAWING = [name for name, case in METHODS.items() if "seed" in inspect.signature(case.method).parameters]
+DRAWING = [name for name, case in ROWS.items() if "seed" in inspect.signature(case.method).parameters]
 PACKAGE = Path(optax_sam.__file__).parent
 
 
@@ -46,10 +46,10 @@ def of_users():
     return of_program(jax.random.key(SEED))
 
 
-@pytest.mark.parametrize("name", over(DRAWING))
+@pytest.mark.parametrize("name", over(DRAWING, METHODS))
 def test_the_key_of_a_method_is_none_of_a_program(name, of_users):
     """Nor then is what is folded out of it: the keys of steps, pieces and leaves."""
-    assert of_users.isdisjoint(data_of(key_of(METHODS[name].make(seed=SEED).init(init_params()))))
+    assert of_users.isdisjoint(data_of(key_of(ROWS[name].make(seed=SEED).init(init_params()))))
 
 
 def test_the_purposes_of_one_seed_have_keys_of_their_own():
