@@ -77,7 +77,8 @@ def from_0_1(saved: Any) -> Any:
     """A state that version 0.1.0 has saved, as `flax.serialization.from_state_dict` wants it now.
 
     `multistep_sam`, `sparse_sam` and `fisher_mask_sam` kept a count in their state, which is gone. `aesam`
-    and `aelooksam` kept a variance, of which they keep the root. All other states are as they were.
+    and `aelooksam` kept a mean and a variance of squared norms, and keep their roots, in the units of the
+    norm. All other states are as they were.
 
     Args:
       saved: a nested dict, as `flax.serialization.msgpack_restore` returns it.
@@ -95,7 +96,7 @@ def from_0_1(saved: Any) -> Any:
     if set(saved) == {"inner", "evaluations"}:
         return from_0_1(saved["inner"])
     if set(saved) == {"mean", "variance"} and np.ndim(saved["variance"]) == 0:
-        return {"mean": saved["mean"], "deviation": np.sqrt(saved["variance"])}
+        return {"root_mean": np.sqrt(saved["mean"]), "root_deviation": np.sqrt(np.sqrt(saved["variance"]))}
     is_count = lambda key, value: key == "evaluations" and np.ndim(value) == 0  # noqa: E731
     return {key: from_0_1(value) for key, value in saved.items() if not is_count(key, value)}
 
