@@ -13,8 +13,9 @@ from rich.progress import Progress
 
 from experiments.data import Data, load
 from experiments.methods import DEMO, METHODS
+from experiments.methods.names import title
 from experiments.reports import comparison
-from experiments.reports.groups import evaluated, or_infinite
+from experiments.reports.groups import evaluated
 from experiments.reports.intervals import deviation
 from experiments.reports.ranking import draw_ranking
 from experiments.reports.trajectories import draw_sharpness
@@ -80,8 +81,10 @@ def compare(settings: CompareSettings) -> None:
     }
     records.write_json(settings.out / "summary.json", {"methods": methods} | extra | records.environment())
     comparison.print_table(methods, score)
+    for line in numbers_of_base({name: group[0] for name, group in runs.items() if name in methods}):
+        print(line)
     heading = f"{settings.data}, {runs['sgd'][0].model}, {settings.epochs} epochs: "
-    heading += f"mean and standard deviation over {settings.seeds} seeds"
+    heading += comparison.over_seeds(settings.seeds)
     picture = settings.out / "comparison.png"
     if len(methods) >= comparison.MANY:
         draw_ranking(methods, score, heading, picture)
@@ -93,6 +96,18 @@ def compare(settings: CompareSettings) -> None:
             {name: metrics(runs[name]) for name in methods}, heading, settings.out / "sharpness.png"
         )
     print(f"{extra['seconds']:.0f} s in all; see {settings.out}/comparison.png and summary.json")
+
+
+def numbers_of_base(runs: dict[str, Settings]) -> list[str]:
+    """Which methods have which learning rate and decay, where they have several."""
+    found: dict[tuple[Any, ...], list[str]] = {}
+    for name, each in runs.items():
+        found.setdefault((each.learning_rate, each.weight_decay), []).append(title(name))
+    lines = [
+        f"learning rate {rate:g}, weight decay {decay:g}: {', '.join(names)}"
+        for (rate, decay), names in found.items()
+    ]
+    return lines if len(lines) > 1 else []
 
 
 def names(settings: CompareSettings) -> tuple[str, ...]:
@@ -168,7 +183,7 @@ def summary(results: list[dict[str, Any]], step_time_vs_sgd: float, score: Score
     def mean(name: str) -> float:  # a diverged run has null where a number was not finite
         return statistics.mean(math.nan if each[name] is None else each[name] for each in results)
 
-    scores = [or_infinite(each[score.name]) for each in results]
+    scores = [score.value(each[score.name]) for each in results]
     return {
         "score_mean": statistics.mean(scores),
         "score_std": float(deviation(scores)),
@@ -187,11 +202,9 @@ def metrics(runs: list[Settings]) -> list[list[dict[str, Any]]]:
 
 def curve(runs: list[Settings], score: Score) -> comparison.Curve:
     """A method's way through training: seconds and score over its seeds."""
-    seconds, scores = (
-        np.array([[or_infinite(line[name]) for line in evaluated(run)] for run in metrics(runs)])
-        for name in ("seconds", score.name)
-    )
-    scores = score.unit * scores
+    looks = [evaluated(run) for run in metrics(runs)]
+    seconds = np.array([[line["seconds"] for line in look] for look in looks])
+    scores = score.unit * np.array([[score.value(line[score.name]) for line in look] for look in looks])
     return comparison.Curve(seconds.mean(0), scores.mean(0), deviation(scores))
 
 

@@ -19,7 +19,6 @@ from experiments.reports.groups import (
     folders_of_runs,
     grouped,
     key,
-    or_infinite,
     read_run,
     shown,
 )
@@ -156,7 +155,7 @@ def share_of_gain(group: Group, sgd: Group | None, sam: Group | None) -> tuple[f
         return None
     seeds, sign = [seed for seed in group.runs if seed in sgd.runs and seed in sam.runs], group.score.sign
     method, plain, best = (
-        [sign * or_infinite(each.runs[seed].result[group.score.name]) for seed in seeds]
+        [sign * group.score.value(each.runs[seed].result[group.score.name]) for seed in seeds]
         for each in (group, sgd, sam)
     )
     gains = [a - b for a, b in zip(method, plain, strict=True)]

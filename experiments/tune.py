@@ -23,7 +23,7 @@ from experiments.reports.intervals import deviation
 from experiments.running import records
 from experiments.running.programs import Programs, compile_programs, structure
 from experiments.running.progress import progress_bar
-from experiments.running.run import train_epoch
+from experiments.running.run import evaluated, train_epoch
 from experiments.running.scores import Score, score_of
 from experiments.running.training import judged
 from experiments.settings import Settings, SettingsError, Setup, flag, require, setup_of
@@ -299,15 +299,14 @@ def given_numbers(settings: TuneSettings) -> Point:
 
 
 def trained_score(settings: Settings, data: Data, programs: Programs) -> float:
-    """Trains one network; its accuracy or loss on the held-out part, infinite where it has diverged."""
+    """Trains one network; its accuracy or loss on the held-out part, the worst one where it has diverged."""
     inputs = programs.inputs(settings, data)
     state = programs.init(inputs)
     for epoch in range(1, settings.epochs + 1):
         state, _ = train_epoch(programs, state, inputs, epoch, lambda **_: None)
-    loss, accuracy = programs.evaluate(*judged(state), inputs.examples)
-    if score_of(vars(settings)).metric == "accuracy":
-        return float(accuracy)
-    return math.inf if math.isnan(loss) else float(loss)
+    score = score_of(vars(settings))
+    found = evaluated(settings, *map(float, programs.evaluate(*judged(state), inputs.examples)))[score.name]
+    return score.value(found if math.isfinite(found) else None)
 
 
 def print_grid(method: str, entry: dict[str, Any], score: Score) -> None:
@@ -320,7 +319,7 @@ def print_grid(method: str, entry: dict[str, Any], score: Score) -> None:
         best = all(point[name] == entry["best"][name] for name in names)
         table.add_row(
             *(str(point[name]) for name in names),
-            score.text(point["score_mean"], point["score_std"]),
+            score.text(point["score_mean"], point["score_std"] if entry["trials_per_point"] > 1 else None),
             "best" if best else "",
         )
     Console().print(table)

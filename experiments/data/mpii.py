@@ -55,8 +55,10 @@ def mpii(folder: Path | None, side: int = SIDE) -> Data:
     with ThreadPoolExecutor() as pool:  # reading JPEG files takes most of the time
         parts = list(pool.map(lambda image: cut_out(folder / "images" / image[0], image[1], side), images))
     everything = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    test = np.repeat(np.arange(len(images)) % TEST_EVERY == 0, [len(people) for _, people in images])
-    return Data(rows(everything, ~test), rows(everything, test), num_classes=len(JOINTS))
+    image = np.repeat(np.arange(len(images)), [len(people) for _, people in images])
+    test = image % TEST_EVERY == 0
+    train = rows(everything, ~test)
+    return Data(train, rows(everything, test), num_classes=len(JOINTS), groups=image[~test])
 
 
 def annotated(file: Path) -> Iterator[tuple[str, list[Person]]]:

@@ -163,9 +163,9 @@ def tune(settings: EvidenceSettings, name: str, book: Book, bar: Progress) -> No
 def search_as_long(settings: EvidenceSettings, book: Book, bar: Progress) -> None:
     """Gives the base as many points as the method that has most."""
     task = TASKS[settings.task]
-    most = max(len(plan.tried(book.rows, name)) for name in CANDIDATES)
+    most = max(len(plan.tried(task, book.rows, name)) for name in CANDIDATES)
     finer = functools.partial(plan.finer, task, CANDIDATES["base"])
-    while len(plan.tried(book.rows, "base")) < most:
+    while len(plan.tried(task, book.rows, "base")) < most:
         if not (points := finer(*points_and_best(task, book, "base"))):
             break
         train(settings, "tune", "base", [*itertools.product(points, range(task.trials))], book, bar)
@@ -173,7 +173,7 @@ def search_as_long(settings: EvidenceSettings, book: Book, bar: Progress) -> Non
 
 def points_and_best(task: EvidenceTask, book: Book, name: str) -> tuple[list[Point], Point]:
     """All points that a search has tried, and the best of them."""
-    return [point for point, _ in plan.tried(book.rows, name)], plan.best_point(task, book.rows, name)
+    return [point for point, _ in plan.tried(task, book.rows, name)], plan.best_point(task, book.rows, name)
 
 
 def searched(settings: EvidenceSettings, book: Book) -> list[dict[str, Any]]:

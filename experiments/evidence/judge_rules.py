@@ -100,12 +100,12 @@ def choose(settings: RulesSettings, name: str, numbers: Point, book: Book, bar: 
 
 def tried(task: str, name: str, results: Path) -> dict[float, float]:
     """The mean score of each constant that was tried on a design task; more is better."""
-    sign = score_of(vars(TASKS[task].setup)).sign
+    score = score_of(vars(TASKS[task].setup))
     found: dict[float, list[float]] = {}
     for row in records.read_metrics(file_of(task, results)):
         if row.get("candidate") == name and row["seed"] < plan.FIRST_TEST_SEED:
-            score = plan.worst_if_none(row["score"])
-            found.setdefault(row["point"][RULES[name].constant], []).append(sign * score)
+            scores = found.setdefault(row["point"][RULES[name].constant], [])
+            scores.append(score.sign * score.value(row["score"]))
     return {value: sum(scores) / len(scores) for value, scores in found.items()}
 
 

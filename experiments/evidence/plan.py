@@ -54,13 +54,13 @@ def refined(task: EvidenceTask, candidate: Candidate, best: Point) -> list[Point
 
 def with_decay_of_base(task: EvidenceTask, rows: Sequence[Row], name: str) -> list[Point]:
     """A method's best point with the decay that the base has chosen, if that was not tried."""
-    if not tried(rows, "base"):
+    if not tried(task, rows, "base"):
         return []
     point = best_point(task, rows, name)
     other = point | {"weight_decay": number_of(best_point(task, rows, "base"), "weight_decay", task)}
     decays = {
         number_of(each, "weight_decay", task)
-        for each, _ in tried(rows, name)
+        for each, _ in tried(task, rows, name)
         if each | {"weight_decay": 0} == point | {"weight_decay": 0}
     }
     return [] if other["weight_decay"] in decays else [other]
@@ -134,18 +134,14 @@ def settings_of(
     return resolved(Settings(**values, method_settings=MethodSettings(**own)))
 
 
-def tried(rows: Iterable[Row], name: str) -> list[tuple[Point, float]]:
+def tried(task: EvidenceTask, rows: Iterable[Row], name: str) -> list[tuple[Point, float]]:
     """The points that were tried for a candidate, each with its mean score on the validation part."""
-    found: dict[tuple[Any, ...], list[float]] = {}
+    found: dict[tuple[Any, ...], list[float | None]] = {}
+    score = score_of(vars(task.setup))
     for row in rows:
         if row.get("candidate") == name and row["phase"] == "tune":
             found.setdefault(tuple(sorted(row["point"].items())), []).append(row["score"])
-    return [(dict(point), statistics.mean(map(worst_if_none, scores))) for point, scores in found.items()]
-
-
-def worst_if_none(score: float | None) -> float:
-    """A run that diverged has no loss."""
-    return math.inf if score is None else score
+    return [(dict(point), statistics.mean(map(score.value, scores))) for point, scores in found.items()]
 
 
 def best_point(task: EvidenceTask, rows: Iterable[Row], name: str) -> Point:
@@ -155,7 +151,7 @@ def best_point(task: EvidenceTask, rows: Iterable[Row], name: str) -> Point:
       SettingsError: nothing was tried.
     """
     sign = score_of(vars(task.setup)).sign
-    points = tried(rows, name)
+    points = tried(task, rows, name)
     if not points:
         raise SettingsError(f"the results hold no search of {name}: give --phases tune first")
     return max(points, key=lambda pair: sign * pair[1])[0]

@@ -89,11 +89,11 @@ def judged(task: str, name: str, results: Path) -> Judged | None:
 
 def tested(task: str, rows: Iterable[dict[str, Any]], name: str, point: Point | None) -> dict[int, float]:
     """The score of each test seed, more being better; of the last point that was tested if none is given."""
-    sign = score_of(vars(TASKS[task].setup)).sign
+    score = score_of(vars(TASKS[task].setup))
     found = [row for row in rows if row["phase"] == "test" and row["candidate"] == name]
     found = [row for row in found if row["seed"] >= plan.FIRST_TEST_SEED]
     point = found[-1]["point"] if point is None and found else point
-    return {row["seed"]: sign * plan.worst_if_none(row["score"]) for row in found if row["point"] == point}
+    return {row["seed"]: score.sign * score.value(row["score"]) for row in found if row["point"] == point}
 
 
 def regrets(results: Path) -> list[tuple[str, ...]]:

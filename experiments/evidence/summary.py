@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.evidence.candidates import CANDIDATES
-from experiments.evidence.plan import best_point, worst_if_none
+from experiments.evidence.plan import best_point
 from experiments.evidence.tasks import TASKS, EvidenceTask
 from experiments.reports.intervals import margin, share
 from experiments.running.records import read_metrics
@@ -123,7 +123,7 @@ def scores_of(
 ) -> dict[int, float]:
     """A candidate's scores on the test part by seed, at the chosen point, times -1 where less is better."""
     mine = tests_of(rows, name, point)
-    return {row["seed"]: score.sign * worst_if_none(row["score"]) for row in mine}
+    return {row["seed"]: score.sign * score.value(row["score"]) for row in mine}
 
 
 def tests_of(

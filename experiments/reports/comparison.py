@@ -51,7 +51,7 @@ Rows = Mapping[str, Mapping[str, Any]]
 def print_table(rows: Rows, score: Score) -> None:
     """Prints one row per method."""
     seeds = max(row["seeds"] for row in rows.values())
-    caption = f"mean and standard deviation over {seeds} seeds"
+    caption = over_seeds(seeds)
     many = len(rows) >= MANY
     if many:
         rows = dict(sorted(rows.items(), key=lambda item: -score.sign * item[1]["score_mean"]))
@@ -64,7 +64,7 @@ def print_table(rows: Rows, score: Score) -> None:
     for name, row in rows.items():
         table.add_row(
             title(name),
-            score.text(row["score_mean"], row["score_std"]),
+            score_text(row, score),
             f"{row['gradients_per_step']:.2f}",
             f"{row['step_time_vs_sgd']:.2f}",
             f"{row['top_eigenvalue']:.3g}",
@@ -75,9 +75,19 @@ def print_table(rows: Rows, score: Score) -> None:
     for name in rows:
         if name in NOTES:
             print(f"{title(name)}: {NOTES[name]}")
-    if many and "sam" in rows:
+    if many and seeds > 1 and "sam" in rows:
         names = ", ".join(title(name) for name in as_cheap_as_sgd(rows, score)) or "none"
         print(f"as good as SAM within its deviation, in at most {AS_CHEAP:g} times SGD's time: {names}")
+
+
+def over_seeds(seeds: int) -> str:
+    """What the numbers of a table are; one seed has no deviation."""
+    return f"mean and standard deviation over {seeds} seeds" if seeds > 1 else "of one seed"
+
+
+def score_text(row: Mapping[str, Any], score: Score) -> str:
+    """The score of a row, with its deviation where there is one."""
+    return score.text(row["score_mean"], row["score_std"] if row["seeds"] > 1 else None)
 
 
 def as_cheap_as_sgd(rows: Rows, score: Score) -> list[str]:

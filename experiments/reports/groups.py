@@ -18,8 +18,11 @@ from experiments.running.scores import Score, score_of
 from experiments.settings import SettingsError, Setup
 from experiments.settings.of_method import MethodSettings
 
+# Numbers of the base optimizer. Tuned ones are filled in, and may be another method's others.
+OF_BASE = ("learning_rate", "weight_decay")
+
 # Settings that each method has its own values of; they tell runs of one method apart.
-OWN = ("learning_rate", "weight_decay", *(field.name for field in dataclasses.fields(MethodSettings)))
+OWN = (*OF_BASE, *(field.name for field in dataclasses.fields(MethodSettings)))
 
 # The others make another task, on which methods are compared.
 TASK = tuple(
@@ -85,24 +88,24 @@ class Group(NamedTuple):
         return score_of(self.settings)
 
     def results(self, name: str) -> list[float]:
-        """A number of every run's result; infinite where a run that diverged has none."""
-        return [or_infinite(run.result[name]) for run in self.runs.values()]
+        """A number of every run's result; the worst score where a run diverged."""
+        return [self.value(name, run.result[name]) for run in self.runs.values()]
 
     def curves(self, name: str) -> np.ndarray:
         """A number after every epoch with a look at the test part [runs, looks]."""
-        return np.array(
-            [[or_infinite(line[name]) for line in evaluated(run.lines)] for run in self.runs.values()], float
-        )
+        looks = [evaluated(run.lines) for run in self.runs.values()]
+        return np.array([[self.value(name, line[name]) for line in look] for look in looks], float)
+
+    def value(self, name: str, recorded: float | None) -> float:
+        """A number of a record, where null stands for what is not finite."""
+        if name == self.score.name:
+            return self.score.value(recorded)
+        return math.inf if recorded is None else recorded
 
     def rises(self) -> np.ndarray:
         """How much the loss rose in the last step of every epoch, as a part of itself [runs, epochs]."""
         rows = [[line.get("relative_rise") for line in run.lines] for run in self.runs.values()]
         return np.array([[np.nan if rise is None else rise for rise in row] for row in rows], float)
-
-
-def or_infinite(value: float | None) -> float:
-    """A number of a record, where null stands for what is not finite."""
-    return math.inf if value is None else value
 
 
 # Every look has left some of these.
@@ -180,12 +183,17 @@ def place(run: Run) -> tuple[Any, ...]:
 
 
 def label(run: Run, runs: Sequence[Run]) -> str:
-    """A method's name, the settings in which its groups differ, those in which any do, and other data."""
+    """A method's name, the settings in which its groups differ, those in which any do, and other data.
+
+    Learning rate and decay are among these, where methods of one task have several.
+    """
     settings, all_settings = run.settings, [each.settings for each in runs]
     same_method = [each for each in all_settings if each["method"] == settings["method"]]
-    names = [name for name in OWN if differ(name, same_method)] + [
-        name for name in TASK if differ(name, all_settings)
+    same_task = [each for each in all_settings if not any(differ(name, [each, settings]) for name in TASK)]
+    names = [
+        name for name in OWN if differ(name, same_method) or (name in OF_BASE and differ(name, same_task))
     ]
+    names += [name for name in TASK if differ(name, all_settings)]
     parts = [f"{name.replace('_', ' ')} {shown(settings.get(name))}" for name in names]
     if len({each.digest for each in runs if same_data_asked(each.settings, settings)}) > 1:
         parts.append(f"data {(run.digest or 'unknown')[:8]}")

@@ -9,7 +9,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from experiments.methods.names import title
-from experiments.reports.comparison import AS_CHEAP
+from experiments.reports.comparison import AS_CHEAP, score_text
 from experiments.running.scores import Score
 
 SLOW, FAST, PLAIN = "#D55E00", "#009E73", "#555555"
@@ -54,7 +54,7 @@ def draw_scores(panel: Axes, rows: Mapping[str, Mapping[str, Any]], score: Score
         if score.sign * mean < score.sign * worst:
             panel.plot(worst, at, "<" if score.sign > 0 else ">", color=PLAIN, ms=5)
             panel.annotate(
-                score.text(row["score_mean"], row["score_std"]),
+                score_text(row, score),
                 (worst, at),
                 (8 * score.sign, 0),
                 textcoords="offset points",

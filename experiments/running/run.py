@@ -146,8 +146,12 @@ def measured(
 
 
 def evaluated(settings: Settings, loss: float, accuracy: float) -> dict[str, float]:
-    """What a look at the test or the validation part has shown."""
+    """What a look at the test or the validation part has shown.
+
+    A network whose outputs are NaN names the first class. That is no accuracy.
+    """
     part, metric, *_ = score_of(vars(settings))
+    accuracy = accuracy if math.isfinite(loss) else math.nan
     return {f"{part}_loss": loss} | ({f"{part}_accuracy": accuracy} if metric == "accuracy" else {})
 
 

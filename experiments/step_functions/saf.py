@@ -23,10 +23,14 @@ class SAFState(NamedTuple):
 
 
 class SAFLoss(NamedTuple):
-    """`init() -> SAFState`, and `losses(logits, indices, epoch, state) -> (float[batch], SAFState)`."""
+    """`init() -> SAFState`, and `losses(logits, indices, epoch, state) -> (float[batch], SAFState)`.
+
+    `merged(states) -> SAFState` makes one of those of slices, which come with a leading axis.
+    """
 
     init: Callable[[], SAFState]
     losses: Callable[..., tuple[jax.Array, SAFState]]
+    merged: Callable[[SAFState], SAFState]
 
 
 class MESALoss(NamedTuple):
@@ -89,7 +93,18 @@ def saf_loss(
         logits = jnp.zeros([num_examples, lag + 1, num_classes], float)
         return SAFState(logits, jnp.full([num_examples, lag + 1], -1, jnp.int32))
 
+    def merged(states: SAFState) -> SAFState:
+        newest = jnp.argmax(states.epochs, axis=0)[None]
+        logits = jnp.take_along_axis(states.logits, newest[..., None], axis=0)[0]
+        return SAFState(logits, jnp.max(states.epochs, axis=0))
+
     def losses(logits: jax.Array, indices: jax.Array, epoch: Any, state: SAFState) -> Any:
+        if state.epochs.dtype != jnp.int32 or state.epochs.ndim != 2:
+            raise ValueError(
+                f"state.epochs is {state.epochs.dtype}{list(state.epochs.shape)}, not "
+                f"int32[{num_examples}, {lag + 1}]: where a method takes the batch in slices, aux has "
+                "a state for each. Do not average them: pass saf.merged(aux)."
+            )
         epoch = jnp.asarray(epoch, jnp.int32)
         rows = jnp.where(indices < 0, num_examples, indices)  # -1 would be the last example
         before, now = (rows, (epoch - lag) % (lag + 1)), (rows, epoch % (lag + 1))
@@ -102,7 +117,7 @@ def saf_loss(
         )
         return jnp.where(active, weight * _distance(old, logits, temperature), 0), new
 
-    return SAFLoss(init, losses)
+    return SAFLoss(init, losses, merged)
 
 
 def mesa_loss(

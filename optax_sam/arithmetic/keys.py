@@ -5,13 +5,19 @@ so here would be the user's own: noise would be the initial weights, and a coin 
 """
 
 import zlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 FIRST = 0x9E3779B1
 """Where counting begins: further on than programs count."""
+
+
+class SharedByPasses(NamedTuple):
+    """A key that is the same in all passes and draws of a step. Slices and single examples have their own."""
+
+    key: jax.Array
 
 
 def from_seed(seed: Any, purpose: str) -> jax.Array:

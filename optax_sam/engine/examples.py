@@ -70,6 +70,7 @@ class Examples:
       whole_batch: whether every example is to be used in this step.
       is_part: whether they are only a part of what the user's batch holds.
       by_size: whether a mean divides by the sizes of the weights: those of a slice may sum to 0.
+      passes_share_key: whether another pass or draw has the same key.
     """
 
     rows: Rows
@@ -84,6 +85,7 @@ class Examples:
     whole_batch: bool = dataclasses.field(default=False, metadata={"static": True})
     is_part: bool = dataclasses.field(default=False, metadata={"static": True})
     by_size: bool = dataclasses.field(default=False, metadata={"static": True})
+    passes_share_key: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @property
     def size(self) -> int | None:
@@ -109,7 +111,11 @@ class Examples:
         return dataclasses.replace(self, **changes)
 
     def with_key(self, number: Any) -> "Examples":
-        """Another pass, draw or slice: with a key of its own, where the loss function takes one."""
+        """Another pass or draw: with a key of its own, where the loss function takes one."""
+        return self if self.passes_share_key else self.with_key_of_part(number)
+
+    def with_key_of_part(self, number: Any) -> "Examples":
+        """A slice or a single example: with a key of its own, where the loss function takes one."""
         return self if self.key is None else self.but(key=keys.numbered(self.key, number))
 
     def take(self, positions: jax.Array) -> "Examples":
@@ -143,7 +149,7 @@ class Examples:
     def alone(self, row: Any, number: Any) -> "Examples":
         """One example of the batch, for a loop over them, with a key of its own."""
         batch = jax.tree.map(lambda x: x[None], row)
-        one = self.with_key(number)
+        one = self.with_key_of_part(number)
         return one.but(rows=Rows(batch), total=None, num_slices=0, fraction=self.fraction / (self.size or 1))
 
     def split(self, num_slices: int, apart: bool = False) -> "Slices":
@@ -169,7 +175,7 @@ class Examples:
 
     def of_slice(self, part: "Slices") -> "Examples":
         """The examples of one slice, with a key of its own."""
-        return self.but(rows=part.rows, total=part.total).with_key(part.number)
+        return self.but(rows=part.rows, total=part.total).with_key_of_part(part.number)
 
     def with_spare(self, params: Params) -> "Examples":
         """The same, knowing a real row for the place of padding: all passes of a step share it.

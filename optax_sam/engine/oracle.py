@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_sam.arithmetic import sharding, trees
+from optax_sam.arithmetic import keys, sharding, trees
 from optax_sam.engine import checks
 from optax_sam.engine.aliases import Batch, Grads, OptState, Params
 from optax_sam.engine.arrays import as_arrays
@@ -112,7 +112,7 @@ class Oracle(metaclass=_OfOneTrace):
             is_float = jnp.issubdtype(self.weights.dtype, jnp.floating)
             weights = trees.widen(self.weights) if is_float else self.weights.astype(float)
             object.__setattr__(self, "weights", weights)
-        checks.key("key", self.key)
+        checks.key("key", self.key.key if isinstance(self.key, keys.SharedByPasses) else self.key)
         object.__setattr__(self, "_objective", self._held())
 
     def value_and_grad(self, params: Params) -> tuple[Any, Grads]:
@@ -191,14 +191,16 @@ def given_by(oracle: Oracle, params: Params, opt_state: OptState = None) -> Give
     check_replicas()
     objective = dataclasses.replace(oracle._objective, structure=jax.tree.structure(params))
     arrays = [x for x in jax.tree.leaves(oracle.args) if isinstance(x, jax.Array)]
+    is_shared = isinstance(oracle.key, keys.SharedByPasses)
     total = None if oracle.weights is None else oracle.weights.sum()
     return Given(
         objective,
         Examples(
             Rows(oracle.batch, oracle.indices, oracle.weights),
             total,
-            oracle.key,
+            oracle.key.key if is_shared else oracle.key,
             whole_batch=bool(oracle.whole_batch),
+            passes_share_key=is_shared,
         ),
         Arguments(arrays, oracle.loss_scale),
         as_arrays("params", trees.plain(params)),

@@ -265,8 +265,10 @@ class StepOracle:
         scale = self.given.arguments.loss_scale
         return None if scale is None else trees.widen(scale.astype(float)) / (self.size or 1)
 
-    def mean_squares(self, point: Params, num_samples: int) -> Any:
-        """The mean of the squared gradients of the first examples: the diagonal of a Fisher matrix.
+    def root_mean_squares(self, point: Params, num_samples: int) -> Any:
+        """The root of the mean of the squared gradients of the first examples.
+
+        Its square is the diagonal of the empirical Fisher matrix, which float32 may not hold.
 
         The examples are taken one after the other, those that are no padding first. Inside a `shard_map` they
         are the first of all devices' examples, and every device goes through them.
@@ -290,9 +292,9 @@ class StepOracle:
             (example, weight), place = row
             alone = real.alone(example, place)
             grads = self.on(alone.but(fraction=alone.fraction / num_parts)).evaluate(point).grads
-            share = jnp.where(weight != 0, 1 / number, 0.0)
-            squares = trees.map_inexact(lambda g: jnp.real(g * jnp.conj(g)), trees.widen(grads))
-            return trees.map_inexact(lambda t, x: t + trees.times(share, x), total, squares), None
+            share = jnp.where(weight != 0, number**-0.5, 0.0)
+            sizes = trees.map_inexact(lambda g: trees.times(share, jnp.abs(g)), trees.widen(grads))
+            return trees.map_inexact(jnp.hypot, total, sizes), None
 
         numbered = first, jnp.arange(number)
         return self.scan(add_one, trees.like_masked(self.visible, zeros), numbered)[0]

@@ -4,8 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import jax
-
+from optax_sam.arithmetic.paths import names_on
 from optax_sam.engine import checks
 from optax_sam.engine.assembly import SharpnessAware, sharpness_aware
 from optax_sam.engine.hyperparameters import FixedNotNegative, Radius
@@ -66,10 +65,11 @@ def sam_on(
 
 
 def is_normalization(path: Any, leaf: Any) -> bool:
-    """Whether a leaf belongs to a normalization layer, by the names on its path.
+    """Whether a leaf belongs to a normalization layer, by its name or that of the module that holds it.
 
-    One of them has "norm" in it, or a word that begins with "bn". Words are divided by what is no letter, and
-    by capitals: `bn1`, `conv_bn` and `expandBN` have one.
+    One of the two has "norm" in it, a word that begins with "bn", or the word "ln". Words are divided by what
+    is no letter, and by capitals: `bn1`, `conv_bn` and `expandBN` have one. Modules further out say nothing:
+    a `PreNormBlock` holds dense layers, too.
 
     Args:
       path: keys, as `jax.tree.map_with_path` hands them.
@@ -82,6 +82,6 @@ def is_normalization(path: Any, leaf: Any) -> bool:
       {'BatchNorm_0': {'scale': True}, 'Dense_0': {'kernel': False}}
     """
     del leaf
-    names = jax.tree_util.keystr(path, simple=True, separator="/")
-    words = re.split(r"[^a-zA-Z]+|(?<=[a-z])(?=[A-Z])", names)
-    return "norm" in names.lower() or any(word.lower().startswith("bn") for word in words)
+    names = "/".join(names_on(path)[-2:])
+    words = [word.lower() for word in re.split(r"[^a-zA-Z]+|(?<=[a-z])(?=[A-Z])", names)]
+    return "norm" in names.lower() or any(word.startswith("bn") or word == "ln" for word in words)

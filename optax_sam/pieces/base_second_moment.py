@@ -28,6 +28,7 @@ class Preconditioned(Direction):
     asks_anew: ClassVar[bool] = False
 
     def init(self, params: Params, key: jax.Array) -> Any:
+        """The root of the moment, since float32 does not hold every square."""
         del key
         if self.read_second_moment is not None:  # no tree of its own is ever asked
             return ()
@@ -41,25 +42,29 @@ class Preconditioned(Direction):
                 "value_and_grad(losses)(params, batch, state=opt_state) returns."
             )
         found = self._of_base(step)
-        moment = state if found is None else trees.like_masked(step.grads, found)
+        roots = state
+        if found is not None:
+            roots = trees.map_inexact(
+                lambda v: jnp.sqrt(trees.widen(jnp.real(v))), trees.like_masked(step.grads, found)
+            )
 
-        def on_leaf(u, v):
-            root = jnp.sqrt(jnp.real(v).astype(jnp.real(u).dtype))
+        def on_leaf(u, root):
+            root = root.astype(jnp.real(u).dtype)
             epsilon = jnp.asarray(self.epsilon).astype(root.dtype)
             return trees.divide(u, root + jnp.maximum(epsilon, jnp.finfo(root.dtype).tiny))
 
         # Of length one before and after: neither the quotient nor its cast overflows.
         unit = trees.divide(trees.widen(step.grads), step.first.norm)
-        divided = trees.map_inexact(on_leaf, unit, moment)
+        divided = trees.map_inexact(on_leaf, unit, roots)
         return trees.cast_like(trees.divide(divided, trees.norm(divided)), step.grads), state
 
     def write(self, state: Any, step: Step) -> Any:
         if self._of_base(step) is not None:
             return state
 
-        def on_leaf(v, g):
-            square = jnp.real(g * jnp.conj(g)).astype(v.dtype)
-            return trees.times(self.decay, v) + trees.times(1 - self.decay, square)
+        def on_leaf(root, g):
+            kept, new = jnp.sqrt(self.decay), jnp.sqrt(1 - self.decay)
+            return jnp.hypot(trees.times(kept, root), trees.times(new, jnp.abs(g).astype(root.dtype)))
 
         return trees.saturated(trees.map_inexact(on_leaf, state, trees.widen(step.descent)))
 

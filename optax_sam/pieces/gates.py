@@ -6,6 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from optax_sam.arithmetic import trees
 from optax_sam.engine import checks
@@ -110,16 +111,15 @@ def after(start_step: FixedNotNegative) -> After:
 
 
 class LargeGradientState(NamedTuple):
-    """State of `when_gradient_is_large`. Both change every step.
+    """State of `when_gradient_is_large`. Both change every step, and are in the units of the gradient.
 
     Attributes:
-      mean: `float[]`, running mean of the squared norm of the gradient.
-      deviation: `float[]`, its running standard deviation. The variance is a fourth power of the gradient,
-        which vanishes or overflows early.
+      root_mean: `float[]`, root of the running mean `mu` of the squared norm.
+      root_deviation: `float[]`, root of its running standard deviation `sigma`.
     """
 
-    mean: jax.Array
-    deviation: jax.Array
+    root_mean: jax.Array
+    root_deviation: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,20 +137,26 @@ class WhenGradientIsLarge(Gate):
         return LargeGradientState(jnp.zeros([], float), jnp.zeros([], float))
 
     def due(self, state: LargeGradientState, step: Step) -> jax.Array:
-        square, now = self._seen(state, step.grads)
+        _, square, mean, deviation = self._seen(state, step.grads)
         threshold = jnp.asarray(at_step(self.threshold, step.count)).astype(square.dtype)
-        return square >= now.mean + threshold * now.deviation
+        return square >= mean + threshold * deviation
 
     def update(self, state: LargeGradientState, step: Step) -> LargeGradientState:
-        return self._seen(state, step.grads)[1]
+        unit, _, mean, deviation = self._seen(state, step.grads)
+        return LargeGradientState(unit * jnp.sqrt(mean), unit * jnp.sqrt(deviation))
 
-    def _seen(self, state: LargeGradientState, grads: Grads) -> tuple[jax.Array, LargeGradientState]:
-        """The squared norm, and the statistics with it; what overflows is the largest number."""
-        square = jnp.nan_to_num(trees.norm(grads).astype(state.mean.dtype) ** 2)
+    def _seen(self, state: LargeGradientState, grads: Grads) -> tuple[jax.Array, ...]:
+        """A unit of the norm, and in its square: the squared norm, its mean and its standard deviation."""
+        # The largest of them is the unit: a variance is a fourth power, which float32 does not hold for long.
+        # Nothing is differentiated through a decision.
+        found = jnp.stack([trees.norm(grads).astype(state.root_mean.dtype), *state])
+        found = lax.stop_gradient(jnp.nan_to_num(found))
+        unit = jnp.max(found)
+        square, mean, deviation = jnp.square(trees.divide(found, unit))
         decay = jnp.asarray(self.decay).astype(square.dtype)
-        mean = decay * state.mean + (1 - decay) * square
-        deviation = jnp.hypot(jnp.sqrt(decay) * state.deviation, jnp.sqrt(1 - decay) * (square - mean))
-        return square, LargeGradientState(jnp.nan_to_num(mean), jnp.nan_to_num(deviation))
+        mean = decay * mean + (1 - decay) * square
+        deviation = jnp.hypot(jnp.sqrt(decay) * deviation, jnp.sqrt(1 - decay) * (square - mean))
+        return unit, square, mean, deviation
 
 
 def when_gradient_is_large(threshold: Number, decay: FixedProbability = 0.9) -> WhenGradientIsLarge:

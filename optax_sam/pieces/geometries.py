@@ -8,7 +8,6 @@ import abc
 import dataclasses
 import functools
 import math
-import re
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 
 from optax_sam.arithmetic import sharding, trees
 from optax_sam.arithmetic.newton_schulz import orthogonalized
+from optax_sam.arithmetic.paths import names_on
 from optax_sam.engine import checks
 from optax_sam.engine.aliases import Grads, Params
 from optax_sam.engine.hyperparameters import FixedAboveOne, FixedNotNegative, Scalar
@@ -378,18 +378,5 @@ def filter_sums(leaf: jax.Array) -> jax.Array:
 
 def _is_bias(path: tuple[Any, ...]) -> bool:
     """Whether the last name on a path is that of a bias."""
-    names = [name for name in map(_name_of, path) if isinstance(name, str)]
+    names = names_on(path)
     return bool(names) and (names[-1] == "b" or "bias" in names[-1].lower())
-
-
-def _name_of(key: Any) -> Any:
-    """What a key says of a parameter: an index no name, nor the `value` of a box or variable of Flax.
-
-    A path in one key, a tuple or joined by `/` or `.`, as Flax's `flatten_dict` and files of weights have
-    them, says its last name.
-    """
-    if isinstance(key, jax.tree_util.GetAttrKey):
-        return None if key.name == "value" else key.name
-    name = getattr(key, "key", None)
-    name = name[-1] if isinstance(name, tuple) and name else name
-    return re.split("[/.]", name)[-1] if isinstance(name, str) else name

@@ -5,6 +5,7 @@ the whole radius.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -60,7 +61,7 @@ class FisherMask(Ascent):
         del extra_args
 
         def renewed():
-            return self._kept(oracle.mean_squares(oracle.params, self.num_samples))
+            return self._kept(oracle.root_mean_squares(oracle.params, self.num_samples))
 
         due = step % self.refresh_steps == 0
         # The first renewal is made up, where the step that was to have it was lost.
@@ -78,13 +79,13 @@ class FisherMask(Ascent):
         """Of how many entries the leaves are kept."""
         return size - shares.down(self.sparsity, size)
 
-    def _kept(self, fisher: Any) -> Any:
+    def _kept(self, roots: Any) -> Any:
         if self.pattern == "unstructured":
-            return _largest(fisher, _num_live(fisher, self.sparsity))
+            return _largest(roots, _num_live(roots, self.sparsity))
         if self.pattern == "structured":
-            return _largest_leaves(fisher, self._wanted(_size(fisher)))
+            return _largest_leaves(roots, self._wanted(_size(roots)))
         kept, group = check_pattern(self.pattern)
-        return jax.tree.map(lambda x: _largest_of_groups(x, kept, group, self.outputs_first), fisher)
+        return jax.tree.map(lambda x: _largest_of_groups(x, kept, group, self.outputs_first), roots)
 
 
 def fisher_mask(
@@ -325,11 +326,14 @@ def _comparable(leaf: jax.Array) -> jax.Array:
     return sharding.replicated(leaf).ravel().astype(jnp.float32)
 
 
-def _largest_leaves(scores: Any, wanted: int) -> Any:
-    """Masks of whole leaves, the largest means first, until `wanted` entries are kept."""
-    leaves, treedef = jax.tree.flatten(scores)
-    means = jnp.asarray([jnp.mean(_comparable(x)) if x.size else -jnp.inf for x in leaves])
-    kept = first_until([x.size for x in leaves], jnp.argsort(-means, stable=True), wanted)
+def _largest_leaves(roots: Any, wanted: int) -> Any:
+    """Masks of whole leaves, the largest root mean squares first, until `wanted` entries are kept."""
+    leaves, treedef = jax.tree.flatten(roots)
+    means = [
+        trees.norm(_comparable(x)) / math.sqrt(x.size) if trees.is_inexact(x) and x.size else -jnp.inf
+        for x in leaves
+    ]
+    kept = first_until([x.size for x in leaves], jnp.argsort(-jnp.asarray(means), stable=True), wanted)
     return jax.tree.unflatten(treedef, [jnp.broadcast_to(kept[n], x.shape) for n, x in enumerate(leaves)])
 
 

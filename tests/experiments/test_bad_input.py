@@ -16,6 +16,10 @@ from tests.experiments.runs import TINY, message_of, run
 # Messages
 
 BAD_INPUT = [
+    (
+        ["--train-examples", "60", "--batch-size", "50", "--evaluate-on", "validation"],
+        "--batch-size 50 is more than the 48 training examples that --evaluate-on validation leaves",
+    ),
     (["--method", "nonsense"], "--method nonsense"),
     (["--model", "nonsense"], "--model nonsense"),
     (["--data", "nonsense"], "--data nonsense"),

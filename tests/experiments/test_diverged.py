@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
-from experiments import compare, methods, summarize, tune
+from experiments import compare, methods, summarize, train, tune
 from experiments.reports import comparison, intervals
 from experiments.reports.comparison import Curve, title
 from experiments.reports.ranking import draw_ranking
@@ -107,12 +107,40 @@ def test_a_sum_of_runs_says_so_and_has_no_share(diverged, tmp_path, headings, ca
     assert len(headings) == 2
 
 
+def test_a_network_of_nan_has_no_accuracy(tmp_path):
+    """It names the first class, which a tenth of the examples have."""
+    words = ["--model", "mlp", "--train-examples", "60", "--batch-size", "20", "--epochs", "2"]
+    for seed in "01":
+        for method, rate in (("sgd", "1e8"), ("sam", "0.1"), ("rst", "1e8")):
+            name = ["--method", method, "--learning-rate", rate, "--weight-decay", "0", "--seed", seed]
+            train.main([*words, *name, "--out", str(tmp_path / f"runs/{method}{seed}")])
+    result = json.loads((tmp_path / "runs/sgd0/result.json").read_text())
+    assert result["test_loss"] is None and result["test_accuracy"] is None
+    summarize.main([str(tmp_path / "runs"), "--out", str(tmp_path / "sum")])
+    rows = json.loads((tmp_path / "sum/summary.json").read_text())["groups"]
+    assert [row["score_mean"] is None for row in rows] == [True, False, True]
+    assert all(row["share_of_gain"] is None for row in rows)
+    accuracies = [{"test_accuracy": x, **results(1.0)[0]} for x in (0.5, None)]
+    row = compare.summary(accuracies, 1.0, Score("test", "accuracy"))
+    assert row["score_mean"] == -math.inf  # the last of a table that is in order
+
+
+def test_a_search_does_not_choose_a_network_of_nan(tmp_path):
+    settings = tune.TuneSettings(
+        data="digits", methods=("sgd",), model="mlp", train_examples=60, batch_size=20, epochs=2
+    )
+    data = tune.load(settings)
+    point = tune.with_point(settings, "sgd", {"learning_rate": 1e8}, 0)
+    part = tune.trial_data(data, 0, settings)
+    assert tune.trained_score(point, part, tune.compile_programs(point, part)) == -math.inf
+
+
 def test_a_point_at_which_one_of_several_trials_diverges_is_not_chosen(tmp_path, monkeypatch):
-    scores = iter([math.inf, 1.0, 3.0, 3.1])
+    scores = iter([-math.inf, 0.9, 0.3, 0.4])
     monkeypatch.setattr(tune, "trained_score", lambda *_: next(scores))
     monkeypatch.setattr(tune, "compile_programs", lambda *_: None)
     monkeypatch.setattr(tune, "points_of", lambda *_: [{"rho": 0.1}, {"rho": 0.2}])
     settings = tune.TuneSettings(data="digits", methods=("sam",), seeds=2, parts=1)
     found = tune.search("sam", tune.load(settings), settings)
-    assert found["best"]["rho"] == (0.2 if tune.score_of(vars(settings)).sign < 0 else 0.1)
+    assert found["best"]["rho"] == 0.2
     assert math.isnan(found["grid"][0]["score_std"])

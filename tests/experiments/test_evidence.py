@@ -154,7 +154,7 @@ def test_a_task_is_searched_tested_timed_and_goes_on_where_it_was(tiny, tmp_path
     evidence.main([*words, "--phases", "tune", "test"])
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     tuned = [row for row in rows if row["phase"] == "tune"]
-    counts = [len(plan.tried(tuned, name)) for name in ("base", "sam")]
+    counts = [len(plan.tried(tiny, tuned, name)) for name in ("base", "sam")]
     assert 15 <= counts[1] <= 24 and counts[0] >= counts[1] and sum(counts) == len(tuned)
     assert {row["seed"] for row in tuned} == {0}
     assert [row["seed"] for row in rows if row["phase"] == "test"] == [100, 101, 102] * 2

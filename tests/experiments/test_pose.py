@@ -9,7 +9,7 @@ import pytest
 import scipy.io
 
 import optax_sam
-from experiments.data.arrays import rows
+from experiments.data.arrays import fold, rows
 from experiments.data.mpii import ANNOTATIONS, mpii
 from experiments.data.stick_figures import HEAD, LEFT, NECK, RIGHT, figures
 from experiments.models.simcc import SimCC
@@ -109,6 +109,13 @@ def test_mpii_is_read_with_its_irregularities(mpii_dir):
         np.testing.assert_allclose(part["head_size"], 0.6 * 50 / 5)
         assert (part["image"][:, 9:11, 4:6] == [255, 128, 0]).all()  # row 10, column 5
         assert part["image"][:, 15:].max() == part["image"][:, :, 10:].max() == 0
+
+
+def test_people_of_one_image_are_held_out_together(mpii_dir):
+    data = mpii(mpii_dir, side=50)
+    assert data.groups.tolist() == [1, 1]  # both of the second image
+    part = fold(data, 0, 2)
+    assert len(part.test["image"]) == 2 and len(part.train["image"]) == 0
 
 
 def test_what_is_missing_of_mpii_is_said(mpii_dir, tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+import optax_sam
 from experiments.step_functions.saf import mesa_loss, saf_loss
 from experiments.step_functions.sampa import sampa_step
 from tests.methods.trajectories import FAST, PROBLEM, STEPS, flatten_steps, in_float64, stack
@@ -268,6 +269,46 @@ def test_saf_has_no_term_for_examples_that_the_epoch_did_not_see():
     assert (np.asarray(state.epochs)[4:] == -1).all()
     # No epoch 2: in epoch 3, the outputs of epoch 0 stand in its place.
     assert not saf.losses(z[1], np.array([0, 1, 2, 3]), 3, state)[0].any()
+
+
+def memory_of_saf(method, weights=None):
+    """After four epochs of two batches, each example in one of them."""
+    saf = saf_loss(8, 3, lag=1, start_epoch=0)
+    tx = optax.chain(method, optax.sgd(0.1))
+    rng = np.random.default_rng(0)
+    batches = [
+        {"image": rng.normal(size=(4, 5)).astype(np.float32), "index": np.arange(4) + start}
+        for start in (0, 4)
+    ]
+
+    def losses(params, batch, epoch, memory):
+        logits = batch["image"] @ params
+        further, new = saf.losses(logits, batch["index"], epoch, memory)
+        return jnp.sum(logits**2, axis=1) / 2 + further, new
+
+    params, memory = jnp.asarray(rng.normal(size=(5, 3)), jnp.float32), saf.init()
+    opt_state = tx.init(params)
+    step = jax.jit(optax_sam.step(tx, losses, has_aux=True))
+    for epoch in range(4):
+        for batch in batches:
+            params, opt_state, (_, new) = step(params, opt_state, batch, epoch, memory, weights=weights)
+            memory = saf.merged(new) if new.epochs.ndim == 3 else new
+    return params, memory, lambda: saf.losses(jnp.ones((2, 3)), np.arange(2), 4, jax.tree.map(mean, new))
+
+
+def mean(x):
+    return x.mean(0)
+
+
+@pytest.mark.parametrize("weights", [None, np.float32([1, 1, 1, 1])], ids=["plain", "weights"])
+def test_the_memory_of_slices_is_that_of_the_whole_batch(weights):
+    wanted, memory, _ = memory_of_saf(optax_sam.sam(0.0), weights)
+    found, merged, averaged = memory_of_saf(optax_sam.accumulated(optax_sam.sam(0.0), 2), weights)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    np.testing.assert_allclose(merged.logits, memory.logits, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(merged.epochs, memory.epochs)
+    with pytest.raises(ValueError, match=r"state\.epochs is float32\[8, 2\], not int32\[8, 2\].*saf\.merged"):
+        averaged()
 
 
 def test_mesa_is_its_equations_over_nine_epochs():

@@ -18,7 +18,8 @@ EPOCHS = 3
 
 def write(folder, method, seed, accuracy, step_seconds=1.0, digest=None, **settings):
     """A finished run."""
-    given = as_json(resolved(Settings(method=method, seed=seed, epochs=EPOCHS))) | settings
+    equal = Settings(method=method, seed=seed, epochs=EPOCHS, learning_rate=0.1, weight_decay=5e-4)
+    given = as_json(resolved(equal)) | settings
     gradients = 1 if method == "sgd" else 2
     lines = [
         {"test_accuracy": accuracy * part, "seconds": step_seconds * part, "gradients": gradients * part}
@@ -105,6 +106,22 @@ def test_labels_are_what_differs_and_the_best_sam_of_a_task_is_the_unit(tmp_path
         assert rows[f"SAM, rho 0.1, label noise {noise}"]["share_of_gain"] is None
     notes = json.loads((tmp_path / "out/summary.json").read_text())["notes"]
     assert "SAM, rho 0.1, label noise 0.2" in notes[-1] and "rho 0.05" not in notes[-1]
+
+
+def test_learning_rates_and_decays_that_differ_between_methods_are_named(tmp_path):
+    """Tuned ones are filled in, and may be those of one method alone."""
+    numbers = {"learning_rate": 0.004, "weight_decay": 0.032}
+    sweep(tmp_path / "base", {"sgd": [0.5, 0.6]}, **numbers)
+    sweep(tmp_path / "others", {"sam": [0.9, 0.8], "rst": [0.9, 0.8]})
+    assert list(summed(tmp_path, out=tmp_path / "out")) == [
+        "SGD, learning rate 0.004, weight decay 0.032",
+        "SAM, learning rate 0.1, weight decay 0.0005",
+        "RST, learning rate 0.1, weight decay 0.0005",
+    ]
+    sweep(tmp_path / "other task", {"sgd": [0.5, 0.6]}, data="mnist1d", **numbers)
+    assert "SAM, learning rate 0.1, weight decay 0.0005, data digits" in summed(tmp_path, out=tmp_path / "2")
+    rows = summed(tmp_path / "others", tmp_path / "other task", out=tmp_path / "3")
+    assert list(rows) == ["SAM, data digits", "RST, data digits", "SGD, data mnist1d"]
 
 
 def test_what_is_left_out_is_named_in_one_line_each(tmp_path, capsys):

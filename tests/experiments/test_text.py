@@ -9,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.data.text import LENGTH, VOCABULARY, shortened, texts
+from experiments.data.arrays import Data, fold
+from experiments.data.text import LENGTH, VOCABULARY, sentence_of, shortened, texts
 from experiments.models.text import TextTransformer
 from experiments.settings import SettingsError
 
@@ -49,6 +50,24 @@ def test_words_of_the_training_part_are_numbered(text, label):
         for row, sentence in zip(part["tokens"], sentences, strict=True):
             expected = [number.get(word, 1) for word in sentence.lower().split()][:LENGTH]
             assert row.tolist() == expected + [0] * (LENGTH - len(expected))
+
+
+def test_phrases_are_held_out_with_their_sentence():
+    """Of each of 30 sentences, the whole and three phrases."""
+    rng = np.random.default_rng(0)
+    sentences = np.arange(1, 241, dtype=np.int32).reshape(30, 8)
+    phrases = [row[a:b] for row in sentences for a, b in ((0, 8), (0, 3), (2, 7), (4, 5))]
+    tokens = np.zeros((120, 8), np.int32)
+    for row, phrase in zip(tokens, rng.permutation(np.array(phrases, object)), strict=True):
+        row[: len(phrase)] = phrase
+    groups = sentence_of(tokens)
+    assert len({*groups}) == 30 and {*np.bincount(groups)} == {0, 4}
+    data = Data({"tokens": tokens}, {"tokens": tokens}, 2, groups=groups)
+    parts = [fold(data, number, 5) for number in range(5)]
+    for part in parts:
+        seen, held_out = ({*rows[rows > 0].tolist()} for rows in (part.train["tokens"], part.test["tokens"]))
+        assert held_out and not seen & held_out
+    assert sum(len(part.test["tokens"]) for part in parts) == 120
 
 
 def test_columns_of_padding_alone_are_cut():

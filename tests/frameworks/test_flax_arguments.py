@@ -219,3 +219,69 @@ def test_a_key_comes_last_behind_random_streams():
     ]
     wanted = [jax.random.uniform(jax.random.key(n)) for n in (0, 1)]
     np.testing.assert_allclose(losses[0] - losses[1], wanted[0] - wanted[1], atol=1e-5)
+
+
+def spread_of_a_gradient(method, **arguments):
+    """Over 400 parameters, of a mean over 64 examples with a mask each: 1/8 where no two share one."""
+    model = DroppedSum(nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, optax.chain(method, optax.sgd(1.0)), wrt=nnx.Param)
+    take = optax_sam.flax.nnx_value_and_grad(method, lambda model, x: model(x), **arguments)
+    before = model.kernel[...]
+    _, grads, oracle = take(model, jnp.ones([64, 400]), optimizer=optimizer)
+    optimizer.update(model, grads, oracle=oracle)
+    return np.std(grads["kernel"][...]), np.std(before - model.kernel[...])
+
+
+class DroppedSum(nnx.Module):
+    def __init__(self, rngs):
+        self.dropout, self.kernel = nnx.Dropout(0.5, rngs=rngs), nnx.Param(jnp.ones(400))
+
+    def __call__(self, x):
+        return self.dropout(x) @ self.kernel[...]
+
+
+@pytest.mark.parametrize("fresh_keys", [False, True])
+@pytest.mark.parametrize(
+    "method",
+    [
+        optax_sam.sam(RHO),
+        optax_sam.accumulated(optax_sam.sam(RHO), 8),
+        optax_sam.per_microbatch(optax_sam.sam(RHO), 8),
+        optax_sam.per_microbatch(optax_sam.accumulated(optax_sam.sam(RHO), 4), 2),
+    ],
+    ids=["whole", "accumulated", "per_microbatch", "both"],
+)
+def test_slices_have_masks_of_their_own(method, fresh_keys):
+    np.testing.assert_allclose(spread_of_a_gradient(method, fresh_keys=fresh_keys), 1 / 8, rtol=0.15)
+
+
+def test_the_first_pass_of_a_whole_batch_has_the_masks_of_the_model():
+    """Though the method could cut it: those of a step without this library."""
+    model = DroppedSum(nnx.Rngs(0))
+    wanted = nnx.grad(lambda model, x: model(x).mean())(nnx.clone(model), jnp.ones([64, 400]))
+    for fresh_keys in (False, True):
+        sam = optax_sam.sam(RHO)
+        optimizer = nnx.Optimizer(model, optax.chain(sam, optax.sgd(1.0)), wrt=nnx.Param)
+        take = optax_sam.flax.nnx_value_and_grad(sam, lambda model, x: model(x), fresh_keys=fresh_keys)
+        _, grads, _ = take(nnx.clone(model), jnp.ones([64, 400]), optimizer=optimizer)
+        np.testing.assert_allclose(grads["kernel"][...], wanted["kernel"][...], rtol=1e-6)
+
+
+@pytest.mark.parametrize("fresh_keys", [False, True])
+def test_single_examples_have_masks_of_their_own(fresh_keys):
+    """Else all 64 would be 0 in the same inputs, and half of the mean squares with them."""
+    method, model = optax_sam.fisher_mask_sam(num_samples=64, sparsity=0.9), DroppedSum(nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, optax.chain(method, optax.sgd(1.0)), wrt=nnx.Param)
+    seen = []
+
+    def loss_fn(model, x):
+        dropped = model.dropout(x)
+        jax.debug.callback(lambda rows: seen.append(np.asarray(rows)), dropped)
+        return dropped @ model.kernel[...]
+
+    take = optax_sam.flax.nnx_value_and_grad(method, loss_fn, fresh_keys=fresh_keys)
+    _, grads, oracle = take(model, jnp.ones([64, 400]), optimizer=optimizer)
+    optimizer.update(model, grads, oracle=oracle)
+    jax.effects_barrier()
+    alone = np.concatenate([rows for rows in seen if len(rows) == 1])
+    assert len(alone) == 64 and len(np.unique(alone, axis=0)) == 64

@@ -248,9 +248,10 @@ def test_a_parameter_may_be_called_as_an_old_count():
 
 
 def test_statistics_of_a_batch_are_not_taken_for_an_old_state():
-    saved = {"stats": {"mean": np.zeros(3), "variance": np.ones(3)}, "gate": {"mean": 1.0, "variance": 4.0}}
+    saved = {"stats": {"mean": np.zeros(3), "variance": np.ones(3)}, "gate": {"mean": 9.0, "variance": 16.0}}
     found = optax_sam.flax.from_0_1(saved)
-    assert found["stats"].keys() == {"mean", "variance"} and found["gate"] == {"mean": 1.0, "deviation": 2.0}
+    assert found["stats"].keys() == {"mean", "variance"}
+    assert found["gate"] == {"root_mean": 3.0, "root_deviation": 2.0}
 
 
 def test_an_optimizer_that_needs_the_loss_gets_it():

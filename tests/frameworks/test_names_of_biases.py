@@ -81,6 +81,21 @@ def test_normalization_is_found_by_a_word_of_the_name(name, found):
         assert jax.tree.leaves(jax.tree.map_with_path(optax_sam.is_normalization, tree)) == [found]
 
 
+class PreNormBlock(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return x + nn.Dense(3)(nn.LayerNorm(name="ln_1")(nn.BatchNorm(use_running_average=True)(x)))
+
+
+@pytest.mark.parametrize("flat", [lambda tree: tree, flatten_dict, lambda tree: flatten_dict(tree, sep=".")])
+def test_a_module_further_out_says_nothing_of_normalization(flat):
+    params = {"NormalizedNet_0": PreNormBlock().init(jax.random.key(0), X)["params"]}
+    found = jax.tree.leaves_with_path(jax.tree.map_with_path(optax_sam.is_normalization, flat(params)))
+    names = {jax.tree_util.keystr(path): chosen for path, chosen in found}
+    assert {name for name, chosen in names.items() if not chosen} == {n for n in names if "Dense" in n}
+    assert len(names) == 6
+
+
 def test_a_step_on_boxes_is_the_step_without_them():
     """As a training step takes it, boxes and all."""
     plain = {"kernel": jnp.array([0.5, -0.3]), "bias": jnp.array(0.1)}

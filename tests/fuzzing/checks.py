@@ -32,7 +32,7 @@ def check(case: Case, mode: str) -> list[str]:
         said, memory = [], None
         for number, (problem, outcome) in enumerate(zip(problems, outcomes, strict=True)):
             due = bool(outcome.before.due) if case.perturb is None else case.perturb
-            drawn = None if not case.is_ausam or outcome.aux is None else np.asarray(outcome.aux["number"])
+            drawn = None if not case.is_ausam or outcome.aux is None else drawn_rows(outcome)
             check_trees(problem, outcome, dtypes_of_gradients(case, problem))
             check_counts(case, outcome, due)
             if drawn is not None:
@@ -80,6 +80,11 @@ def check_counts(case: Case, outcome: Outcome, due: bool) -> None:
     np.testing.assert_allclose(spent, evaluations * part, rtol=1e-6)
 
 
+def drawn_rows(outcome: Outcome) -> np.ndarray:
+    """The numbers of the rows that were drawn, -1 for padding."""
+    return np.asarray(outcome.aux["number"]) - 1
+
+
 def check_draw(case: Case, problem: Problem, drawn: np.ndarray) -> None:
     """As many as documented from every stratum, none twice, and padding last."""
     own, size = case.arguments, _slice_size(case)
@@ -90,9 +95,9 @@ def check_draw(case: Case, problem: Problem, drawn: np.ndarray) -> None:
     ):
         assert numbers.size == number * strata
         chosen = np.zeros(size, bool)
-        chosen[np.unique(numbers) % size] = True  # in the place of padding stands a real row
+        chosen[numbers[numbers >= 0] % size] = True
+        assert not np.any(chosen & ~real)
         if real.any():
-            assert not np.any(chosen & ~real)
             wanted = np.minimum(real.reshape(strata, -1).sum(1), number)
             np.testing.assert_array_equal(chosen.reshape(strata, -1).sum(1), wanted)
 
@@ -116,7 +121,8 @@ def check_verdict(case: Case, outcome: Outcome, wanted: Wanted) -> None:
 def _check_scores(case: Case, outcome: Outcome) -> None:
     """Every drawn example that counts has one score more, a repeated one too."""
     problem = make_problem(case)
-    rows = [n for n in np.unique(outcome.aux["number"]) if problem.real[n]]
+    drawn = drawn_rows(outcome)
+    rows = np.unique(drawn[drawn >= 0])
     scored = np.zeros(case.arguments["num_examples"])
     scored[problem.indices.astype(int)[rows]] = 1
     old, new = outcome.before.start, outcome.state.start

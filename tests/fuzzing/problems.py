@@ -78,7 +78,7 @@ def make_problem(case: Case, step: int = 0) -> Problem:
     batch = {
         "s": rng.uniform(0.5, 1.5, case.size).astype(floats),
         "t": rng.uniform(0.5, 1.5, case.size).astype(floats),
-        "number": np.arange(case.size, dtype=np.int32),
+        "number": np.arange(1, case.size + 1, dtype=np.int32),  # 0 is what aux shows of padding
     }
     if case.nan_padding:
         for name in ("s", "t"):

@@ -68,7 +68,7 @@ class Step:
     """One step of a case.
 
     Attributes:
-      drawn: the numbers of the rows that were drawn, as `aux` has them; None for all rows.
+      drawn: the numbers of the rows that were drawn, -1 for padding; None for all rows.
       due: whether the step is perturbed.
       memory: what the step before has remembered.
       number: 0 or 1.
@@ -148,7 +148,7 @@ class Step:
         """A step of the method itself."""
         case, arguments, blur = self.case, self.case.arguments, 0.0
         if drawn is not None:
-            chosen = np.unique(drawn)  # padding among them shows the number of a real row
+            chosen = np.unique(np.where(drawn >= 0, drawn, np.max(drawn, initial=0)))  # without padding
             rows, slices, blur = rows.only(chosen % len(rows.s)), 1, 2.0 if slices > 1 else 0.0
         start = self._start()
         loss, grads = self._evaluate(rows, start, slices, blur)

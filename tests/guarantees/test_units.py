@@ -9,8 +9,6 @@ import optax_sam
 from tests.problem import assert_trees_equal, init_params, losses, make_batch, make_indices
 from tests.registry import CASES, over
 
-STEPS = 6
-
 BY_UNIT = {
     "pugd": "its descent has no unit",
     "tsam": "the tilt multiplies the loss",
@@ -32,7 +30,7 @@ BY_UNIT = {
 ANY_UNIT = [name for name, case in CASES.items() if case.is_scale_free and name not in BY_UNIT]
 
 
-def descents(method, unit, losses=losses):
+def descents(method, unit, steps=6):
     """Of some steps, with a learning rate in the same unit."""
     params, found = init_params(), []
     state = method.init(params)
@@ -45,20 +43,20 @@ def descents(method, unit, losses=losses):
         descent = jax.tree.map(lambda x: x / unit, descent)
         return optax.apply_updates(params, optax.tree.scale(-0.3, descent)), state, descent
 
-    for number in range(STEPS):
+    for number in range(steps):
         params, state, descent = step(params, state, make_batch(number), make_indices(number))
         found.append(descent)
     return found
 
 
-@pytest.mark.parametrize("unit", [2.0**-44, 2.0**44])
+@pytest.mark.parametrize("unit", [2.0**-70, 2.0**70])
 @pytest.mark.parametrize("name", over(ANY_UNIT, ["sam", "vsam", "looksam", "friendly_sam"]))
 def test_a_loss_in_another_unit_has_the_same_steps(name, unit):
     method = CASES[name].make()
     assert_trees_equal(descents(method, unit), descents(method, 1.0))
 
 
-@pytest.mark.parametrize("unit", [2.0**-44, 2.0**44])
+@pytest.mark.parametrize("unit", [2.0**-70, 2.0**70])
 def test_what_is_a_large_gradient_is_so_in_any_unit(unit):
     method, params = optax_sam.aesam(10, start_threshold=1.0, end_threshold=1.0), {"w": jnp.ones(())}
 
@@ -79,5 +77,5 @@ def test_what_is_a_large_gradient_is_so_in_any_unit(unit):
 @pytest.mark.parametrize("name", BY_UNIT)
 def test_an_exception_is_one(name):
     method = CASES[name].make()
-    same = jax.tree.map(jnp.array_equal, descents(method, 2.0**44), descents(method, 1.0))
+    same = jax.tree.map(jnp.array_equal, descents(method, 2.0**44, 20), descents(method, 1.0, 20))
     assert not all(jax.tree.leaves(same))

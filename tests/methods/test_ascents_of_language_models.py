@@ -120,7 +120,24 @@ def test_preconditioned_ascent_follows_its_reference(float64):
     assert_same_trajectory(run, record)
     assert_gradients(run, np.full(STEPS, 2.0))
     moments = np.stack([flatten_reference(tree) for tree in record["moment"]])
-    np.testing.assert_allclose(flatten_steps(run.after.direction), moments, rtol=1e-8)
+    np.testing.assert_allclose(flatten_steps(run.after.direction) ** 2, moments, rtol=1e-8)
+
+
+@pytest.mark.parametrize("unit", [1e-25, 1e25])
+def test_a_second_moment_of_its_own_is_right_where_float32_holds_no_square(unit):
+    method, params = optax_sam.preconditioned_sam(rho=0.5, decay=0.5, epsilon=1e-36), jnp.float32([3, 4])
+    losses = lambda w, x: unit / 2 * jnp.sum((w[None] - x) ** 2, axis=1)
+    state, found, wanted, moment = method.init(params), [], [], np.zeros(2)
+    for centre in np.float32([[2, 2], [2, 12]]):
+        _, grads, oracle = method.value_and_grad(losses)(params, centre[None], state=state)
+        descent, state = method.update(grads, state, params, oracle=oracle)
+        found.append(np.float64(descent) / unit)
+        gradient = np.float64(params) - centre
+        direction = gradient / (np.sqrt(moment) + 1e-36 / unit)
+        wanted.append(gradient + 0.5 * direction / np.linalg.norm(direction))
+        moment = (moment + wanted[-1] ** 2) / 2
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    np.testing.assert_allclose(np.float64(state.direction) / unit, np.sqrt(moment), rtol=1e-5)
 
 
 def nu(opt_state):
