@@ -10,6 +10,8 @@ RECIPE = Recipe(
     "experiments/evidence/tasks.py searches for this text",
     differs="A small decoder of characters in place of language models of 24 million to 1.2 billion "
     "parameters. SAM's path through the logits is kept: the outputs of a run are not at the method's hand.",
+    ours="test loss 1.705 ± 0.009 (n = 3, mean and standard deviation: python -m experiments.train "
+    "recipe:preconditioned-sam-tinyshakespeare --seed S, S = 0, 1, 2; one of two CPU cores, jax 0.10.2)",
     settings=Settings(
         data="tinyshakespeare",
         model="decoder",

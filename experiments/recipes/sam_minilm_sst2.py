@@ -10,6 +10,8 @@ RECIPE = Recipe(
     "MiniLM",
     differs="MiniLM and 500 sentences in place of T5 and the whole of GLUE: it shows the set-up, not the "
     "paper's result. Accuracy on the validation part, as GLUE's test labels are not public.",
+    ours="78.0 ± 1.9 % (n = 3, mean and standard deviation: python -m experiments.train "
+    "recipe:sam-minilm-sst2 --seed S, S = 0, 1, 2; one of two CPU cores, jax 0.10.2)",
     settings=Settings(
         data="glue/sst2",
         model="minilm",
