@@ -44,7 +44,8 @@ class Run(NamedTuple):
     """What a run of the library gave; every entry has one value per step.
 
     `before` and `after` are the method's own state, `loss` what `value_and_grad` returned, `seen` the
-    positions in the batch that the first gradient saw, `points` every point that was evaluated.
+    positions in the batch that the first gradient saw (-1 for padding), `points` every point that was
+    evaluated.
     """
 
     params: np.ndarray
@@ -106,7 +107,9 @@ def train(
         return found
 
     rows = {
-        "batch": stack([batch | {"position": np.arange(len(batch["label"]))} for batch in problem.batches]),
+        "batch": stack(
+            [batch | {"position": 1 + np.arange(len(batch["label"]))} for batch in problem.batches]
+        ),
         "indices": stack(problem.indices if indices is None else indices),
         "weights": None if weights is None else stack(weights),
     }
@@ -115,7 +118,7 @@ def train(
     params, before, after, info, loss = jax.tree.map(
         lambda *x: np.concatenate(x), *(part[:-1] for part in found)
     )
-    seen = [positions for part in found for positions in part[-1]]
+    seen = [positions - 1 for part in found for positions in part[-1]]  # aux is 0 for padding
     return Run(flatten_steps(params), before, after, info, loss, seen, points)
 
 
@@ -148,9 +151,9 @@ def draws(run, kind, draw):
     return jax.tree.map(np.asarray, jax.jit(jax.vmap(of_step))(run.before.key, steps))
 
 
-def uniforms(run, dtype):
+def uniforms(run):
     """What the gate draws in every step."""
-    return draws(run, "gate", lambda key: jax.random.uniform(key, dtype=dtype))
+    return draws(run, "gate", lambda key: jax.random.uniform(key, dtype=jnp.float32))
 
 
 def tree_draws(run, kind, draw, like=PROBLEM.params):
