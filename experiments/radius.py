@@ -36,9 +36,7 @@ def radius(settings: RadiusSettings) -> None:
     """Measures, prints, draws."""
     require(settings.batches >= 1, settings, "batches", "give 1 or more")
     at = standing(settings.run)
-    found = sharpness.radius_test(
-        at.loss, at.params, at.parts[: settings.batches], learning_rate=at.learning_rate, progress=True
-    )
+    found = sharpness.radius_test(at.loss, at.params, at.parts[: settings.batches], progress=True)
     print(found)
     picture = settings.run / "radius.png"
     with records.disk_errors(settings.run):

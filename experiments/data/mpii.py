@@ -10,7 +10,7 @@ import PIL.Image
 import scipy.io
 from scipy.io.matlab import mat_struct
 
-from experiments.data.arrays import Batch, Data, rows
+from experiments.data.arrays import Batch, Data, num_rows, rows
 from experiments.data.stick_figures import JOINTS
 from experiments.settings import SettingsError
 
@@ -55,7 +55,7 @@ def mpii(folder: Path | None, side: int = SIDE) -> Data:
     with ThreadPoolExecutor() as pool:  # reading JPEG files takes most of the time
         parts = list(pool.map(lambda image: cut_out(folder / "images" / image[0], image[1], side), images))
     everything = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    image = np.repeat(np.arange(len(images)), [len(people) for _, people in images])
+    image = np.repeat(np.arange(len(images)), [num_rows(part) for part in parts])
     test = image % TEST_EVERY == 0
     train = rows(everything, ~test)
     return Data(train, rows(everything, test), num_classes=len(JOINTS), groups=image[~test])
@@ -120,9 +120,11 @@ def cut_out(file: Path, people: list[Person], side: int) -> Batch:
     keypoints = (np.stack([one.keypoints for one in people]) - corners[:, None]) * scale[:, None, None]
     inside = ((keypoints >= 0) & (keypoints < side)).all(-1)
     visible = np.stack([one.visible for one in people]) * inside
-    return {
+    seen = visible.any(1)  # of nobody else is there anything to find
+    everything = {
         "image": np.stack([np.asarray(square) for square in squares]),
         "keypoints": np.where(visible[..., None] > 0, keypoints, 0).astype(np.float32),
         "visible": visible.astype(np.float32),
         "head_size": (scale * [one.head_size for one in people]).astype(np.float32),
     }
+    return rows(everything, seen)

@@ -11,7 +11,7 @@ RECIPE = Recipe(
     source="nothing but the method's numbers is the authors': github.com/ajiaaa/AUSAM, 13ee7bf",
     differs="Drawn figures in place of MPII: it shows the method, not the paper's result.",
     published="none",
-    ours="75.5 ± 0.8 % of the joints, PCKh@0.5 (n = 3, mean and standard deviation: python -m "
+    ours="75.5 ± 0.8 % of a figure's joints, PCKh@0.5 (n = 3, mean and standard deviation: python -m "
     "experiments.train recipe:ausam-stick-figures --seed S, S = 0, 1, 2; two CPU cores, jax 0.10.2)",
     cost="1.3 minutes with compilation, on two CPU cores that had other work too",
     settings=Settings(

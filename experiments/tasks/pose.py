@@ -55,7 +55,10 @@ class Pose:
         return visible_mean(entropies.mean(-1), batch["visible"])
 
     def scores(self, outputs: jax.Array, batch: Batch) -> jax.Array:
-        """PCKh@0.5: the share of the visible joints that are found within half a head's size."""
+        """A person's PCKh@0.5: the share of the visible joints found within half a head's size.
+
+        Their mean is over people. MPII's own is over all people's joints, without pelvis and thorax.
+        """
         pixels = pixels_of_bins(outputs.shape[-1], batch["image"].shape[1])
         away = jnp.linalg.norm(pixels[outputs.argmax(-1)] - batch["keypoints"], axis=-1)
         found = away <= 0.5 * batch["head_size"][:, None]

@@ -30,7 +30,8 @@ def sparse_sam(
     `e = m rho g / ||g||`, the norm over all parameters; descent `g' = grad L(w + e)`. Every
     `refresh_steps` steps, behind the perturbation: "fisher" keeps the `(1 - sparsity) N` entries with the
     largest mean of squared gradients of single examples; "dynamic" replaces the part
-    `drop_rate (1 + cos(pi t / total_steps)) / 2` of the entries, smallest `|g|` out, random ones in.
+    `drop_rate (1 + cos(pi t / total_steps)) / 2` of the entries, smallest `|g|` out, random ones in. After
+    `total_steps` the mask stays.
 
     Args:
       rho: radius before the mask, in the L2 norm. A number or a schedule of the step.

@@ -84,9 +84,9 @@ def preconditioned(
     """`g / (sqrt(v) + epsilon)`: the gradient as Adam divides it, `v` the base's second moment.
 
     `v` is that of the base optimizer before the step, if the optimizer state that `value_and_grad` was given
-    holds one tree called `nu` shaped like the parameters. Otherwise it is the direction's own,
-    `v = decay v + (1 - decay) descent^2`. `directions.where_second_moment_is(opt_state, params)` tells which
-    one is used.
+    holds one tree called `nu` (`nu_max` of AMSGrad) shaped like the parameters. Otherwise it is the
+    direction's own, `v = decay v + (1 - decay) descent^2`.
+    `directions.where_second_moment_is(opt_state, params)` tells which one is used.
 
     Args:
       decay: from 0 to 1, of its own.
@@ -133,6 +133,8 @@ def where_second_moment_is(opt_state: OptState, params: Params) -> str:
 
 def second_moment_of_base(opt_state: OptState, params: Params, visible: Params) -> tuple[str, Params | None]:
     """The one second moment like the parameters inside an optimizer's state, and where. Refuses several."""
-    found = found_in_base(opt_state, params, visible, ("nu",))
+    # Where AMSGrad keeps the largest moment so far, it divides by that.
+    found = found_in_base(opt_state, params, visible, ("nu_max",))
+    found = found or found_in_base(opt_state, params, visible, ("nu",))
     refuse_several(found, "second moments", "read_second_moment")
     return found[0] if found else ("own", None)

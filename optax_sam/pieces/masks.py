@@ -143,7 +143,7 @@ class DynamicMask(Ascent):
 
         def renewed():
             size, num_live = _size(updates), _num_live(updates, self.sparsity)
-            turn = jnp.cos(jnp.pi * step.astype(float) / self.total_steps)
+            turn = jnp.cos(jnp.pi * jnp.minimum(step, self.total_steps).astype(float) / self.total_steps)
             drop = jnp.asarray(self.drop_rate).astype(turn.dtype) * (1 + turn) / 2
             num_grown = jnp.minimum(shares.floor(num_live * drop), size - num_live)
             num_kept = num_live - num_grown
@@ -166,7 +166,8 @@ def dynamic_mask(
     """Keeps a random part. Drops entries with small gradients, and takes in as many random ones (SSAM-D).
 
     In every `refresh_steps`-th step, behind its perturbation, the part `d` of the entries is replaced,
-    `d = drop_rate (1 + cos(pi step / total_steps)) / 2`. Arguments: see `sparse_sam`.
+    `d = drop_rate (1 + cos(pi step / total_steps)) / 2`, and 0 after `total_steps`. Arguments: see
+    `sparse_sam`.
     """
     checks.static_number("sparsity", sparsity, low=0, high=1)
     checks.integer("refresh_steps", refresh_steps, low=1)

@@ -41,8 +41,9 @@ class GradientNoise:
     Attributes:
       variance: `tr Cov(g_i)`, summed over all parameters, without bias.
       grad_norm: of the mean gradient over all examples.
-      noise_scale: `variance / grad_norm^2`, in examples. In much larger batches the noise is already small
-        beside the signal.
+      noise_scale: `variance / (grad_norm^2 - variance / n)`, in examples. In much larger batches the noise is
+        already small beside the signal. The noise in the mean of n examples is taken off its square. Infinite
+        where nothing is left: give more examples.
       norms: `float64[examples]`, each example's gradient norm, in the order of the data.
     """
 
@@ -96,7 +97,7 @@ def gradient_noise(
       >>> from optax_sam import sharpness
       >>> loss_fn = lambda w, x: x @ w
       >>> print(sharpness.gradient_noise(loss_fn, jnp.ones(1), jnp.array([[1.0], [3.0]])))
-      variance 2, norm of the mean 2, noise scale 0.5 examples (n = 2)
+      variance 2, norm of the mean 2, noise scale 0.6667 examples (n = 2)
 
     References:
       Sam McCandlish, Jared Kaplan, Dario Amodei, OpenAI Dota Team, `An Empirical Model of Large-Batch
@@ -124,7 +125,8 @@ def gradient_noise(
         far = [np.asarray(away(problem.point, batch, mean), float) for batch, _ in problem]
         spread = np.mean(np.concatenate(far) ** 2)
     variance = float(norms.size / (norms.size - 1) * spread)
-    scale = variance / mean_norm**2 if mean_norm else float("inf" if variance else "nan")
+    signal = max(mean_norm**2 - variance / norms.size, 0.0)  # the square of the true mean, without bias
+    scale = variance / signal if signal else float("inf" if variance else "nan")
     return GradientNoise(variance, mean_norm, scale, norms)
 
 

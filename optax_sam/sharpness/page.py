@@ -152,7 +152,7 @@ def measured(
     once = jax.tree.map(lambda x: Partial(x) if callable(x) else x, loss_fn), params, batches
     ends = min(2, problem.size // 2)
     rises = tuple(surrogate_gap(*once, rho) for rho in radii)
-    eigenvalues = top_eigenvalues(*once, ends, which="both", max_products=60, block_size=1, seed=seed)
+    eigenvalues = top_eigenvalues(*once, ends, which="both", max_products=60, seed=seed)
     return Report(
         float(np.mean([rise.loss for rise in rises])) if rises else problem.finite_loss(),
         problem.size,

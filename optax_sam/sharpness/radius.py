@@ -115,9 +115,11 @@ def radius_test(
       params: the parameters, after about a tenth of the base optimizer's training.
       batches: one batch, or many, of the size of training's. See `top_eigenvalues`. Ten are enough.
       radii: in ascending order, above 0.
-      learning_rate: of the base optimizer. With it, `edges` tells at which eigenvalue SAM comes to rest,
-        `(||g|| / 2 rho) (sqrt(1 + 8 rho / (learning_rate ||g||)) - 1)`. A radius has an effect if its edge is
-        below the measured eigenvalue.
+      learning_rate: of gradient descent as the base optimizer. With it, `edges` tells at which eigenvalue SAM
+        comes to rest, `(||g|| / 2 rho) (sqrt(1 + 8 rho / (learning_rate ||g||)) - 1)`. A radius has an effect
+        if its edge is below the measured eigenvalue. Before a momentum `beta` pass
+        `learning_rate / (1 + beta)`, as the edge of gradient descent moves by it. For Adam there is no such
+        formula.
       eigenvalue: whether to measure the largest eigenvalue, too.
       progress: whether a bar is shown.
 

@@ -10,7 +10,7 @@ import scipy.io
 
 import optax_sam
 from experiments.data.arrays import fold, rows
-from experiments.data.mpii import ANNOTATIONS, mpii
+from experiments.data.mpii import ANNOTATIONS, Person, cut_out, mpii
 from experiments.data.stick_figures import HEAD, LEFT, NECK, RIGHT, figures
 from experiments.models.simcc import SimCC
 from experiments.settings import SettingsError
@@ -116,6 +116,15 @@ def test_people_of_one_image_are_held_out_together(mpii_dir):
     assert data.groups.tolist() == [1, 1]  # both of the second image
     part = fold(data, 0, 2)
     assert len(part.test["image"]) == 2 and len(part.train["image"]) == 0
+
+
+def test_people_without_a_joint_in_their_square_are_left_out(mpii_dir):
+    """A network that finds everything would not get everything right."""
+    person = Person(np.zeros(2), 50.0, np.full((16, 2), 10.0), np.ones(16), 5.0)
+    away = person._replace(keypoints=np.full((16, 2), -10.0))
+    file = next((mpii_dir / "images").iterdir())
+    found = cut_out(file, [person, away, person], 50)
+    assert len(found["image"]) == 2 and found["visible"].all()
 
 
 def test_what_is_missing_of_mpii_is_said(mpii_dir, tmp_path):

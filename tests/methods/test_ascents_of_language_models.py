@@ -197,6 +197,23 @@ def test_where_the_second_moment_is():
         where(both, PARAMS)
 
 
+def test_amsgrad_divides_by_the_largest_moment_and_so_does_the_ascent(as_optax_promotes):
+    method, params = optax_sam.preconditioned_sam(rho=0.5), jnp.float32([1, 1])
+    tx = optax.chain(method, optax.amsgrad(1e-9, b2=0.5))
+    losses = lambda w, x: x @ w + jnp.sum(w**2)[None] / 2
+    opt_state = tx.init(params)
+    assert optax_sam.directions.where_second_moment_is(opt_state, params).endswith(".nu_max")
+    for row in ([[100.0, 1.0]], [[1.0, 1.0]], [[1.0, 1.0]], [[1.0, 1.0]]):
+        loss, grads, oracle = method.value_and_grad(losses)(params, jnp.float32(row), state=opt_state)
+        moment = optax.tree.get(opt_state, "nu_max")
+        descent, _ = method.update(grads, opt_state[0], params, oracle=oracle)
+        _, opt_state = tx.update(grads, opt_state, params, oracle=oracle)
+    direction = np.float64(grads) / (np.sqrt(np.float64(moment)) + 1e-8)
+    wanted = 0.5 * direction / np.linalg.norm(direction)
+    np.testing.assert_allclose(descent - grads, wanted, atol=1e-5)
+    assert wanted[0] < 0.02
+
+
 def test_what_a_preconditioned_ascent_refuses():
     wrong = optax_sam.preconditioned_sam(0.1, read_second_moment=lambda opt_state: jnp.ones(3))
     with pytest.raises(ValueError, match="read_second_moment returned a tree of the structure"):

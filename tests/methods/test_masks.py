@@ -6,6 +6,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import optax_sam
@@ -115,3 +116,19 @@ def test_leaves_are_kept_until_their_entries_are_enough(sizes, wanted, kept):
     order = jnp.arange(len(sizes))[::-1]
     taken = first_until(sizes[::-1], order, wanted)
     assert int(taken.sum()) == kept and bool((taken[::-1][:kept]).all())
+
+
+def test_a_dynamic_mask_stays_after_its_last_step():
+    """The part that is replaced falls to nothing, and does not rise again."""
+    ascent = ascents.chained(
+        ascents.dynamic_mask(0.5, 1, drop_rate=0.5, total_steps=4), ascents.to_radius(1.0)
+    )
+    method, params = optax_sam.sharpness_aware(ascent), jnp.ones(400)
+    state, changed = method.init(params), []
+    row = jax.random.normal(jax.random.key(0), (1, 400))
+    for _ in range(8):
+        before = optax.tree.get(state, "mask")
+        _, grads, oracle = method.value_and_grad(lambda w, x: x @ w)(params, row, state=state)
+        _, state = method.update(grads, state, params, oracle=oracle)
+        changed.append(int(jnp.sum(before != optax.tree.get(state, "mask"))))
+    assert min(changed[:4]) > 0 and changed[4:] == [0] * 4

@@ -69,3 +69,17 @@ def test_what_a_page_measures_again_is_compiled_once():
     assert found.eigenvalues.values[-1] > 0 and found.layers.names == ("params",)
     sharpness.page.measured(newton, jnp.ones(3), [batch, batch], seed=1)
     assert len(reuse._COMPILED) - before == first <= 6
+
+
+@pytest.mark.parametrize(
+    ("values", "ends"),
+    [
+        ((5.0, 5, 3, 2, 1, *[0.5] * 30), (5, 5, 0.5, 0.5)),
+        ((7.0, 7, 6, 5, 4, 3, 2, 1, -1, -1), (7, 7, -1, -1)),
+    ],
+)
+def test_a_page_has_both_copies_of_an_eigenvalue(values, ends):
+    spectrum = jnp.asarray(values)
+    losses = lambda w, s: s * (jnp.sum(spectrum * w**2) / 2)
+    found = sharpness.page.measured(losses, jnp.ones(len(values)), jnp.ones(2), radii=[0.1])
+    np.testing.assert_allclose(found.eigenvalues.values, ends, rtol=1e-4)

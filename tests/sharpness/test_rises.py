@@ -113,7 +113,8 @@ def test_gradient_noise_is_the_spread_of_the_examples_gradients():
     np.testing.assert_allclose(found.norms, np.linalg.norm(gradients, axis=1), rtol=1e-5)
     assert found.variance == pytest.approx(np.trace(np.cov(gradients.T)), rel=1e-4)
     assert found.grad_norm == pytest.approx(np.linalg.norm(gradients.mean(0)), rel=1e-5)
-    assert found.noise_scale == pytest.approx(found.variance / found.grad_norm**2)
+    signal = found.grad_norm**2 - found.variance / len(found.norms)
+    assert found.noise_scale == pytest.approx(found.variance / signal)
     in_parts = sharpness.gradient_noise(loss_fn, params, whole, microbatch_size=5)
     np.testing.assert_allclose(in_parts.norms, found.norms, rtol=1e-5)
     assert np.array_equal(per_example.gradient_norms(losses, params, whole).shape, found.norms.shape)
@@ -166,6 +167,17 @@ NOT_ALONE = {
     "batch norm before a small head": (before_a_small_head, "alone than beside others"),
     "sums of tokens over a mean length": (over_their_mean_length, "alone than beside others"),
 }
+
+
+@pytest.mark.parametrize(("scale", "least"), [(100.0, 0.8), (1000.0, 0.7)])
+def test_a_noise_scale_is_found_that_is_as_large_as_the_number_of_examples(scale, least):
+    """A mean of n examples is noise of variance / n, too: its square alone would say n at most."""
+    width, rng = 1000, np.random.default_rng(0)
+    rows = rng.normal(size=(1024, width)) + np.sqrt(1 / scale)
+    found = sharpness.gradient_noise(lambda w, x: x @ w, jnp.ones(width), jnp.asarray(rows, jnp.float32))
+    assert least < found.noise_scale / scale < 1 / least
+    nothing = sharpness.gradient_noise(lambda w, x: x @ w, jnp.ones(2), jnp.array([[1.0, 1.0], [-1.0, -1.0]]))
+    assert nothing.noise_scale == np.inf
 
 
 @pytest.mark.parametrize("name", NOT_ALONE)
