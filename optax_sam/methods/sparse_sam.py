@@ -46,7 +46,7 @@ def sparse_sam(
       outputs_first: whether the first axis of a kernel counts its outputs, as in Equinox. Otherwise the last
         axis does, as in Flax. It matters for N:M alone.
       drop_rate: of the dynamic mask, from 0 to 1.
-      total_steps: of the training, for the dynamic mask.
+      total_steps: of the training, for the dynamic mask. It stays afterwards.
       seed: of the dynamic mask. An integer, or an integer array.
 
     Returns:
