@@ -115,8 +115,8 @@ def nnx_value_and_grad(
     `nnx.Rngs`, metrics, another model. What the first pass changes is written back to these objects: the
     batch statistics, counts and keys of random numbers, parameters that a layer normalizes, flags, and all
     else. What the further passes change is not. All passes begin with the same model, so that dropout masks
-    are the same. Slices, devices and single examples that are taken alone have masks of their own. What a
-    pass adds to a model is dropped. Return it as `aux`.
+    are the same without `fresh_keys` and `key`. Slices, devices and single examples that are taken alone have
+    masks of their own. What a pass adds to a model is dropped. Return it as `aux`.
 
     Args:
       method: a sharpness-aware method.
@@ -163,9 +163,9 @@ def nnx_value_and_grad(
         params, rest = nnx.as_pure((params, rest))
         chosen = {(0, *path) for path, _ in nnx.to_flat_state(params)}
         renewed: list[dict[tuple[Any, ...], Any]] = []  # by each pass; none of this can be traced
-        draws, users = bool(jax.tree.leaves(nnx.state(live, nnx.RngKey))), arguments.get("key")
-        of_batch = keys.from_seed(0, "passes") if users is None else users
-        if draws and users is None:
+        draws, given_key = bool(jax.tree.leaves(nnx.state(live, nnx.RngKey))), arguments.get("key")
+        of_batch = keys.from_seed(0, "passes") if given_key is None else given_key
+        if draws and given_key is None:
             arguments["key"] = of_batch if fresh_keys else keys.SharedByPasses(of_batch)
 
         def passed(params, batch, rest, args, *key):
@@ -173,7 +173,7 @@ def nnx_value_and_grad(
             if draws:
                 nnx.update(copies, _folded(nnx.state(copies, nnx.RngKey), key[0], of_batch))
             before, plain = _arrays_of(copies), _plain_of(copies)
-            key = () if users is None else key
+            key = () if given_key is None else key
             returned = loss_fn(copies[0], batch, *together(args, copies[1]), *key)
             if has_aux and (not isinstance(returned, tuple) or len(returned) != 2):
                 raise ValueError(

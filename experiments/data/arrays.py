@@ -99,14 +99,15 @@ def fold(data: Data, number: int, folds: int) -> Data:
 
     The real test part is dropped, so that nothing tuned on the folds can have seen it. A rest that
     would make one part longer than another stays out: equal shapes need one compilation. A group goes where
-    its first example goes.
+    its first example goes, and makes parts unequal.
     """
     size = num_rows(data.train) // folds * folds
     groups = np.arange(size) if data.groups is None else data.groups[:size]
     _, first, group = np.unique(groups, return_index=True, return_inverse=True)
     held_out = first[group] % folds == number
     everything = rows(data.train, slice(size))
-    return data._replace(train=rows(everything, ~held_out), test=rows(everything, held_out))
+    left = None if data.groups is None else groups[~held_out]
+    return data._replace(train=rows(everything, ~held_out), test=rows(everything, held_out), groups=left)
 
 
 def on_validation(data: Data) -> Data:

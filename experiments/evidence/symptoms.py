@@ -144,7 +144,7 @@ def name_of(method: str, numbers: dict[str, float]) -> str:
 def cells(found: dict[str, Any]) -> tuple[str, ...]:
     """Means and deviations as text."""
     rises = [rise for rise in found["relative_rise"] if rise is not None]
-    accuracy = spread([100 * each for each in found["accuracy"]], "{:.1f}")
+    accuracy = spread([None if each is None else 100 * each for each in found["accuracy"]], "{:.1f}")
     loss = spread(found["train_loss"], "{:.3f}")
     return accuracy, loss, f"{statistics.median(rises):.2g}" if rises else ""
 

@@ -19,6 +19,7 @@ from experiments.running import records
 from experiments.running.programs import compile_programs
 from experiments.running.progress import progress_bar
 from experiments.running.run import train_epoch
+from experiments.running.scores import Score
 from experiments.running.side_by_side import compile_side_by_side, run_side_by_side
 from experiments.running.standing import Standing, standing_at
 from experiments.settings import Settings, SettingsError
@@ -39,6 +40,8 @@ SHARES = (
     "MNIST-1D, SAM with radius 0.4 at learning rate 0.2, means over seeds:"
 )
 UNITS_SIDE_BY_SIDE = 4096  # of all networks that train at once, so that a group takes minutes
+
+ACCURACY = Score("test", "accuracy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +179,7 @@ def curves(rows: list[dict[str, Any]], method: str) -> dict[int, dict[float, lis
     for each in rows:
         if each["phase"] == "width" and each["method"] == method:
             rates = found.setdefault(each["width"], {}).setdefault(each["rho"], {})
-            rates.setdefault(each["learning_rate"], []).append(100 * each["score"])
+            rates.setdefault(each["learning_rate"], []).append(ACCURACY.unit * ACCURACY.value(each["score"]))
     return {
         width: {rho: max(rates.values(), key=np.mean) for rho, rates in sorted(radii.items())}
         for width, radii in sorted(found.items())

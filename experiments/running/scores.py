@@ -44,8 +44,8 @@ class Score(NamedTuple):
         return 1.0 if self.metric == "accuracy" else 0.01
 
     def value(self, recorded: float | None) -> float:
-        """A score of a record, where null is that of a run that diverged: the worst there is."""
-        return -self.sign * math.inf if recorded is None else recorded
+        """A score, where null (in a record) and NaN are those of a run that diverged: the worst there is."""
+        return -self.sign * math.inf if recorded is None or math.isnan(recorded) else recorded
 
     def text(self, mean: float | None, spread: float | None = None) -> str:
         """A mean and its spread, in the unit; None is a number that is not finite, as in result.json."""

@@ -25,12 +25,13 @@ class SAFState(NamedTuple):
 class SAFLoss(NamedTuple):
     """`init() -> SAFState`, and `losses(logits, indices, epoch, state) -> (float[batch], SAFState)`.
 
-    `merged(states) -> SAFState` makes one of those of slices, which come with a leading axis.
+    `merged(states, before) -> SAFState` makes one of those of slices, which come with a leading axis, and of
+    the one that they began with.
     """
 
     init: Callable[[], SAFState]
     losses: Callable[..., tuple[jax.Array, SAFState]]
-    merged: Callable[[SAFState], SAFState]
+    merged: Callable[[SAFState, SAFState], SAFState]
 
 
 class MESALoss(NamedTuple):
@@ -93,17 +94,19 @@ def saf_loss(
         logits = jnp.zeros([num_examples, lag + 1, num_classes], float)
         return SAFState(logits, jnp.full([num_examples, lag + 1], -1, jnp.int32))
 
-    def merged(states: SAFState) -> SAFState:
-        newest = jnp.argmax(states.epochs, axis=0)[None]
+    def merged(states: SAFState, before: SAFState) -> SAFState:
+        is_new = states.epochs != before.epochs[None]
+        is_new |= jnp.any(states.logits != before.logits[None], axis=-1)
+        newest = jnp.argmax(is_new, axis=0)[None]
         logits = jnp.take_along_axis(states.logits, newest[..., None], axis=0)[0]
-        return SAFState(logits, jnp.max(states.epochs, axis=0))
+        return SAFState(logits, jnp.take_along_axis(states.epochs, newest, axis=0)[0])
 
     def losses(logits: jax.Array, indices: jax.Array, epoch: Any, state: SAFState) -> Any:
         if state.epochs.dtype != jnp.int32 or state.epochs.ndim != 2:
             raise ValueError(
                 f"state.epochs is {state.epochs.dtype}{list(state.epochs.shape)}, not "
                 f"int32[{num_examples}, {lag + 1}]: where a method takes the batch in slices, aux has "
-                "a state for each. Do not average them: pass saf.merged(aux)."
+                "a state for each. Do not average them: pass saf.merged(aux, before)."
             )
         epoch = jnp.asarray(epoch, jnp.int32)
         rows = jnp.where(indices < 0, num_examples, indices)  # -1 would be the last example

@@ -111,7 +111,7 @@ class Examples:
         return dataclasses.replace(self, **changes)
 
     def with_key(self, number: Any) -> "Examples":
-        """Another pass or draw: with a key of its own, where the loss function takes one."""
+        """Another pass or draw: with a key of its own, where the loss takes one and they do not share it."""
         return self if self.passes_share_key else self.with_key_of_part(number)
 
     def with_key_of_part(self, number: Any) -> "Examples":
