@@ -54,7 +54,7 @@ class ForgettingSettings:
 
     data: Path
     """Folder that holds `text/tinyshakespeare.txt` and `tensorflow_datasets` with glue/sst2."""
-    seeds: int = 5
+    seeds: int = 10
     """Runs of each method; their seeds are the same for all."""
     results: Path = RESULTS
     """Folder of the JSON lines."""
