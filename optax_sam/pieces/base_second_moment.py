@@ -133,8 +133,9 @@ def where_second_moment_is(opt_state: OptState, params: Params) -> str:
 
 def second_moment_of_base(opt_state: OptState, params: Params, visible: Params) -> tuple[str, Params | None]:
     """The one second moment like the parameters inside an optimizer's state, and where. Refuses several."""
-    # Where AMSGrad keeps the largest moment so far, it divides by that.
-    found = found_in_base(opt_state, params, visible, ("nu_max",))
-    found = found or found_in_base(opt_state, params, visible, ("nu",))
+    found = found_in_base(opt_state, params, visible, ("nu", "nu_max"))
+    # AMSGrad keeps the largest moment so far beside the moment, and divides by the largest.
+    paths = {path for path, _ in found}
+    found = [(path, tree) for path, tree in found if f"{path}_max" not in paths]
     refuse_several(found, "second moments", "read_second_moment")
     return found[0] if found else ("own", None)

@@ -192,9 +192,10 @@ def test_where_the_second_moment_is():
     where = optax_sam.directions.where_second_moment_is
     method = optax_sam.preconditioned_sam(0.1)
     assert where(optax.chain(method, optax.sgd(0.1)).init(PARAMS), PARAMS) == "own"
-    both = optax.chain(method, optax.scale_by_adam(), optax.rmsprop(0.1)).init(PARAMS)
-    with pytest.raises(ValueError, match=r"2 second moments like the parameters.*read_second_moment="):
-        where(both, PARAMS)
+    for first in (optax.scale_by_adam(), optax.scale_by_amsgrad()):
+        both = optax.chain(method, first, optax.rmsprop(0.1)).init(PARAMS)
+        with pytest.raises(ValueError, match=r"2 second moments like the parameters.*read_second_moment="):
+            where(both, PARAMS)
 
 
 def test_amsgrad_divides_by_the_largest_moment_and_so_does_the_ascent(as_optax_promotes):
