@@ -22,8 +22,8 @@ class SharpnessSettings:
     """Measure how sharp runs are at their last checkpoint, side by side: a table and sharpness.png.
 
     The loss is that of training examples in evaluation. All runs must have the same layers. The learning rate
-    of "2 / learning rate" is that of the schedule at the checkpoint. The line is left out where the rate is
-    0, as at the end of a cosine.
+    of "2 / learning rate" is that of the schedule at the checkpoint. It is where gradient descent without
+    momentum comes to rest. The line is left out where the rate is 0, as at the end of a cosine.
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]

@@ -235,12 +235,24 @@ def check_parts(data: Data, settings: TuneSettings) -> None:
             f"--parts {settings.parts} has nothing to count, since --data {settings.data} has a validation "
             "part of its own: leave it out"
         )
-    left = num_rows(trial_data(data, 0, settings).train)
+    parts = (trial_data(data, number, settings) for number in range(num_parts(data, settings)))
+    sizes = [(num_rows(part.train), num_rows(part.test)) for part in parts]
+    if min(held_out for _, held_out in sizes) == 0:
+        raise SettingsError(
+            f"--folds {settings.folds} leaves a part without examples, since examples that show the same "
+            "thing stay together: give fewer folds"
+        )
+    left = min(trained_on for trained_on, _ in sizes)
     if left < settings.batch_size:
         raise SettingsError(
             f"--folds {settings.folds} leaves {left} training examples, fewer than --batch-size "
             f"{settings.batch_size}: give more folds, or a smaller batch"
         )
+
+
+def num_parts(data: Data, settings: TuneSettings) -> int:
+    """How many held-out parts a point is judged by."""
+    return 1 if data.validation else settings.parts or settings.folds
 
 
 def trial_data(data: Data, number: int, settings: TuneSettings) -> Data:
@@ -254,8 +266,7 @@ def trial_data(data: Data, number: int, settings: TuneSettings) -> Data:
 def search(method: str, data: Data, settings: TuneSettings) -> dict[str, Any]:
     """The score at each point of a method's grid on the held-out parts, and the best point."""
     score = score_of(vars(settings))
-    held_out = 1 if data.validation else settings.parts or settings.folds
-    trials = list(itertools.product(range(held_out), range(settings.seeds)))
+    trials = list(itertools.product(range(num_parts(data, settings)), range(settings.seeds)))
     points = points_of(method, settings, settings.points)
     programs: dict[Any, Programs] = {}
     rows = []

@@ -62,11 +62,13 @@ class Report:
         low, high = self.critical.interval
         value = "hidden by rounding" if np.isnan(self.critical.value) else f"{self.critical.value:.4g}"
         edge = {} if self.learning_rate is None else {"2 / learning rate": f"{2 / self.learning_rate:.4g}"}
+        products = f"not converged after {self.eigenvalues.products} products"
         return {
             "parameters": f"{self.size:,}",
             "loss": f"{self.loss:.4g}",
             "largest eigenvalues": ", ".join(ends[: len(ends) // 2]),
             "smallest eigenvalues": ", ".join(ends[len(ends) // 2 :]),
+            **({} if self.eigenvalues.converged else {"eigenvalues": products}),
             "trace": f"{self.trace.value:.4g} ± {self.trace.standard_error:.1g}",
             "critical sharpness": f"{value} ({2 / high:.4g} to {_over(low):.4g})",
             "batch sharpness": f"{self.batch.value:.4g} ± {self.batch.standard_error:.1g}",

@@ -113,6 +113,22 @@ def test_a_series_is_tuned_on_its_own_validation_part():
         tune.check_parts(data, tune.TuneSettings(data="etth1", parts=2, batch_size=4))
 
 
+@pytest.mark.parametrize(
+    ("groups", "folds", "message"),
+    [
+        ([0, 1, 1, 1, 1, 1, 2, 3], 2, "--folds 2 leaves 2 training examples, fewer than --batch-size 4"),
+        ([0, 0, 0, 1, 1, 1, 2, 2], 4, "--folds 4 leaves a part without examples"),
+    ],
+)
+def test_every_part_has_a_batch_to_train_on_and_examples_to_judge_by(groups, folds, message):
+    """Examples that show the same thing stay together, and make parts unequal."""
+    row = {"x": np.arange(8.0)}
+    data = Data(row, row, num_classes=1, groups=np.array(groups))
+    with pytest.raises(SettingsError, match=message):
+        tune.check_parts(data, tune.TuneSettings(folds=folds, batch_size=4))
+    tune.check_parts(data._replace(groups=np.arange(8)), tune.TuneSettings(folds=folds, batch_size=4))
+
+
 def test_the_part_that_judges_a_search_is_not_asked_for(capsys):
     message = message_of(lambda: tune.main(["--methods", "sam", "--evaluate-on", "validation"]), capsys)
     assert "--evaluate-on validation" in message and "leave it out" in message

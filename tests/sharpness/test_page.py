@@ -50,6 +50,9 @@ def test_a_page_has_the_numbers_of_the_single_measurements(capsys, tmp_path):
     hidden = dataclasses.replace(found.critical, value=np.nan, step=np.nan, interval=(0.0, 0.1))
     without = dataclasses.replace(without, critical=hidden)
     assert without.rows()["critical sharpness"] == "hidden by rounding (20 to inf)"
+    assert found.eigenvalues.converged and "converged" not in str(found)
+    halted = dataclasses.replace(found.eigenvalues, converged=False, products=60)
+    assert "not converged after 60 products" in str(dataclasses.replace(found, eigenvalues=halted))
     figure = plots.report({"one": found, "two": without})
     assert len(figure.axes) == 4 and len(figure.axes[3].containers) == 4  # bars and their errors
     other = dataclasses.replace(found.layers, names=("a", "b"))
