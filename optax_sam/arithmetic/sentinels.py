@@ -1,10 +1,9 @@
-"""Which values of an array are signs, not contents: infinities that are added, NaN that is asked for.
+"""Which values of an array are contents, and which may be signs: NaN and infinities of which more can come.
 
-The jaxpr is walked up to where the array meets the parameters. Where it is added to what is made of them, no
-derivative multiplies with it, and an infinity is as harmless in the gradient as in the function. So it is
-where a function comes between that is finite at infinity, as `exp(-inf)` is. Where it is compared, or sorted
-by, shifted and scaled as it may be, any value may be meant. So it is where anything that is made of it is
-asked for NaN. All else counts as contents.
+The jaxpr is walked up to where the array meets the parameters. A product with them makes contents of it: the
+derivative of `0 * NaN` is NaN, so that nothing is lost where the value is replaced. It may be a sign where
+something finite can come of it before: NaN from a comparison, or from an operation that nobody knows; an
+infinity from `exp(-inf)` or a divisor, too. What no product meets may be a sign as well.
 """
 
 import enum
@@ -12,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.extend.core as jex
+import jax.numpy as jnp
 
 from optax_sam.arithmetic.jaxprs import called_by, parts_of_scan
 
@@ -28,55 +28,60 @@ class _Made(NamedTuple):
     """What a variable is made of.
 
     Attributes:
-      views: the arrays whose entries it has, shifted and scaled by constants.
-      tested: the arrays that are tested where it is: all but those of which it has the largest entry, since
-        `logsumexp` tests that.
-      arrays: all arrays that it is made of, up to where they meet the parameters.
-      moves: whether it depends on the parameters.
+      arrays: those whose NaN would be NaN here. Of what depends on the parameters, only what was added to it.
+      moves: whether it has a derivative by the parameters.
     """
 
-    views: frozenset[int] = frozenset()
-    tested: frozenset[int] = frozenset()
     arrays: frozenset[int] = frozenset()
     moves: bool = False
 
-    def joined(self, other: "_Made") -> "_Made":
-        views, tested, arrays = (one | another for one, another in zip(self[:3], other[:3], strict=True))
-        return _Made(views, tested, arrays, self.moves or other.moves)
 
-
-_COMPARISONS = frozenset("is_nan eq ne lt le gt ge is_finite sort top_k approx_top_k argmax argmin".split())
-_SHIFTS_AND_SCALES = frozenset("neg abs add sub mul div".split())
-_TAMING = frozenset("exp exp2 logistic tanh erf erfc sign atan".split())
-"""What makes an infinity finite, or may do so."""
-_VIEWS = frozenset(
-    "broadcast_in_dim concatenate convert_element_type copy copy_p dynamic_slice gather optimization_barrier "
-    "pcast pvary reshape rev sharding_constraint slice split squeeze stop_gradient transpose".split()
-)
 _SUMS = frozenset(
-    "add add_any sub max min select_n clamp concatenate pad dynamic_update_slice scatter scatter-add "
-    "scatter_add".split()
+    "add add_any all_gather all_gather_invariant all_to_all broadcast_in_dim complex concatenate conj "
+    "convert_element_type copy copy_p cumsum dynamic_slice dynamic_update_slice gather imag neg "
+    "optimization_barrier pad pbroadcast pcast ppermute psum psum_invariant pvary real reduce_precision "
+    "reduce_scatter reduce_sum reduce_window_sum reshape rev scatter scatter-add scatter_add select_n "
+    "sharding_constraint slice split squeeze stack stop_gradient sub tile transpose unstack".split()
 )
+"""What is linear: NaN and infinities stay, and no derivative multiplies with them."""
+_CHOICES = frozenset(
+    "clamp cummax cummin max min pmax pmin reduce_max reduce_min reduce_window_max reduce_window_min".split()
+)
+"""NaN stays, an infinity may be left out, and no derivative multiplies with them."""
+_PRODUCTS = frozenset("conv_general_dilated dot_general mul".split())
+_GROWING = frozenset("abs log log1p sqrt square".split())
+"""What keeps NaN and infinities."""
+_TAMING = frozenset(
+    "acos acosh asin asinh atan atan2 atanh cbrt ceil cos cosh cumlogsumexp cumprod digamma erf erf_inv "
+    "erfc exp exp2 expm1 floor integer_pow lgamma logistic reduce_prod rem round rsqrt sign sin sinh tan "
+    "tanh".split()
+)
+"""What keeps NaN, and may make an infinity finite."""
+_FLAT = frozenset("ceil floor round sign stop_gradient".split())
+"""What has no derivative."""
 
 
 def meant(jaxpr: jex.Jaxpr, is_param: Sequence[bool], is_array: Sequence[bool]) -> list[Meant]:
     """For each input of a function, what of it may be a sign; nothing of what is no array of interest."""
-    walk = _Walk(set(), set())
+    walk = _Walk(set(), set(), set())
     pairs = enumerate(zip(is_param, is_array, strict=True))
-    walk.through(jaxpr, [_Made(*[frozenset([n] * a)] * 3, moves=p) for n, (p, a) in pairs])
+    walk.through(jaxpr, [_Made(frozenset([n] * a), p) for n, (p, a) in pairs])
 
     def of_input(number, is_array):
-        if number in walk.compared:
+        if not is_array:
+            return Meant.NOTHING
+        if number in walk.asked or number not in walk.multiplied:
             return Meant.ANYTHING
-        return Meant.INFINITIES if is_array and number not in walk.multiplied else Meant.NOTHING
+        return Meant.INFINITIES if number in walk.tamed else Meant.NOTHING
 
     return [of_input(number, a) for number, a in enumerate(is_array)]
 
 
 class _Walk(NamedTuple):
-    """The arrays that are compared, and those that stand in products with parameters, as found so far."""
+    """The arrays of which NaN, or an infinity, may become finite, and those in products with parameters."""
 
-    compared: set[int]
+    asked: set[int]
+    tamed: set[int]
     multiplied: set[int]
 
     def through(self, jaxpr: jex.Jaxpr | jex.ClosedJaxpr, given: Sequence[_Made]) -> list[_Made]:
@@ -100,41 +105,55 @@ class _Walk(NamedTuple):
             return self._scan(equation, given)
         if name == "cond":
             found = [self.through(branch, given[1:]) for branch in equation.params["branches"]]
-            return [_all(parts) for parts in zip(*found, strict=True)]
-        is_nan = name == "ne" and equation.invars[0] is equation.invars[1]
-        return [self._simple("is_nan" if is_nan else name, given)] * len(equation.outvars)
+            return [_joined(parts) for parts in zip(*found, strict=True)]
+        is_float = [jnp.issubdtype(getattr(x.aval, "dtype", bool), jnp.inexact) for x in equation.outvars]
+        found = self._simple(name if all(is_float) else "a question", given)
+        return [found._replace(moves=found.moves and n and name not in _FLAT) for n in is_float]
 
     def _simple(self, name: str, given: list[_Made]) -> _Made:
-        whole = _all(given)
-        if name in _COMPARISONS:
-            tested = {"is_nan": whole.arrays, "is_finite": whole.tested}
-            self.compared.update(tested.get(name, whole.views))
-            return _Made(moves=whole.moves)
-        if name == "div":  # what is divided by an infinity is zero
-            whole = given[0].joined(_Made(moves=given[1].moves))
-        if name in _TAMING:
-            whole = _Made(moves=whole.moves)
-        if whole.moves:
-            if name not in _SUMS:
-                self.multiplied.update(whole.arrays)
-            return _Made(moves=True)
-        if name in _VIEWS or (name in _SHIFTS_AND_SCALES and sum(bool(x.arrays) for x in given) == 1):
+        whole = _joined(given)
+        if name in _SUMS:
             return whole
-        return whole._replace(views=frozenset(), tested=whole.tested if name != "reduce_max" else frozenset())
+        if name in _CHOICES:
+            self.tamed.update(whole.arrays)
+            return whole
+        if name in _PRODUCTS or name == "div":
+            return self._product(given, is_quotient=name == "div")
+        if name in _TAMING:
+            self.tamed.update(whole.arrays)
+        elif name not in _GROWING:
+            self.asked.update(whole.arrays)
+            return _Made(moves=whole.moves)
+        return _Made(moves=True) if whole.moves else whole
+
+    def _product(self, given: list[_Made], is_quotient: bool) -> _Made:
+        first, second = given
+        if is_quotient:  # what is divided by an infinity is zero
+            self.tamed.update(second.arrays)
+        if second.moves:
+            self.multiplied.update(first.arrays)
+        if first.moves:
+            self.multiplied.update(second.arrays)
+        if not (first.moves or second.moves):
+            return _joined(given)
+        both = first.moves and second.moves
+        kept = (
+            frozenset()
+            if both or (is_quotient and second.moves)
+            else (first if first.moves else second).arrays
+        )
+        return _Made(kept, moves=True)
 
     def _scan(self, equation: jex.JaxprEqn, given: list[_Made]) -> list[_Made]:
         first, number = parts_of_scan(equation)
         consts, carry, xs = given[:first], given[first : first + number], given[first + number :]
         while True:
             found = self.through(equation.params["jaxpr"], [*consts, *carry, *xs])
-            joined = [_all(pair) for pair in zip(carry, found[:number], strict=True)]
+            joined = [_joined(pair) for pair in zip(carry, found[:number], strict=True)]
             if joined == carry:
                 return found
             carry = joined
 
 
-def _all(parts: Sequence[_Made]) -> _Made:
-    whole = _Made()
-    for part in parts:
-        whole = whole.joined(part)
-    return whole
+def _joined(parts: Sequence[_Made]) -> _Made:
+    return _Made(frozenset().union(*(part.arrays for part in parts)), any(part.moves for part in parts))

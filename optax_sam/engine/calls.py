@@ -9,7 +9,7 @@ import optax
 
 from optax_sam.arithmetic import trees
 from optax_sam.engine import state as states
-from optax_sam.engine.aliases import Params
+from optax_sam.engine.aliases import Grads, Params
 from optax_sam.engine.gradient_function import ONLY_GRAD_FN
 from optax_sam.engine.identity import kind_of, short
 from optax_sam.engine.oracle import Oracle
@@ -48,10 +48,19 @@ def check_call(method: Any, oracle: Any, grad_fn: Any, perturb: Any) -> None:
         )
 
 
-def check_visible(params: Params, oracle: Any, grad_fn: Any) -> None:
-    """Refuses a step inside `optax.masked` or `optax.partition` that does not know the full parameters."""
+def check_visible(updates: Grads, params: Params, oracle: Any, grad_fn: Any) -> None:
+    """Refuses a step inside `optax.masked` or `optax.partition` that does not know the full parameters.
+
+    And one that hands on the parameters as the gradient of what is hidden.
+    """
     if not trees.has_masked(params):
         return
+    leaves = jax.tree.leaves(params)
+    if leaves and all(u is x for u, x in zip(jax.tree.leaves(updates), leaves, strict=False)):
+        raise ValueError(
+            "updates are the params inside optax.masked or optax.partition, where the hidden leaves descend "
+            "on what you pass as updates: pass the gradient, such as oracle.value_and_grad(params)[1]."
+        )
     if grad_fn is not None:
         raise ValueError(
             "grad_fn is given inside optax.masked or optax.partition, where the full "

@@ -71,7 +71,12 @@ class Losses(Objective):
             is_used = [n <= len(floats) for n in range(outputs)]  # the gradient and the loss
             check_own_parameters(pe.dce_jaxpr(traced.jaxpr.jaxpr, is_used)[0], point)
         grads, (loss, losses, aux) = self.held.call(key, gradient, floats, inputs)
-        aux = padding.cleared(aux, axes, inputs.rows.weights)
+        if inputs.rows.weights is not None:
+            of_many, twice = self._longer(2, layout, examples, floats, inputs)
+            axes = padding.with_axes_of_lengths(
+                axes, aux, examples.size, lambda: jax.eval_shape(of_many, twice)[1]
+            )
+            aux = padding.cleared(aux, axes, inputs.rows.weights)
         if examples.is_part and not losses.ndim:
             self._check_reads_batch(traced, layout, examples, floats, inputs)
         grads = layout.merged(grads, [jnp.zeros_like(x) for x in inputs.others])
@@ -259,14 +264,8 @@ class Losses(Objective):
 
         def equations(times):
             """What a loss of so many times the examples computes."""
-
-            def loss(batch):
-                return self._losses(layout, examples, floats, inputs._replace(rows=Rows(batch)))[0]
-
-            def longer(x):
-                return jax.ShapeDtypeStruct((times * x.shape[0], *x.shape[1:]), x.dtype)
-
-            closed = jax.make_jaxpr(loss)(jax.tree.map(longer, inputs.rows.batch))
+            of_many, batch = self._longer(times, layout, examples, floats, inputs)
+            closed = jax.make_jaxpr(lambda batch: of_many(batch)[0])(batch)
             return str(pe.dce_jaxpr(closed.jaxpr, [True])[0])
 
         if equations(1) == equations(2):  # else the loss looks at the number of examples
@@ -275,6 +274,19 @@ class Losses(Objective):
                 "would be the same: take the examples from the argument batch, not from what losses closes "
                 "over."
             )
+
+    def _longer(
+        self, times: int, layout: Layout, examples: Examples, floats: Any, inputs: Inputs
+    ) -> tuple[Callable[[Any], tuple[Any, Any]], Any]:
+        """Losses and aux of a batch, and the shapes of so many times the examples."""
+
+        def losses(batch):
+            return self._losses(layout, examples, floats, inputs._replace(rows=Rows(batch)))
+
+        def longer(x):
+            return jax.ShapeDtypeStruct((times * x.shape[0], *x.shape[1:]), x.dtype)
+
+        return losses, jax.tree.map(longer, inputs.rows.batch)
 
     def _pair(self, returned: Any) -> tuple[Any, Any]:
         if not self.has_aux:

@@ -1,6 +1,6 @@
 """Padding, the examples of weight 0: as losses see it, and as aux shows it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -83,7 +83,34 @@ def with_signs(given: Any, finite: Any, forward: jex.Jaxpr, num_params: int, is_
     return treedef.unflatten(map(_with_signs, leaves, jax.tree.leaves(finite), signs))
 
 
-def cleared(aux: Any, axes: Sequence[rowwise.Axis], weights: jax.Array | None) -> Any:
+def with_axes_of_lengths(
+    axes: Sequence[rowwise.Axis], aux: Any, size: int | None, of_twice: Callable[[], Any]
+) -> Sequence[rowwise.Axis]:
+    """The axes of the examples, with those of leaves that read no example but have something for each: ones.
+
+    Args:
+      axes: of the examples, in the losses and in each leaf of aux, as far as these read them.
+      aux: what the losses returned.
+      size: the number of examples.
+      of_twice: the shapes of aux for twice as many. Where it fails, nobody can tell.
+    """
+    leaves = jax.tree.leaves(aux)
+    pairs = zip(axes[1:], leaves, strict=True)
+    if rowwise.MEET in axes or all(axis is not None or size not in x.shape for axis, x in pairs):
+        return axes
+    try:
+        others = jax.tree.leaves(of_twice())
+    except Exception:  # the losses are made for this number of examples alone
+        return axes
+
+    def of_leaf(axis, x, other):
+        longer = [n for n in range(x.ndim) if x.shape[n] != other.shape[n]]
+        return axis if axis is not None or not longer else longer[0]
+
+    return [axes[0], *map(of_leaf, axes[1:], leaves, others)]
+
+
+def cleared(aux: Any, axes: Sequence[rowwise.Axis], weights: jax.Array) -> Any:
     """Auxiliary values, 0 for padding in arrays that have something of each example.
 
     Padding was computed as a copy of a real example, whose own mask says that it counts. Where examples meet,
@@ -92,9 +119,9 @@ def cleared(aux: Any, axes: Sequence[rowwise.Axis], weights: jax.Array | None) -
     Args:
       aux: what the losses returned.
       axes: of the examples, in the losses and in each leaf of aux.
-      weights: `float[batch]`, or None.
+      weights: `float[batch]`.
     """
-    if weights is None or rowwise.MEET in axes:
+    if rowwise.MEET in axes:
         return aux
 
     def on_leaf(x, axis):

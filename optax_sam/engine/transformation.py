@@ -179,7 +179,8 @@ class Method(abc.ABC):
           state: the state of this transformation.
           params: the parameters.
           oracle: what `value_and_grad` returned, or an `Oracle` made by hand. With one made by hand the
-            method takes its first gradient itself and does not read `updates`.
+            method takes its first gradient itself and does not read `updates`. (What `optax.masked` or
+            `optax.partition` hides descends on `updates`: pass the gradient there.)
           grad_fn: in place of an oracle, `grad_fn(params) -> grads`, of the same examples.
           perturb: None lets the gate decide inside the program. True or False compiles that branch
             alone.
@@ -191,7 +192,8 @@ class Method(abc.ABC):
         Raises:
           ValueError: `params` is missing. Not exactly one of `oracle` and `grad_fn` is given. The method
             needs what `grad_fn` cannot give. Another method has started the oracle. A tree differs from
-            `params`. `perturb` is False for a method whose first gradient is already perturbed.
+            `params`. `updates` are the parameters, and some of these are hidden. `perturb` is False for a
+            method whose first gradient is already perturbed.
           TypeError: `perturb` is an array.
         """
         del extra_args
@@ -203,7 +205,7 @@ class Method(abc.ABC):
             raise ValueError("params=None: pass the parameters, update(grads, state, params, ...).")
         check_call(self, oracle, grad_fn, perturb)
         structure = jax.tree.structure(updates)
-        check_visible(params, oracle, grad_fn)
+        check_visible(updates, params, oracle, grad_fn)
         arrays = as_arrays("params", trees.plain(params))
         updates = like_params("grads", updates, arrays)
         state = states.as_jax(state)

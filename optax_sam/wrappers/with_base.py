@@ -49,7 +49,7 @@ class FollowedBy:
             return updates, extra_args
         perturb = extra_args.get("perturb")
         check_call(self.inner, oracle, extra_args.get("grad_fn"), perturb)
-        check_visible(params, oracle, None)
+        check_visible(updates, params, oracle, None)
         plain = as_arrays("params", trees.plain(params))
         grads = like_params("grads", updates, plain)
         check_state(self.inner, states.find(state[0]), plain)

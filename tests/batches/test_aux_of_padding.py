@@ -99,6 +99,38 @@ def test_rows_of_padding_are_zero_wherever_the_examples_stand(meet):
     assert aux["keys"].shape == (4,) and jax.dtypes.issubdtype(aux["keys"].dtype, jax.dtypes.prng_key)
 
 
+def test_what_reads_no_example_but_has_an_entry_for_each_is_cleared():
+    """Ones of the losses' shape are a count. An array of as many entries that stays as long is none."""
+
+    def told(params, batch, classes, kept=None):
+        values = batch["x"] @ params
+        size = len(values)
+        aux = {
+            "count": jnp.ones_like(values),
+            "length": jnp.full((size,), 3, jnp.int32),
+            "turned": jnp.ones((2, size)),
+            "params": params,
+            "classes": classes,
+        }
+        return values if kept is None else values + kept, aux
+
+    batch, params, classes = {"x": jnp.ones((4, 4))}, jnp.ones(4), jnp.arange(4.0)
+    weights = jnp.array([1.0, 0.0, 2.0, 0.0])
+    for of_one_size, slices in ((False, 1), (False, 2), (True, 1)):
+        args = (classes, jnp.zeros(4)) if of_one_size else (classes,)
+        method = (
+            optax_sam.sam(rho=0.1) if slices == 1 else optax_sam.accumulated(optax_sam.sam(rho=0.1), slices)
+        )
+        ask = method.value_and_grad(told, has_aux=True)
+        (_, aux), _, _ = ask(params, batch, *args, state=method.init(params), weights=weights)
+        real = np.ones(4) if of_one_size else np.asarray(weights != 0)
+        np.testing.assert_array_equal(np.ravel(aux["count"]), real)
+        np.testing.assert_array_equal(np.ravel(aux["length"]), 3 * real)
+        assert np.sum(np.asarray(aux["turned"])) == 2 * real.sum()
+        np.testing.assert_array_equal(np.reshape(aux["params"], (-1, 4)), np.ones((slices, 4)))
+        np.testing.assert_array_equal(np.reshape(aux["classes"], (-1, 4)), np.tile(classes, (slices, 1)))
+
+
 def test_without_weights_nothing_is_cleared():
     oracle = optax_sam.Oracle(with_metrics, padded(), has_aux=True)
     (_, aux), _ = oracle.value_and_grad(init_params())

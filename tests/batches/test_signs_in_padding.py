@@ -141,3 +141,67 @@ def test_features_that_are_tested_before_they_meet_parameters_stay(name):
     padded = jnp.concatenate([inputs, jnp.full((2, 3), content)])
     oracle = optax_sam.Oracle(losses, padded, weights=weights_of(2))
     assert_trees_close(oracle.value_and_grad(PARAMS), wanted, rtol=1e-5, atol=1e-6)
+
+
+def _cutoff(distance):
+    return 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(distance, 2.0) / 2))
+
+
+def _told(distance):
+    shape = jax.ShapeDtypeStruct(distance.shape, distance.dtype)
+    return jax.pure_callback(lambda d: np.nan_to_num(np.exp(-d)), shape, distance, vmap_method="sequential")
+
+
+WEIGHTS_OF_DISTANCES = {
+    "nan_to_num of exp": (lambda d, w: jnp.nan_to_num(jnp.exp(-d)), np.nan),
+    "nan_to_num of a quotient": (lambda d, w: jnp.nan_to_num(1 / d), np.nan),
+    "nan_to_num of tanh": (lambda d, w: jnp.nan_to_num(jnp.tanh(d)), np.nan),
+    "isfinite of exp": (lambda d, w: jnp.isfinite(jnp.exp(d)), np.nan),
+    "isnan of a sum with parameters": (lambda d, w: jnp.nan_to_num(w + d), np.nan),
+    "a square compared": (lambda d, w: d * d < 9, np.nan),
+    "a root compared": (lambda d, w: jnp.sqrt(d) < 2, np.nan),
+    "rounded and compared": (lambda d, w: jnp.floor(d) < 3, np.nan),
+    "the largest compared": (lambda d, w: jnp.max(jnp.stack([d, 2 * d]), axis=0) < 1e3, np.inf),
+    "compared in a loop": (
+        lambda d, w: jax.lax.while_loop(lambda x: x[0] < 1, lambda x: (x[0] + 1, d < 2), (0, d < 0))[1],
+        np.nan,
+    ),
+    "told by a callback": (lambda d, w: _told(d), np.nan),
+    "a cast": (lambda d, w: jnp.where(d.astype(jnp.int32) > 0, 1.0, 0.0), -np.inf),
+    "a power": (lambda d, w: d**-1.5, np.inf),
+    "an integer power": (lambda d, w: d**-2, np.inf),
+    "rsqrt": (lambda d, w: jax.lax.rsqrt(d), np.inf),
+    "relu": (lambda d, w: jax.nn.relu(1 - d / 4), np.inf),
+    "clipped": (lambda d, w: jnp.clip(1 - d / 4, 0.0, 1.0), np.inf),
+    "a smooth cutoff": (lambda d, w: _cutoff(d), np.inf),
+    "expm1": (lambda d, w: 1 + jnp.expm1(-d), np.inf),
+    "times a constant of the parameters": (
+        lambda d, w: jnp.exp(-d * jax.lax.stop_gradient(jnp.abs(w)) - 0.1),
+        np.inf,
+    ),
+    "times a comparison of the parameters": (lambda d, w: jnp.exp(-d * (w < 9.0).astype(d.dtype)), np.inf),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS_OF_DISTANCES)
+def test_what_is_finite_before_it_meets_the_parameters_is_a_sign(name):
+    """Padding is infinitely far away, or nowhere: as much as the loss makes of that, and no real row."""
+    weight_of, sign = WEIGHTS_OF_DISTANCES[name]
+
+    def losses(params, batch):
+        z = (batch["x"] @ params)[:, 0] + 1
+        weight = weight_of(batch["distance"], params[0, 0]).astype(z.dtype)
+        return jnp.square(z - jnp.sum(weight * z))
+
+    def batch(extra, content):
+        x = np.concatenate([INPUTS, np.full((extra, 3), content)])
+        distance = np.concatenate([TIMES / 2, np.full(extra, sign)])
+        return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), {"x": x, "distance": distance})
+
+    def plain(params):  # as JAX gives it, with features that no derivative of it makes NaN of
+        return jnp.mean(losses(params, batch(3, 0.0))[:REAL])
+
+    oracle = optax_sam.Oracle(losses, batch(3, 0.0), weights=weights_of(3))
+    wanted = jax.value_and_grad(plain)(PARAMS)
+    assert np.all(np.isfinite(wanted[1]))
+    assert_trees_close(oracle.value_and_grad(PARAMS), wanted, rtol=1e-5, atol=1e-6)

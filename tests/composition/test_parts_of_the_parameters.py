@@ -295,3 +295,22 @@ def test_scores_of_a_part_are_norms_of_its_gradients(name):
     seen = optax.tree.get(step_state, "times_scored")
     assert optax.tree.get(state, "times_scored").sum() == 0 and seen.sum() == 8 * 2
     np.testing.assert_allclose(optax.tree.get(step_state, "score_sum"), seen * shown, rtol=1e-6)
+
+
+@pytest.mark.parametrize("around", ["masked", "partition"])
+def test_with_an_oracle_by_hand_hidden_leaves_descend_on_the_updates(around):
+    """Optax hands these on. The method reads none of them, and refuses the parameters in their place."""
+    sam = optax_sam.sam(rho=0.5)
+    if around == "masked":
+        tx = optax.chain(optax.masked(sam, KERNELS), optax.sgd(0.1))
+    else:
+        tx = optax.partition({"near": optax.chain(sam, optax.sgd(0.1)), "far": optax.sgd(0.1)}, LABELS)
+    params, batch = init_params(), make_batch()
+    state = tx.init(params)
+    oracle = optax_sam.Oracle(losses, batch, params=params)
+    updates, _ = tx.update(gradient(params, batch), state, params, oracle=oracle)
+    wanted, _, _ = optax_sam.step(tx, losses)(params, state, batch)
+    assert_trees_close(optax.apply_updates(params, updates), wanted, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match=r"updates are the params inside optax.masked or optax.partition"):
+        tx.update(params, state, params, oracle=oracle)
+    sam.update(params, sam.init(params), params, oracle=oracle)  # where all are in sight, nothing is read
