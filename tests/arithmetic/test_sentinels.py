@@ -8,14 +8,22 @@ from jax import lax
 from optax_sam.arithmetic.sentinels import Meant, meant
 
 CASES = {
-    "added": (lambda w, x: w + 2.0 * x, Meant.INFINITIES),
-    "added, compiled": (lambda w, x: jax.jit(jnp.add)(w, x), Meant.INFINITIES),
-    "added in a branch": (lambda w, x: lax.cond(w[0] > 0, lambda: w - x, lambda: w), Meant.INFINITIES),
+    "added": (lambda w, x: w + 2.0 * x, Meant.ANYTHING),
+    "added, compiled": (lambda w, x: jax.jit(jnp.add)(w, x), Meant.ANYTHING),
+    "added in a branch": (lambda w, x: lax.cond(w[0] > 0, lambda: w - x, lambda: w), Meant.ANYTHING),
     "added in a loop": (
         lambda w, x: lax.scan(lambda c, _: (jnp.tanh(c + x), None), w, length=2)[0],
-        Meant.INFINITIES,
+        Meant.ANYTHING,
     ),
-    "chosen": (lambda w, x: jnp.where(w > 0, w, x), Meant.INFINITIES),
+    "added, then multiplied": (lambda w, x: (w + x) * (w - 1.0), Meant.NOTHING),
+    "added, then asked for": (lambda w, x: jnp.nan_to_num(3.0 * (w + x)) * x, Meant.ANYTHING),
+    "multiplied by what has no derivative": (lambda w, x: jnp.exp(lax.stop_gradient(w) * x), Meant.ANYTHING),
+    "multiplied by a comparison": (lambda w, x: w + jnp.exp((w > 0).astype(x.dtype) * x), Meant.ANYTHING),
+    "a power": (lambda w, x: w * x**-1.5, Meant.ANYTHING),
+    "convolved": (lambda w, x: jnp.convolve(x, w), Meant.NOTHING),
+    "normalized": (lambda w, x: w @ (x / jnp.sqrt(jnp.sum(x * x))), Meant.INFINITIES),
+    "features of a network": (lambda w, x: jax.nn.leaky_relu(jnp.tanh(x * w) + w), Meant.NOTHING),
+    "chosen": (lambda w, x: jnp.where(w > 0, w, x), Meant.ANYTHING),
     "multiplied": (lambda w, x: w * (1 + x), Meant.NOTHING),
     "added and multiplied": (lambda w, x: (w + x) * jnp.square(x), Meant.NOTHING),
     "multiplied by what is finite": (lambda w, x: w * jnp.exp(x) + w * jax.nn.softmax(x), Meant.INFINITIES),
@@ -33,7 +41,7 @@ CASES = {
     ),
     "in a loop of unknown length": (
         lambda w, x: lax.while_loop(lambda c: c[0] < 1, lambda c: c + x, w),
-        Meant.NOTHING,
+        Meant.ANYTHING,
     ),
     "asked for": (lambda w, x: jnp.where(jnp.isnan(x), 0.0, w * x), Meant.ANYTHING),
     "compared": (lambda w, x: jnp.where(x[:, None] >= x[None], w, 0.0).sum(1), Meant.ANYTHING),
@@ -54,10 +62,10 @@ CASES = {
     "sorted by in other units": (lambda w, x: w[jnp.argsort(-x / 10)], Meant.ANYTHING),
     "its spread is compared with zero": (
         lambda w, x: w * x / jnp.where(x.std() == 0, 1.0, x.std()),
-        Meant.NOTHING,
+        Meant.ANYTHING,
     ),
-    "a norm is compared": (lambda w, x: w * jnp.maximum(jnp.sum(x), 1.0), Meant.NOTHING),
-    "its largest entry is compared": (lambda w, x: w * jax.nn.logsumexp(x), Meant.NOTHING),
+    "the larger one of two": (lambda w, x: w * jnp.maximum(jnp.sum(x), 1.0), Meant.INFINITIES),
+    "a function of its largest entry that is tested": (lambda w, x: w * jax.nn.logsumexp(x), Meant.ANYTHING),
 }
 
 
