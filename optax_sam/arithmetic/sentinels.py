@@ -124,7 +124,7 @@ class _Walk(NamedTuple):
         elif name not in _GROWING:
             self.asked.update(whole.arrays)
             return _Made(moves=whole.moves)
-        return _Made(moves=True) if whole.moves else whole
+        return _Made(moves=True) if whole.moves and name not in _FLAT else whole
 
     def _product(self, given: list[_Made], is_quotient: bool) -> _Made:
         first, second = given
@@ -136,13 +136,9 @@ class _Walk(NamedTuple):
             self.multiplied.update(second.arrays)
         if not (first.moves or second.moves):
             return _joined(given)
-        both = first.moves and second.moves
-        kept = (
-            frozenset()
-            if both or (is_quotient and second.moves)
-            else (first if first.moves else second).arrays
-        )
-        return _Made(kept, moves=True)
+        if second.moves and (first.moves or is_quotient):  # its derivative multiplies with all
+            return _Made(moves=True)
+        return first if first.moves else second
 
     def _scan(self, equation: jex.JaxprEqn, given: list[_Made]) -> list[_Made]:
         first, number = parts_of_scan(equation)

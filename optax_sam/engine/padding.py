@@ -104,7 +104,8 @@ def with_axes_of_lengths(
         return axes
 
     def of_leaf(axis, x, other):
-        longer = [n for n in range(x.ndim) if x.shape[n] != other.shape[n]]
+        lengths = zip(x.shape, other.shape, strict=False)
+        longer = [n for n, (one, another) in enumerate(lengths) if one != another]
         return axis if axis is not None or not longer else longer[0]
 
     return [axes[0], *map(of_leaf, axes[1:], leaves, others)]

@@ -19,6 +19,10 @@ CASES = {
     "added, then asked for": (lambda w, x: jnp.nan_to_num(3.0 * (w + x)) * x, Meant.ANYTHING),
     "multiplied by what has no derivative": (lambda w, x: jnp.exp(lax.stop_gradient(w) * x), Meant.ANYTHING),
     "multiplied by a comparison": (lambda w, x: w + jnp.exp((w > 0).astype(x.dtype) * x), Meant.ANYTHING),
+    "added, then rounded and compared": (
+        lambda w, x: jnp.where(jnp.floor(w + x) < 3.0, w * x, 0.0),
+        Meant.ANYTHING,
+    ),
     "a power": (lambda w, x: w * x**-1.5, Meant.ANYTHING),
     "convolved": (lambda w, x: jnp.convolve(x, w), Meant.NOTHING),
     "normalized": (lambda w, x: w @ (x / jnp.sqrt(jnp.sum(x * x))), Meant.INFINITIES),
