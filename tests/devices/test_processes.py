@@ -55,7 +55,11 @@ def results(request, tmp_path_factory):
             process.kill()
     for process, text in zip(processes, said, strict=True):
         assert process.returncode == 0, text[-3000:]
-    return [np.load(folder / f"{n}.npz") for n in range(2)]
+    found = []
+    for n in range(2):
+        with np.load(folder / f"{n}.npz") as arrays:
+            found.append(dict(arrays))
+    return found
 
 
 @pytest.mark.parametrize("name", over(NAMES, ["vsam", "per_device"]))
