@@ -115,8 +115,12 @@ class Examples:
         return self if self.passes_share_key else self.with_key_of_part(number)
 
     def with_key_of_part(self, number: Any) -> "Examples":
-        """A slice or a single example: with a key of its own, where the loss function takes one."""
+        """A slice: with a key of its own, where the loss function takes one."""
         return self if self.key is None else self.but(key=keys.numbered(self.key, number))
+
+    def with_key_of_one(self, number: Any) -> "Examples":
+        """A single example, counted apart from passes and slices: its key is none of theirs."""
+        return self.with_key_of_part(-1).with_key_of_part(number)
 
     def take(self, positions: jax.Array) -> "Examples":
         """The drawn examples only; `positions`: `int[strata, drawn]`, inside each contiguous part."""
@@ -149,7 +153,7 @@ class Examples:
     def alone(self, row: Any, number: Any) -> "Examples":
         """One example of the batch, for a loop over them, with a key of its own."""
         batch = jax.tree.map(lambda x: x[None], row)
-        one = self.with_key_of_part(number)
+        one = self.with_key_of_one(number)
         return one.but(rows=Rows(batch), total=None, num_slices=0, fraction=self.fraction / (self.size or 1))
 
     def split(self, num_slices: int, apart: bool = False) -> "Slices":

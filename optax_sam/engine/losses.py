@@ -124,7 +124,7 @@ class Losses(Objective):
 
         def losses(params, row):
             only = Examples(Rows(row.batch), key=examples.key, surrogate=examples.surrogate)
-            only = only if row.indices is None else only.with_key_of_part(row.indices[0])
+            only = only if row.indices is None else only.with_key_of_one(row.indices[0])
             layout, floats, inputs = self._inputs(params, only, arguments)
 
             def found(floats, inputs):

@@ -8,6 +8,7 @@ import pytest
 
 import optax_sam
 from optax_sam import ascents
+from optax_sam.engine.examples import Examples, Rows
 from optax_sam.pieces import bases
 
 ROWS, WIDTH = 64, 40
@@ -46,3 +47,16 @@ def test_norms_of_single_examples_are_those_of_masks_of_their_own(loss_scale):
     squares = np.square(optax.tree.get(state, "score_sum"))
     np.testing.assert_allclose(squares, np.round(squares), atol=1e-4)  # so many inputs are left
     assert len({*np.round(squares)}) > 5 and abs(np.mean(squares) - WIDTH / 2) < 2
+
+
+def test_no_example_alone_has_the_key_of_a_pass_or_a_slice():
+    """All are counted from 0, each in its own way."""
+    whole = Examples(Rows(jnp.ones((4, 3))), key=jax.random.key(3))
+    counted = range(4)
+    passes = [whole.with_key(n).key for n in counted]
+    slices = [one.with_key_of_part(n).key for one in (whole, whole.with_key(1)) for n in counted]
+    examples = [
+        one.alone(jnp.ones(3), n).key for one in (whole, whole.with_key_of_part(1)) for n in counted
+    ]
+    told = lambda found: {tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in found}
+    assert len(told(examples)) == 8 and not told(examples) & told(passes + slices)
