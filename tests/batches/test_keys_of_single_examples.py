@@ -55,8 +55,6 @@ def test_no_example_alone_has_the_key_of_a_pass_or_a_slice():
     counted = range(4)
     passes = [whole.with_key(n).key for n in counted]
     slices = [one.with_key_of_part(n).key for one in (whole, whole.with_key(1)) for n in counted]
-    examples = [
-        one.alone(jnp.ones(3), n).key for one in (whole, whole.with_key_of_part(1)) for n in counted
-    ]
+    examples = [one.alone(jnp.ones(3), n).key for one in (whole, whole.with_key_of_part(1)) for n in counted]
     told = lambda found: {tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in found}
     assert len(told(examples)) == 8 and not told(examples) & told(passes + slices)
