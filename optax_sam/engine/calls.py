@@ -55,12 +55,6 @@ def check_visible(updates: Grads, params: Params, oracle: Any, grad_fn: Any) -> 
     """
     if not trees.has_masked(params):
         return
-    leaves = jax.tree.leaves(params)
-    if leaves and all(u is x for u, x in zip(jax.tree.leaves(updates), leaves, strict=False)):
-        raise ValueError(
-            "updates are the params inside optax.masked or optax.partition, where the hidden leaves descend "
-            "on what you pass as updates: pass the gradient, such as oracle.value_and_grad(params)[1]."
-        )
     if grad_fn is not None:
         raise ValueError(
             "grad_fn is given inside optax.masked or optax.partition, where the full "
@@ -71,6 +65,12 @@ def check_visible(updates: Grads, params: Params, oracle: Any, grad_fn: Any) -> 
         raise ValueError(
             "oracle.params=None inside optax.masked or optax.partition, where the full "
             "parameters are out of sight: pass oracle=Oracle(losses, batch, params=params)."
+        )
+    leaves = jax.tree.leaves(params)
+    if leaves and all(u is x for u, x in zip(jax.tree.leaves(updates), leaves, strict=False)):
+        raise ValueError(
+            "updates are the params inside optax.masked or optax.partition, where the hidden leaves descend "
+            "on what you pass as updates: pass the gradient, such as oracle.value_and_grad(params)[1]."
         )
 
 
